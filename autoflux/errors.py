@@ -1,0 +1,147 @@
+"""Every error autoflux raises on purpose.
+
+AutofluxError                 exit 1
+├── UsageError                exit 2   what the user asked for cannot be read or is out of range
+│   ├── InvalidRequest                 one field of a picture request; `param` names it
+│   ├── UnknownName                    no model, backend, frontend or profile of that name
+│   └── ContradictoryWishes            two wishes exclude each other
+├── DoesNotFit                exit 3   the model cannot run on this machine under these wishes
+├── DeviceUnavailable                  the device asked for is not there or cannot be used
+├── ModelNotFound                      no model at that path
+├── UnsafeCheckpoint                   weights in a format that can run code (pickle)
+├── DamagedCheckpoint                  weights or configuration that cannot be right
+├── DamagedFile                        a saved plan, probe, profile or cache that cannot be read
+├── MissingExtra                       an optional package is needed; the hint is the pip command
+├── PluginConflict                     two plugins registered the same name
+├── PluginFailure                      a plugin broke a promise of its interface
+├── OutputUnwritable                   the result cannot be saved where the user asked
+├── ServiceUnavailable                 the port is taken, the queue is full, the worker is gone
+└── OutOfMemory                        the device ran out of memory during a run
+
+A message says what happened and what was needed, in lower case, with values in repr; the hint is one thing to try.
+`describe` is the only place that turns an exception into what a user reads.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+import msgspec
+
+
+class ErrorReport(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as data: the `error` member of every JSON envelope and of every failed job."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    param: str | None = None
+
+
+class AutofluxError(Exception):
+    """Base of every deliberate error: a message for people, a stable code for programs, an exit code for shells."""
+
+    code: ClassVar[str] = "failed"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.param = param
+
+    def report(self) -> ErrorReport:
+        return ErrorReport(code=self.code, message=self.message, hint=self.hint, param=self.param)
+
+
+class UsageError(AutofluxError):
+    code = "usage"
+    exit_code = 2
+
+
+class InvalidRequest(UsageError):
+    code = "invalid_request"
+
+
+class UnknownName(UsageError):
+    code = "unknown_name"
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str | None = None) -> None:
+        choices = sorted(known)
+        close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
+        listed = ", ".join(choices) or "none"
+        guess = f"did you mean {close[0]!r}?" if close else None
+        super().__init__(f"no {kind} named {name!r}; known: {listed}", hint=guess or hint)
+
+
+class ContradictoryWishes(UsageError):
+    code = "contradictory_wishes"
+
+
+class DoesNotFit(AutofluxError):
+    code = "does_not_fit"
+    exit_code = 3
+
+
+class DeviceUnavailable(AutofluxError):
+    code = "device_unavailable"
+
+
+class ModelNotFound(AutofluxError):
+    code = "model_not_found"
+
+
+class UnsafeCheckpoint(AutofluxError):
+    code = "unsafe_checkpoint"
+
+
+class DamagedCheckpoint(AutofluxError):
+    code = "damaged_checkpoint"
+
+
+class DamagedFile(AutofluxError):
+    code = "damaged_file"
+
+
+class MissingExtra(AutofluxError):
+    code = "missing_extra"
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs the package {package!r}, which is not installed",
+            hint=f"pip install 'autoflux[{extra}]'",
+        )
+
+
+class PluginConflict(AutofluxError):
+    code = "plugin_conflict"
+
+
+class PluginFailure(AutofluxError):
+    code = "plugin_failure"
+
+
+class OutputUnwritable(AutofluxError):
+    code = "output_unwritable"
+
+
+class ServiceUnavailable(AutofluxError):
+    code = "service_unavailable"
+
+
+class OutOfMemory(AutofluxError):
+    code = "out_of_memory"
+
+
+def describe(error: BaseException) -> ErrorReport:
+    """Turn any exception into a report; one that autoflux did not raise on purpose gets the code `internal`."""
+    if isinstance(error, AutofluxError):
+        return error.report()
+    text = str(error).strip() or "no message"
+    return ErrorReport(
+        code="internal",
+        message=f"unexpected {type(error).__name__}: {text}",
+        hint="run again with AUTOFLUX_DEBUG=1 for the full traceback, and please report it",
+    )

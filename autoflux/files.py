@@ -1,0 +1,60 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from autoflux.errors import OutputUnwritable
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, flush it to the disk, then rename it into place.
+
+    Raises:
+        OutputUnwritable: the folder is missing, read-only or full; `path` is as it was before.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work, not after it, whether a file can be created in `folder`.
+
+    Raises:
+        OutputUnwritable: it cannot; nothing is left behind.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
+    folder = path if path.is_dir() else path.parent
+    hint = f"create the folder {str(folder)!r} first" if not folder.is_dir() else "choose another place with --out"
+    return OutputUnwritable(f"cannot write {str(path)!r}: {error.strerror or error}", hint=hint)

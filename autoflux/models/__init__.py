@@ -1,0 +1,1 @@
+"""What is to run: models, their parts, and requests to them."""

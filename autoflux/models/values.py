@@ -1,0 +1,157 @@
+"""What is to run, as frozen values read from configurations and file headers; no weights are loaded."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from autoflux.values import Value
+
+
+class Precision(StrEnum):
+    """Number formats, by torch's names."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT8 = "float8_e4m3fn"
+    INT8 = "int8"
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes a number takes."""
+        return {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.value, 1)
+
+
+class ParameterCount(Value, frozen=True, kw_only=True):
+    """Numbers of parameters by what they do.
+
+    `matmul` are the weight matrices used once a token, `modulation` the AdaLN weight matrices used once a picture
+    (they depend on timestep, guidance and pooled prompt only), `embedding` tables that are looked up, `norm` scales.
+    Convolution kernels count as `matmul`.
+    """
+
+    matmul: int = 0
+    modulation: int = 0
+    embedding: int = 0
+    norm: int = 0
+    bias: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.matmul + self.modulation + self.embedding + self.norm + self.bias
+
+
+class Block(Value, frozen=True, kw_only=True):
+    """One block of a block list, the usual unit of streaming."""
+
+    parameters: ParameterCount
+    disk_bytes: int
+
+
+class BlockList(Value, frozen=True, kw_only=True):
+    """Blocks that run one after the other; `path` is the attribute below the component (`transformer_blocks`)."""
+
+    path: str
+    blocks: tuple[Block, ...]
+
+
+class Component(Value, frozen=True, kw_only=True):
+    """One network of the pipeline. `rest` is what lies outside its block lists."""
+
+    name: str
+    class_name: str
+    disk_precision: Precision
+    block_lists: tuple[BlockList, ...] = ()
+    rest: Block
+
+    @property
+    def parameter_count(self) -> int:
+        return self.rest.parameters.total + sum(b.parameters.total for b in self.blocks)
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.rest.disk_bytes + sum(b.disk_bytes for b in self.blocks)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks in the order they run."""
+        return tuple(block for blocks in self.block_lists for block in blocks.blocks)
+
+    def bytes_as(self, precision: Precision) -> int:
+        """Size of the weights held in `precision`."""
+        return self.parameter_count * precision.item_bytes
+
+
+class Architecture(Value, frozen=True, kw_only=True):
+    """The sizes that decide arithmetic and activations of a FLUX pipeline."""
+
+    hidden_size: int
+    head_count: int
+    double_blocks: int
+    single_blocks: int
+    patch_pixels: int
+    """Pixels along one side of what becomes one image token: 16 for FLUX (8 in the VAE, 2 in packing)."""
+    guidance: bool
+    text_hidden_size: int
+    text_layers: int
+    text_parameters: int
+    vae_channels: tuple[int, ...]
+    """Channels of the VAE's levels, full resolution first."""
+    vae_layers: int
+    latent_channels: int
+
+
+class Defaults(Value, frozen=True, kw_only=True):
+    """What a picture request gets when it does not say."""
+
+    steps: int = 28
+    guidance: float = 3.5
+    width: int = 1024
+    height: int = 1024
+    text_tokens: int = 512
+    """Length the T5 prompt is padded to; a longer prompt is cut there."""
+
+
+class Limits(Value, frozen=True, kw_only=True):
+    """What a picture request may ask of this model."""
+
+    size_multiple: int = 16
+    min_side: int = 64
+    max_side: int = 4096
+    max_pixels: int = 4 * 1024 * 1024
+    max_steps: int = 200
+    max_guidance: float = 100.0
+    max_prompt_characters: int = 5000
+
+
+class Model(Value, frozen=True, kw_only=True):
+    """A model on this machine: where it lies, what it is made of, what it takes.
+
+    `revision` changes when a weight file or configuration changes.
+    """
+
+    name: str
+    path: str
+    revision: str
+    architecture: Architecture
+    components: tuple[Component, ...]
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+
+    def component(self, name: str) -> Component:
+        """The component of that name; KeyError if the pipeline has none."""
+        return {c.name: c for c in self.components}[name]
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(c.disk_bytes for c in self.components)
+
+
+class ModelEntry(Value, frozen=True, kw_only=True):
+    """A name users can give instead of a path, registered by a plugin through `register_models`."""
+
+    name: str
+    path: str
+    description: str
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()

@@ -1,0 +1,194 @@
+"""What the user wished, what a hardware class prefers, and what was decided, as frozen values."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from autoflux.hardware.values import DeviceKind
+from autoflux.models.values import Precision
+from autoflux.values import Value
+
+PLAN_SCHEMA = 1
+"""Version of `Plan`'s JSON. Raised when a field changes its name, unit or meaning."""
+
+
+class Offload(StrEnum):
+    """Where weights are when they are not used."""
+
+    NONE = "none"
+    """All weights stay on the device."""
+    COMPONENT = "component"
+    """Each component lies in RAM and comes to the device, whole, for its phase."""
+
+
+class Placement(StrEnum):
+    """Where one component's weights live during its phase."""
+
+    DEVICE = "device"
+    """On the device all the time."""
+    VISITING = "visiting"
+    """In RAM, copied to the device whole for its phase."""
+
+
+class Origin(StrEnum):
+    """Why a choice is as it is; the earlier in this list, the stronger."""
+
+    WISH = "wish"
+    MEASURED = "measured"
+    PROFILE = "profile"
+    DERIVED = "derived"
+
+
+class Wishes(Value, frozen=True, kw_only=True):
+    """What the user said. None means: choose. A wish only constrains and is never overridden."""
+
+    device: str | None = None
+    """`cpu`, `cuda`, `cuda:1`, `mps`, `xpu`."""
+    backend: str | None = None
+    profile: str | None = None
+    offload: Offload | None = None
+    precision: Precision | None = None
+    vram_bytes: int | None = None
+    ram_bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+
+
+class Match(Value, frozen=True, kw_only=True):
+    """The devices a profile is for. None matches all; capabilities compare as major.minor."""
+
+    kind: DeviceKind
+    min_capability: str | None = None
+    max_capability: str | None = None
+    name_contains: str | None = None
+
+
+class Priors(Value, frozen=True, kw_only=True):
+    """Stand-ins for what was not measured, and efficiencies that no probe can see. `Profile.sources` says whence."""
+
+    matmul_tflops: float
+    """Rate assumed when the probe has none, 10^12 operations a second."""
+    step_efficiency: float
+    """Share of the matmul rate that a whole denoise step reaches."""
+    vae_efficiency: float
+    block_seconds: float
+    """Time a block takes beside its arithmetic: launching its kernels."""
+    link_gb_per_s: float
+    disk_gb_per_s: float
+    start_seconds: float
+    """Importing torch and the backend, creating the device context."""
+    reserve_bytes: int
+    """Device memory left free for others."""
+    context_bytes: int
+    """Device memory that the driver and libraries take beside tensors; not counted by torch."""
+    host_bytes: int
+    """RAM of the process without weights."""
+    denoise_activations: float
+    """Peak activation bytes of a denoise step in units of tokens x hidden size x item bytes."""
+    decode_activations: float
+    """Peak activation bytes of the VAE decode in units of pixels x widest full-resolution channels x item bytes."""
+
+
+class Profile(Value, frozen=True, kw_only=True):
+    """What is known of a hardware class beforehand: a match rule, preferences and priors."""
+
+    name: str
+    description: str
+    match: Match
+    precision: tuple[Precision, ...]
+    """Arithmetic precisions, best first."""
+    priors: Priors
+    sources: dict[str, str]
+    """For each prior, where it was measured or read."""
+
+
+class Choice(Value, frozen=True, kw_only=True):
+    """One decision of the planner, for people: what, which, why, and where the reason comes from."""
+
+    topic: str
+    value: str
+    reason: str
+    origin: Origin
+
+
+class ComponentPlan(Value, frozen=True, kw_only=True):
+    """How one component is held and computed."""
+
+    name: str
+    storage: Precision
+    arithmetic: Precision
+    placement: Placement
+
+
+class PhaseBytes(Value, frozen=True, kw_only=True):
+    """Bytes by phase of drawing a picture."""
+
+    encode: int
+    denoise: int
+    decode: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.encode, self.denoise, self.decode)
+
+
+class Picture(Value, frozen=True, kw_only=True):
+    """What the prediction is for: one picture of this size and effort."""
+
+    width: int
+    height: int
+    steps: int
+    text_tokens: int
+    batch: int = 1
+
+
+class Predicted(Value, frozen=True, kw_only=True):
+    """What the plan will take. Peaks count everything the process puts on the device, its context included."""
+
+    picture: Picture
+    seconds_per_step: float
+    seconds_per_image: float
+    seconds_to_start: float
+    peak_vram_bytes: PhaseBytes
+    peak_ram_bytes: int
+    pinned_bytes: int = 0
+
+
+class Rejected(Value, frozen=True, kw_only=True):
+    """An alternative that was not taken and the reason."""
+
+    device: str
+    offload: Offload
+    reason: str
+    seconds_per_image: float | None = None
+    peak_vram_bytes: int | None = None
+    peak_ram_bytes: int | None = None
+
+
+class Plan(Value, frozen=True, kw_only=True):
+    """How a model will run on a machine. Saved, printed, compared, and run again with `--plan`."""
+
+    schema: int = PLAN_SCHEMA
+    model: str
+    model_path: str
+    model_revision: str
+    fingerprint: str
+    """Of the hardware it was made for."""
+    profile: str
+    backend: str
+    device: str
+    offload: Offload
+    components: tuple[ComponentPlan, ...]
+    max_batch: int
+    vram_limit_bytes: int | None
+    """Ceiling of device memory, None on the CPU."""
+    ram_limit_bytes: int
+    predicted: Predicted
+    choices: tuple[Choice, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def component(self, name: str) -> ComponentPlan:
+        """The plan of the component of that name; KeyError if there is none."""
+        return {c.name: c for c in self.components}[name]

@@ -1,0 +1,89 @@
+"""What a backend builds and a session drives. This module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from autoflux.models.request import Request
+from autoflux.models.values import Model
+from autoflux.planning.values import Plan
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
+
+class Conditioning(Protocol):
+    """An encoded prompt. `dropped_text` is the end of the prompt that the model's token limit cut off."""
+
+    dropped_text: str
+
+
+class State(Protocol):
+    """A picture being drawn: its request, its latents, and how many of its steps are done."""
+
+    request: Request
+    step: int
+
+
+class Pipeline(Protocol):
+    """A loaded model in five verbs. One picture goes encode → start → denoise (once a step) → decode.
+
+    States in one `denoise` call have the same size but may be at different steps of different prompts. The same
+    request gives the same picture however it is grouped, up to rounding (1/255 a channel).
+    """
+
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """One conditioning a prompt, in order."""
+
+    def start(self, request: Request, conditioning: Conditioning) -> State:
+        """Noise from the request's seed, and the schedule of its steps."""
+
+    def denoise(self, states: Sequence[State]) -> None:
+        """Advance each state by one step."""
+
+    def decode(self, states: Sequence[State]) -> list[Image]:
+        """One RGB picture a state; the states must be at their last step."""
+
+    def block_lists(self) -> dict[str, nn.ModuleList]:
+        """The transformer's block lists by attribute path, in the order they run."""
+
+    def close(self) -> None:
+        """Give back device memory. The pipeline cannot be used afterwards."""
+
+
+LoadProgress = Callable[[str, float], None]
+"""Called with what is being loaded and the share done so far, 0 to 1."""
+
+
+class Backend(Protocol):
+    """A library that can build pipelines. Creating it must not import the library; `build` does.
+
+    Registered by a plugin::
+
+        class EchoBackend:
+            name = "echo"
+            def missing(self):
+                return None
+            def build(self, plan, model, progress):
+                return EchoPipeline(plan)
+
+        @autoflux.hookimpl
+        def register_backends(register):
+            register(EchoBackend())
+    """
+
+    name: ClassVar[str]
+
+    def missing(self) -> str | None:
+        """The pip command that would make this backend work here, None when it works. Must be quick."""
+
+    def build(self, plan: Plan, model: Model, progress: LoadProgress) -> Pipeline:
+        """Load the weights as the plan says.
+
+        Raises:
+            MissingExtra: the library is not installed.
+            DamagedCheckpoint: the weights cannot be loaded.
+            OutOfMemory: they do not fit after all.
+        """

@@ -1,0 +1,1 @@
+"""Jobs, the worker process, and the HTTP server."""

@@ -1,0 +1,1 @@
+"""Profiles that ship with autoflux, one TOML file a hardware class."""
