@@ -1,7 +1,11 @@
-from .api import Session as Session
+from .api import find_model as find_model
 from .api import load as load
 from .api import make_plan as make_plan
 from .api import probe as probe
+from .cli.output import json_option as json_option
+from .cli.output import stderr as stderr
+from .cli.output import stdout as stdout
+from .cli.output import succeed as succeed
 from .errors import AutofluxError as AutofluxError
 from .errors import DamagedCheckpoint as DamagedCheckpoint
 from .errors import DeviceUnavailable as DeviceUnavailable
@@ -14,6 +18,8 @@ from .errors import ServiceUnavailable as ServiceUnavailable
 from .errors import UnknownName as UnknownName
 from .errors import UsageError as UsageError
 from .errors import describe as describe
+from .files import check_writable as check_writable
+from .hardware.values import Accelerator as Accelerator
 from .hardware.values import DeviceKind as DeviceKind
 from .hardware.values import Hardware as Hardware
 from .hookspecs import hookimpl as hookimpl
@@ -24,6 +30,9 @@ from .models.values import Limits as Limits
 from .models.values import Model as Model
 from .models.values import ModelEntry as ModelEntry
 from .models.values import Precision as Precision
+from .paths import cache_dir as cache_dir
+from .paths import config_dir as config_dir
+from .planning.profiles import parse_profile as parse_profile
 from .planning.values import Offload as Offload
 from .planning.values import Placement as Placement
 from .planning.values import Plan as Plan
@@ -34,6 +43,8 @@ from .runtime.pipeline import Conditioning as Conditioning
 from .runtime.pipeline import LoadProgress as LoadProgress
 from .runtime.pipeline import Pipeline as Pipeline
 from .runtime.pipeline import State as State
+from .runtime.placement import Residence as Residence
+from .runtime.session import Session as Session
 from .serving.frontend import AsgiApp as AsgiApp
 from .serving.frontend import Desk as Desk
 from .serving.frontend import Frontend as Frontend
@@ -42,5 +53,7 @@ from .serving.jobs import Job as Job
 from .serving.jobs import JobState as JobState
 from .serving.jobs import Status as Status
 from .serving.jobs import WorkerState as WorkerState
+from .units import format_bytes as format_bytes
+from .units import format_seconds as format_seconds
 
 __version__: str

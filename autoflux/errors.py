@@ -8,6 +8,7 @@ AutofluxError                 exit 1
 ├── DoesNotFit                exit 3   the model cannot run on this machine under these wishes
 ├── DeviceUnavailable                  the device asked for is not there or cannot be used
 ├── ModelNotFound                      no model at that path
+├── UnsupportedModel                   a model of another family or layout
 ├── UnsafeCheckpoint                   weights in a format that can run code (pickle)
 ├── DamagedCheckpoint                  weights or configuration that cannot be right
 ├── DamagedFile                        a saved plan, probe, profile or cache that cannot be read
@@ -69,7 +70,7 @@ class UnknownName(UsageError):
     code = "unknown_name"
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str | None = None) -> None:
-        choices = sorted(known)
+        choices = sorted(str(choice) for choice in known)
         close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
         listed = ", ".join(choices) or "none"
         guess = f"did you mean {close[0]!r}?" if close else None
@@ -93,6 +94,10 @@ class ModelNotFound(AutofluxError):
     code = "model_not_found"
 
 
+class UnsupportedModel(AutofluxError):
+    code = "unsupported_model"
+
+
 class UnsafeCheckpoint(AutofluxError):
     code = "unsafe_checkpoint"
 
@@ -108,11 +113,8 @@ class DamagedFile(AutofluxError):
 class MissingExtra(AutofluxError):
     code = "missing_extra"
 
-    def __init__(self, feature: str, package: str, extra: str) -> None:
-        super().__init__(
-            f"{feature} needs the package {package!r}, which is not installed",
-            hint=f"pip install 'autoflux[{extra}]'",
-        )
+    def __init__(self, feature: str, command: str) -> None:
+        super().__init__(f"{feature} needs packages that are not installed", hint=command)
 
 
 class PluginConflict(AutofluxError):

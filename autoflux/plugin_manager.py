@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class Plugins:
 
 
 def load_plugins(*extra: object, entry_points: bool = True) -> Plugins:
-    """Register the built-ins, then `extra` plugin objects, then installed ones, and call their hooks.
+    """Register the built-ins, `extra` objects, the modules named in AUTOFLUX_PLUGINS, then installed ones; call hooks.
 
     A plugin that fails to import or to register is left out and reported in `problems`.
 
@@ -108,6 +109,8 @@ def load_plugins(*extra: object, entry_points: bool = True) -> Plugins:
         _register(manager, plugins, name, "built in", partial(importlib.import_module, f"autoflux.plugins.{name}"))
     for plugin in extra:
         _register(manager, plugins, manager.get_canonical_name(plugin), "given", partial(_itself, plugin))
+    for module in filter(None, os.environ.get("AUTOFLUX_PLUGINS", "").split(",")):
+        _register(manager, plugins, module, "AUTOFLUX_PLUGINS", partial(importlib.import_module, module))
     for entry in metadata.entry_points(group=hookspecs.PROJECT) if entry_points else ():
         source = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
         _register(manager, plugins, entry.name, source, entry.load)

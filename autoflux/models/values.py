@@ -124,6 +124,13 @@ class Limits(Value, frozen=True, kw_only=True):
     max_prompt_characters: int = 5000
 
 
+class Settings(Value, frozen=True, kw_only=True):
+    """The optional `autoflux.json` in a model's folder: what suits this model."""
+
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+
+
 class Model(Value, frozen=True, kw_only=True):
     """A model on this machine: where it lies, what it is made of, what it takes.
 
@@ -153,5 +160,3 @@ class ModelEntry(Value, frozen=True, kw_only=True):
     name: str
     path: str
     description: str
-    defaults: Defaults = Defaults()
-    limits: Limits = Limits()

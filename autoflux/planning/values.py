@@ -160,6 +160,7 @@ class Rejected(Value, frozen=True, kw_only=True):
 
     device: str
     offload: Offload
+    precision: Precision
     reason: str
     seconds_per_image: float | None = None
     peak_vram_bytes: int | None = None
@@ -176,8 +177,11 @@ class Plan(Value, frozen=True, kw_only=True):
     fingerprint: str
     """Of the hardware it was made for."""
     profile: str
+    priors: Priors
+    """What the profile assumed, so that the plan can judge other picture sizes later."""
     backend: str
     device: str
+    unified_memory: bool = False
     offload: Offload
     components: tuple[ComponentPlan, ...]
     max_batch: int

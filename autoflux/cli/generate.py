@@ -1,0 +1,95 @@
+"""`autoflux generate`: pictures from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from autoflux.api import Prepared, find_model, open_session, prepare
+from autoflux.cli.options import model_option, order_options, wishes_options
+from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
+from autoflux.cli.plan import summary
+from autoflux.files import check_writable, write_atomic
+from autoflux.models.request import Order, Request, make_requests
+from autoflux.planning.values import Wishes
+from autoflux.plugin_manager import Plugins
+from autoflux.runtime.picture import Picture
+from autoflux.units import format_seconds
+
+
+@click.command("generate")
+@order_options
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; with several pictures the seed is added.")
+@model_option
+@wishes_options
+@json_option
+@click.pass_obj
+def command(plugins: Plugins, *, order: Order, out: Path | None, model: str, wishes: Wishes, as_json: bool) -> None:
+    """Draw PROMPT and save it as PNG."""
+    with stderr.status("taking stock") as status:
+        # What the user typed is checked against the model before the machine is measured and the weights are read.
+        found = find_model(model, plugins)
+        requests = make_requests(found, order)
+        files = _files(out, requests)
+        wishes = wishes.replace(width=requests[0].width, height=requests[0].height, steps=requests[0].steps)
+        prepared = prepare(model, wishes, plugins, on_stage=status.update)
+    stderr.print(summary(prepared.plan), style="dim", soft_wrap=True)
+    pictures = _draw(prepared, plugins, requests)
+    for picture, file in zip(pictures, files, strict=True):
+        write_atomic(file, picture.png())
+    _tell(pictures, files, prepared, as_json=as_json)
+
+
+def _files(out: Path | None, requests: tuple[Request, ...]) -> list[Path]:
+    """Where each picture goes. Raises OutputUnwritable when that folder cannot be written."""
+    if out is not None and out.is_dir():
+        files = [_unused(out / f"autoflux-{r.seed}.png") for r in requests]
+    elif out is None:
+        files = [_unused(Path(f"autoflux-{r.seed}.png")) for r in requests]
+    elif len(requests) == 1:
+        files = [out]
+    else:
+        files = [out.with_stem(f"{out.stem}-{r.seed}") for r in requests]
+    check_writable(files[0].parent)
+    return files
+
+
+def _unused(file: Path) -> Path:
+    number, free = 1, file
+    while free.exists():
+        number += 1
+        free = file.with_stem(f"{file.stem}-{number}")
+    return free
+
+
+def _draw(prepared: Prepared, plugins: Plugins, requests: tuple[Request, ...]) -> list[Picture]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task("starting", total=1.0)
+
+        def on_load(stage: str, share: float) -> None:
+            progress.update(task, description=stage, completed=share)
+
+        def on_step(done: int, total: int) -> None:
+            progress.update(task, description=f"step {done}/{total}", completed=done, total=total)
+
+        with open_session(prepared.plan, prepared.model, plugins, on_load) as session:
+            progress.reset(task, description="encoding the prompt")
+            return session.draw(requests, on_step=on_step)
+
+
+def _tell(pictures: list[Picture], files: list[Path], prepared: Prepared, *, as_json: bool) -> None:
+    for warning in dict.fromkeys(w for picture in pictures for w in picture.warnings):
+        warn(warning)
+    if as_json:
+        drawn = [
+            {"file": str(file), "seconds": picture.seconds, "request": picture.request.to_data()}
+            for picture, file in zip(pictures, files, strict=True)
+        ]
+        succeed({"pictures": drawn, "plan": prepared.plan.to_data()})
+        return
+    for picture, file in zip(pictures, files, strict=True):
+        stdout.print(f"{file}", soft_wrap=True, markup=False)
+        stderr.print(f"seed {picture.request.seed}, {format_seconds(picture.seconds)}", style="dim")

@@ -1,0 +1,104 @@
+"""The program: finds plugins, dispatches commands, and turns every error into a message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from autoflux import __version__
+from autoflux.cli import interrupt, output
+from autoflux.errors import AutofluxError, ErrorReport, PluginConflict, describe
+from autoflux.plugin_manager import Plugins, load_plugins
+
+COMMANDS = ("probe", "plan", "generate", "serve", "plugins")
+"""Modules of `autoflux.cli` that hold a click command named `command`, in the order of the help page."""
+
+
+class Program(click.Group):
+    """The `autoflux` command. Modules of commands are imported when they are asked for."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        super().__init__("autoflux", help="Measure this machine, plan the best way to run a FLUX model on it, run it.")
+        self.params.append(_version_option())
+        self.plugins = plugins
+        for name in plugins.commands.names():
+            if name in COMMANDS:
+                raise PluginConflict(
+                    f"the plugin {plugins.commands.owner(name)!r} offers a command named {name!r}, which is built in",
+                    hint="uninstall that plugin",
+                )
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *self.plugins.commands.names()]
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name in COMMANDS:
+            command: click.Command = importlib.import_module(f"autoflux.cli.{name}").command
+            return command
+        return self.plugins.commands.get(name) if name in self.plugins.commands.names() else None
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0 ok, 1 failed, 2 usage, 3 does not fit this machine, 130 interrupted."""
+    interrupt.install()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str], plugins: Plugins | None = None) -> int:
+    """Run one command; returns the exit code and lets no exception out."""
+    try:
+        plugins = plugins or load_plugins()
+        result = Program(plugins).main(list(arguments), prog_name="autoflux", standalone_mode=False, obj=plugins)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return interrupt.EXIT_CODE
+    except BrokenPipeError:
+        return _close_stdout()
+    except Exception as error:  # noqa: BLE001 — the one place where errors become messages
+        return interrupt.EXIT_CODE if interrupt.seen() else _report(error, as_json="--json" in arguments)
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    if isinstance(error, click.ClickException):
+        report, code = _usage_report(error), error.exit_code
+    else:
+        report, code = describe(error), error.exit_code if isinstance(error, AutofluxError) else 1
+    if os.environ.get("AUTOFLUX_DEBUG"):
+        traceback.print_exception(error)
+    if as_json:
+        output.fail(report)
+    else:
+        output.complain(report)
+    return code
+
+
+def _usage_report(error: click.ClickException) -> ErrorReport:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"{context.command_path} --help" if context else None
+    return ErrorReport(code="usage", message=error.format_message(), hint=hint)
+
+
+def _close_stdout() -> int:
+    # The reader (such as `head`) has gone; without this the interpreter complains when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _version_option() -> click.Option:
+    def show(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 — click's signature
+        if value:
+            click.echo(f"autoflux {__version__}")
+            ctx.exit()
+
+    return click.Option(
+        ["--version"], is_flag=True, expose_value=False, is_eager=True, callback=show, help="Show the version and exit."
+    )

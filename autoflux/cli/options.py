@@ -1,0 +1,124 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+from autoflux.errors import UsageError
+from autoflux.models.request import Order
+from autoflux.models.values import Precision
+from autoflux.planning.values import Offload, Wishes
+from autoflux.units import parse_bytes
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SIZE = re.compile(r"(\d+)(?:x(\d+))?", re.IGNORECASE)
+
+
+class ByteSize(click.ParamType[int]):
+    """A size with a unit, such as 8GB."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(str(value))
+        except UsageError as error:
+            self.fail(error.message + (f"; {error.hint}" if error.hint else ""), param, ctx)
+
+
+class PictureSize(click.ParamType[tuple[int, int]]):
+    """`1024` or `1344x768`, in pixels."""
+
+    name = "WxH"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        if not match:
+            self.fail(f"{value!r} is not a size; write it like 1024 or 1344x768", param, ctx)
+        return int(match[1]), int(match[2] or match[1])
+
+
+def model_option(command: F) -> F:
+    """Add `--model`, passed as `model`."""
+    return click.option(
+        "--model",
+        default="sample",
+        show_default=True,
+        envvar="AUTOFLUX_MODEL",
+        help="A name from `autoflux plugins`, or the folder of a diffusers model.",
+    )(command)
+
+
+_WISHES = (
+    click.option("--device", envvar="AUTOFLUX_DEVICE", help="cpu, cuda, cuda:1, mps or xpu."),
+    click.option("--backend", envvar="AUTOFLUX_BACKEND", help="The library that builds the pipeline."),
+    click.option("--profile", envvar="AUTOFLUX_PROFILE", help="A hardware profile, by name."),
+    click.option(
+        "--offload",
+        type=click.Choice([o.value for o in Offload]),
+        envvar="AUTOFLUX_OFFLOAD",
+        help="Where weights wait: on the device, or a component at a time in RAM.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice([p.value for p in (Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16)]),
+        envvar="AUTOFLUX_PRECISION",
+        help="Number format of weights and arithmetic.",
+    ),
+    click.option("--vram", "vram_bytes", type=ByteSize(), envvar="AUTOFLUX_VRAM", help="Ceiling of device memory."),
+    click.option("--ram", "ram_bytes", type=ByteSize(), envvar="AUTOFLUX_RAM", help="Ceiling of host memory."),
+)
+
+
+def wishes_options(command: F) -> F:
+    """Add the options that constrain the plan; they arrive together as `wishes`."""
+
+    @wraps(command)
+    def with_wishes(*positional: Any, **arguments: Any) -> Any:
+        names = ("device", "backend", "profile", "offload", "precision", "vram_bytes", "ram_bytes")
+        given = {name: arguments.pop(name) for name in names}
+        if given["offload"]:
+            given["offload"] = Offload(given["offload"])
+        if given["precision"]:
+            given["precision"] = Precision(given["precision"])
+        return command(*positional, wishes=Wishes(**given), **arguments)
+
+    return _with_options(with_wishes, _WISHES)  # type: ignore[return-value]
+
+
+_ORDER = (
+    click.argument("prompt"),
+    click.option("--seed", type=int, help="The same seed gives the same picture; by chance if not given."),
+    click.option("--steps", type=int, help="Denoise steps."),
+    click.option("--size", type=PictureSize(), help="Size in pixels, such as 1024 or 1344x768."),
+    click.option("--guidance", type=float, help="How strictly the prompt is followed."),
+    click.option("-n", "--count", type=int, default=1, show_default=True, help="Number of pictures, seed by seed."),
+)
+
+
+def order_options(command: F) -> F:
+    """Add the prompt and what a picture order consists of; they arrive together as `order`."""
+
+    @wraps(command)
+    def with_order(*positional: Any, **arguments: Any) -> Any:
+        given = {name: arguments.pop(name) for name in ("prompt", "seed", "steps", "guidance", "count")}
+        width, height = arguments.pop("size") or (None, None)
+        return command(*positional, order=Order(width=width, height=height, **given), **arguments)
+
+    return _with_options(with_order, _ORDER)  # type: ignore[return-value]
+
+
+def _with_options(command: Callable[..., Any], options: tuple[Callable[[Any], Any], ...]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,55 @@
+"""How every command speaks: results on stdout, talk on stderr, `--json` as one envelope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from rich.console import Console
+
+from autoflux.errors import ErrorReport
+
+SCHEMA = 1
+"""Version of the envelope."""
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(command: F) -> F:
+    """Add `--json`, passed to the command as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)
+
+
+def succeed(data: object) -> None:
+    """Print the envelope of a success."""
+    _print({"schema": SCHEMA, "ok": True, "data": data, "error": None})
+
+
+def fail(report: ErrorReport) -> None:
+    """Print the envelope of a failure."""
+    _print({"schema": SCHEMA, "ok": False, "data": None, "error": report})
+
+
+def complain(report: ErrorReport) -> None:
+    """Print an error for people."""
+    stderr.print(f"[bold red]error:[/] {_escape(report.message)}", soft_wrap=True)
+    if report.hint:
+        stderr.print(f"[bold]try:[/]   {_escape(report.hint)}", soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning for people."""
+    stderr.print(f"[bold yellow]warning:[/] {_escape(message)}", soft_wrap=True)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _print(envelope: dict[str, object]) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(envelope), indent=2).decode())

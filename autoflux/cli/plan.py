@@ -1,0 +1,131 @@
+"""`autoflux plan`: what would be done on this machine, why, and what it would take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from autoflux.api import Prepared, prepare
+from autoflux.cli.options import PictureSize, model_option, wishes_options
+from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
+from autoflux.models.values import Model
+from autoflux.planning.values import Offload, Placement, Plan, Wishes
+from autoflux.plugin_manager import Plugins
+from autoflux.units import format_bytes, format_seconds
+
+
+@click.command("plan")
+@model_option
+@click.option("--size", type=PictureSize(), help="Size of the picture to plan for, such as 1024 or 1344x768.")
+@click.option("--steps", type=int, help="Denoise steps of the picture to plan for.")
+@click.option("--refresh", is_flag=True, help="Measure the machine again first.")
+@wishes_options
+@json_option
+@click.pass_obj
+def command(
+    plugins: Plugins,
+    *,
+    model: str,
+    wishes: Wishes,
+    size: tuple[int, int] | None,
+    steps: int | None,
+    refresh: bool,
+    as_json: bool,
+) -> None:
+    """Show how a model would run here: the choice, the reasons, the time and the memory. Loads nothing."""
+    width, height = size or (None, None)
+    wishes = wishes.replace(width=width, height=height, steps=steps)
+    with stderr.status("taking stock") as status:
+        prepared = prepare(model, wishes, plugins, refresh=refresh, on_stage=status.update)
+    if as_json:
+        succeed(prepared.plan.to_data())
+    else:
+        show(prepared)
+
+
+def show(prepared: Prepared) -> None:
+    """Print a plan for people."""
+    plan = prepared.plan
+    stdout.print(f"[bold]{summary(plan)}[/]")
+    for table in (_predictions(plan), _components(plan, prepared.model), _choices(plan), _rejected(plan)):
+        if table.row_count:
+            stdout.print()
+            stdout.print(table)
+    for warning in plan.warnings:
+        warn(warning)
+
+
+def summary(plan: Plan) -> str:
+    """The plan in one line."""
+    where = {Offload.NONE: "all weights there", Offload.COMPONENT: "one component there at a time"}[plan.offload]
+    precision = plan.component("transformer").storage.value
+    picture = plan.predicted.picture
+    return (
+        f"{plan.model} on {plan.device} in {precision}, {where}: "
+        f"about {format_seconds(plan.predicted.seconds_per_image)} "
+        f"for {picture.width}x{picture.height} in {picture.steps} steps"
+    )
+
+
+def _predictions(plan: Plan) -> Table:
+    table = _table("", "predicted", title="What it takes")
+    predicted = plan.predicted
+    table.add_row("a step", format_seconds(predicted.seconds_per_step))
+    table.add_row("a picture", format_seconds(predicted.seconds_per_image))
+    table.add_row("to start", format_seconds(predicted.seconds_to_start))
+    if plan.vram_limit_bytes is not None:
+        peaks = predicted.peak_vram_bytes
+        for phase, need in (("encode", peaks.encode), ("denoise", peaks.denoise), ("decode", peaks.decode)):
+            table.add_row(f"device memory, {phase}", f"{format_bytes(need)} of {format_bytes(plan.vram_limit_bytes)}")
+    table.add_row("RAM", f"{format_bytes(predicted.peak_ram_bytes)} of {format_bytes(plan.ram_limit_bytes)}")
+    return table
+
+
+def _components(plan: Plan, model: Model) -> Table:
+    table = _table("component", "parameters", "precision", "weights", "place", title="Where the weights go")
+    home = plan.device if plan.vram_limit_bytes is not None else "RAM"
+    places = {Placement.DEVICE: home, Placement.VISITING: f"RAM, visits {home}"}
+    for part in plan.components:
+        component = model.component(part.name)
+        table.add_row(
+            part.name,
+            f"{component.parameter_count:,}",
+            part.storage.value,
+            format_bytes(component.bytes_as(part.storage)),
+            places[part.placement],
+        )
+    return table
+
+
+def _choices(plan: Plan) -> Table:
+    table = _table("choice", "value", "because", "known", title="Why")
+    for choice in plan.choices:
+        table.add_row(choice.topic, choice.value, choice.reason, choice.origin.value)
+    return table
+
+
+def _rejected(plan: Plan) -> Table:
+    table = _table("device", "offload", "precision", "a picture", "not taken because", title="Alternatives")
+    for other in plan.rejected:
+        seconds = "-" if other.seconds_per_image is None else format_seconds(other.seconds_per_image)
+        table.add_row(other.device, other.offload.value, other.precision.value, seconds, other.reason)
+    return table
+
+
+def _table(*columns: str, title: str) -> _Escaped:
+    table = _Escaped(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold", header_style="dim")
+    return table
+
+
+class _Escaped(Table):
+    """A table whose cells are text, not markup."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(escape(str(cell)) for cell in cells), **options)

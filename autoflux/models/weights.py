@@ -1,0 +1,123 @@
+"""Weight files read by their headers: names, shapes and number formats of tensors, no data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from autoflux.errors import DamagedCheckpoint, ModelNotFound, UnsafeCheckpoint
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+_DISGUISES = (
+    (b"\x80", "a pickle file, which can run code when it is loaded"),
+    (b"PK\x03\x04", "a zip or torch pickle file, which can run code when it is loaded"),
+)
+_MISTAKES = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights", "run `git lfs pull` in the model's repository"),
+    (b"<", "a web page, not weights", "download the file again; the site may have asked for a login"),
+)
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """One tensor of a file. `precision` is safetensors' name of the number format (`BF16`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    precision: str
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        total = 1
+        for side in self.shape:
+            total *= side
+        return total
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one component, all shards in order.
+
+    Raises:
+        UnsafeCheckpoint: only pickle files are there.
+        ModelNotFound: no weights are there, or a shard that the index names is missing.
+        DamagedCheckpoint: the index cannot be read, or names a file outside the folder.
+    """
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        return _shards(indexes[0])
+    files = [f for f in sorted(folder.glob("*.safetensors")) if ".fp16." not in f.name]
+    if files:
+        return files[:1]
+    pickles = [f for f in sorted(folder.iterdir()) if f.suffix in PICKLE_SUFFIXES]
+    if pickles:
+        raise UnsafeCheckpoint(
+            f"{str(pickles[0])!r} is a pickle file, which can run code when it is loaded, and is not accepted",
+            hint="use the safetensors version of the model",
+        )
+    raise ModelNotFound(f"no safetensors file in {str(folder)!r}", hint="download the model again")
+
+
+def read_tensors(file: Path) -> Iterator[Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        DamagedCheckpoint: the file is empty, truncated, or not safetensors.
+        UnsafeCheckpoint: it is a pickle under another name.
+    """
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 — with numpy 0.2 s
+
+    _sniff(file)
+    try:
+        with safe_open(str(file), framework="numpy") as opened:
+            for name in sorted(opened.keys()):
+                part = opened.get_slice(name)
+                yield Tensor(name, tuple(part.get_shape()), part.get_dtype())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedCheckpoint(
+            f"{str(file)!r} cannot be read as safetensors: {error}", hint="download the file again"
+        ) from error
+
+
+def header_digest(file: Path) -> str:
+    """SHA-256 over the header and the size of a file that `read_tensors` accepted: changes with the file's layout."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(length)
+    return hashlib.sha256(header + str(file.stat().st_size).encode()).hexdigest()
+
+
+def _sniff(file: Path) -> None:
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(32)
+    except OSError as error:
+        raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error.strerror}") from error
+    if len(start) < 8:
+        raise DamagedCheckpoint(f"{str(file)!r} is empty", hint="download the file again")
+    # The first 8 bytes of safetensors are the header's length, and byte 9 opens its JSON.
+    if start[8:9] == b"{":
+        return
+    for magic, what in _DISGUISES:
+        if start.startswith(magic):
+            raise UnsafeCheckpoint(f"{str(file)!r} is {what}", hint="use the safetensors version of the model")
+    for magic, what, hint in _MISTAKES:
+        if start.lstrip().startswith(magic):
+            raise DamagedCheckpoint(f"{str(file)!r} is {what}", hint=hint)
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(msgspec.json.decode(index.read_bytes())["weight_map"].values()))
+        shards = [index.parent / name for name in names]
+    except (msgspec.MsgspecError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{str(index)!r} cannot be read: {error}", hint="download the model again") from error
+    for shard in shards:
+        if shard.parent != index.parent or shard.name in ("", "..") or shard.suffix != ".safetensors":
+            raise DamagedCheckpoint(f"{str(index)!r} names {str(shard)!r}, which is not a weight file beside it")
+        if not shard.is_file():
+            raise ModelNotFound(f"the shard {str(shard)!r} is missing", hint="download the model again")
+    return shards

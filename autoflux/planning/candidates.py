@@ -1,0 +1,210 @@
+"""The ways a model could run on a machine, each with its memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
+from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
+from autoflux.models.values import Model, Precision
+from autoflux.planning.footprint import Footprint, footprint
+from autoflux.planning.profiles import select_profile
+from autoflux.planning.timeline import Rates, Timeline, choose_rates, timeline
+from autoflux.planning.values import ComponentPlan, Offload, Picture, Placement, Profile, Wishes
+from autoflux.units import format_bytes
+
+MAX_BATCH = 16
+"""Pictures drawn at once at most; beyond it latency grows and nothing is gained."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run, judged."""
+
+    device: str
+    kind: DeviceKind
+    unified_memory: bool
+    offload: Offload
+    precision: Precision
+    profile: Profile
+    picture: Picture
+    components: tuple[ComponentPlan, ...]
+    rates: Rates
+    footprint: Footprint
+    timeline: Timeline
+    max_batch: int
+    vram_limit_bytes: int | None
+    ram_limit_bytes: int
+
+    @property
+    def preference(self) -> int:
+        """Place of its precision in the profile's order; 0 is the best."""
+        order = self.profile.precision
+        return order.index(self.precision) if self.precision in order else 0
+
+    @property
+    def seconds_per_image(self) -> float:
+        return self.timeline.image(self.picture)
+
+    @property
+    def missing_vram_bytes(self) -> int:
+        """Device memory it needs beyond the limit; 0 or less when it fits."""
+        return 0 if self.vram_limit_bytes is None else self.footprint.vram.peak - self.vram_limit_bytes
+
+    @property
+    def missing_bytes(self) -> int:
+        """The larger of what is missing on the device and in RAM."""
+        return max(self.missing_vram_bytes, self.footprint.ram_bytes - self.ram_limit_bytes)
+
+    @property
+    def fits(self) -> bool:
+        return self.missing_bytes <= 0
+
+    @property
+    def shortfall(self) -> str:
+        """Need against have, in words; empty when it fits."""
+        if self.vram_limit_bytes is not None and self.missing_vram_bytes > 0:
+            need, have = self.footprint.vram.peak, self.vram_limit_bytes
+            return f"needs {format_bytes(need)} of device memory and may use {format_bytes(have)}"
+        if self.footprint.ram_bytes > self.ram_limit_bytes:
+            need, have = self.footprint.ram_bytes, self.ram_limit_bytes
+            return f"needs {format_bytes(need)} of RAM and may use {format_bytes(have)}"
+        return ""
+
+
+def candidates(
+    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, picture: Picture
+) -> list[Candidate]:
+    """All ways that the wishes leave open, fitting or not. Never empty.
+
+    Raises:
+        DeviceUnavailable: the wished device is not there.
+        ContradictoryWishes: two wishes exclude each other.
+        UnknownName: no profile of the wished name.
+    """
+    sites = [_site(hardware, profiles, wishes, accelerator) for accelerator in _devices(hardware, wishes)]
+    return [
+        _candidate(hardware, model, site, precision, picture, offload)
+        for site in sites
+        for precision in _precisions(site, wishes)
+        for offload in _offloads(site, wishes)
+    ]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A device with its profile and ceilings; `accelerator` is None for the CPU."""
+
+    accelerator: Accelerator | None
+    profile: Profile
+    vram_limit_bytes: int | None
+    ram_limit_bytes: int
+
+    @property
+    def kind(self) -> DeviceKind:
+        return self.accelerator.kind if self.accelerator else DeviceKind.CPU
+
+    @property
+    def one_memory(self) -> bool:
+        """Whether the device computes in the host's RAM."""
+        return self.accelerator is None or self.accelerator.unified_memory
+
+    def holds(self, need: Footprint) -> bool:
+        fits_device = self.vram_limit_bytes is None or need.vram.peak <= self.vram_limit_bytes
+        return fits_device and need.ram_bytes <= self.ram_limit_bytes
+
+
+def _devices(hardware: Hardware, wishes: Wishes) -> list[Accelerator | None]:
+    if wishes.device is None:
+        return [*hardware.accelerators, None]
+    kind_name, _, index = wishes.device.partition(":")
+    if kind_name not in set(DeviceKind) or not (index.isdecimal() or not index):
+        raise UnknownName("device", wishes.device, [*DeviceKind])
+    kind = DeviceKind(kind_name)
+    if kind == DeviceKind.CPU:
+        return [None]
+    accelerator = hardware.accelerator(kind, int(index or 0))
+    if accelerator is None:
+        raise _unavailable(hardware, wishes.device)
+    return [accelerator]
+
+
+def _site(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, accelerator: Accelerator | None) -> _Site:
+    profile = _profile(profiles, wishes, accelerator)
+    vram_limit = None
+    if accelerator:
+        usable = accelerator.usable_bytes.value - profile.priors.reserve_bytes
+        vram_limit = max(0, min(usable, wishes.vram_bytes or usable))
+    available = hardware.host.available_bytes.value
+    return _Site(accelerator, profile, vram_limit, min(available, wishes.ram_bytes or available))
+
+
+def _unavailable(hardware: Hardware, wished: str) -> DeviceUnavailable:
+    present = [a.device for a in hardware.accelerators] + ["cpu"]
+    why = next((f" ({p.message})" for p in hardware.problems if p.subject in ("cuda", "nvml", wished)), "")
+    return DeviceUnavailable(
+        f"the device {wished!r} is not on this machine; there is {', '.join(present)}{why}",
+        hint="`autoflux doctor` says why a card is not seen; drop --device to let autoflux choose",
+    )
+
+
+def _profile(profiles: Sequence[Profile], wishes: Wishes, accelerator: Accelerator | None) -> Profile:
+    if wishes.profile is None:
+        if accelerator is None:
+            return select_profile(profiles, DeviceKind.CPU)
+        return select_profile(profiles, accelerator.kind, accelerator.capability, accelerator.name)
+    named = {p.name: p for p in profiles}
+    if wishes.profile not in named:
+        raise UnknownName("profile", wishes.profile, named)
+    return named[wishes.profile]
+
+
+def _precisions(site: _Site, wishes: Wishes) -> Sequence[Precision]:
+    return site.profile.precision if wishes.precision is None else (wishes.precision,)
+
+
+def _offloads(site: _Site, wishes: Wishes) -> Sequence[Offload]:
+    if site.one_memory and wishes.offload == Offload.COMPONENT:
+        raise ContradictoryWishes(
+            f"offload 'component' makes no sense on {site.kind.value!r}, whose memory is the host's own",
+            hint="drop --offload or choose another --device",
+        )
+    if wishes.offload is not None:
+        return (wishes.offload,)
+    return (Offload.NONE,) if site.one_memory else tuple(Offload)
+
+
+def _candidate(
+    hardware: Hardware, model: Model, site: _Site, precision: Precision, picture: Picture, offload: Offload
+) -> Candidate:
+    accelerator, priors = site.accelerator, site.profile.priors
+    placement = Placement.VISITING if offload == Offload.COMPONENT else Placement.DEVICE
+    components = tuple(
+        ComponentPlan(name=c.name, storage=precision, arithmetic=precision, placement=placement)
+        for c in model.components
+    )
+    measured = accelerator.matmul_tflops if accelerator else hardware.host.matmul_tflops
+    rates = choose_rates(hardware, measured, accelerator.link if accelerator else None, precision, priors)
+    batches = {
+        batch: footprint(
+            model, components, site.kind, priors, picture.replace(batch=batch), unified_memory=site.one_memory
+        )
+        for batch in range(1, MAX_BATCH + 1)
+    }
+    return Candidate(
+        device=accelerator.device if accelerator else "cpu",
+        kind=site.kind,
+        unified_memory=bool(accelerator and accelerator.unified_memory),
+        offload=offload,
+        precision=precision,
+        profile=site.profile,
+        picture=picture,
+        components=components,
+        rates=rates,
+        footprint=batches[1],
+        timeline=timeline(model, components, rates, priors, picture),
+        max_batch=max((batch for batch, need in batches.items() if site.holds(need)), default=1),
+        vram_limit_bytes=site.vram_limit_bytes,
+        ram_limit_bytes=site.ram_limit_bytes,
+    )

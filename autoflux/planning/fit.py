@@ -1,0 +1,42 @@
+"""What an existing plan has room for."""
+
+from __future__ import annotations
+
+from autoflux.errors import DoesNotFit
+from autoflux.hardware.values import DeviceKind
+from autoflux.models.values import Model
+from autoflux.planning.footprint import Footprint, footprint
+from autoflux.planning.values import Picture, Plan
+from autoflux.units import format_bytes
+
+
+def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
+    """How many pictures of that size, in pixels, can be drawn at once under the plan's ceilings.
+
+    Raises:
+        DoesNotFit: not even one; the message gives need against have.
+    """
+    fitting = 0
+    for batch in range(1, plan.max_batch + 1):
+        need = _need(plan, model, width, height, batch)
+        if shortfall := _shortfall(plan, need):
+            if not fitting:
+                raise DoesNotFit(f"a picture of {width}x{height} {shortfall}", hint="ask for a smaller picture")
+            break
+        fitting = batch
+    return fitting
+
+
+def _need(plan: Plan, model: Model, width: int, height: int, batch: int) -> Footprint:
+    picture = Picture(width=width, height=height, steps=1, text_tokens=plan.predicted.picture.text_tokens, batch=batch)
+    kind = DeviceKind(plan.device.partition(":")[0])
+    return footprint(model, plan.components, kind, plan.priors, picture, unified_memory=plan.unified_memory)
+
+
+def _shortfall(plan: Plan, need: Footprint) -> str:
+    if plan.vram_limit_bytes is not None and need.vram.peak > plan.vram_limit_bytes:
+        have = format_bytes(plan.vram_limit_bytes)
+        return f"needs {format_bytes(need.vram.peak)} of device memory and the plan has {have}"
+    if need.ram_bytes > plan.ram_limit_bytes:
+        return f"needs {format_bytes(need.ram_bytes)} of RAM and the plan has {format_bytes(plan.ram_limit_bytes)}"
+    return ""

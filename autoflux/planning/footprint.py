@@ -1,0 +1,87 @@
+"""How much memory a way of running takes, by phase, before anything is loaded. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoflux.hardware.values import DeviceKind
+from autoflux.models.flops import image_tokens
+from autoflux.models.values import Model
+from autoflux.planning.values import ComponentPlan, PhaseBytes, Picture, Placement, Priors
+from autoflux.values import Value
+
+PHASE_OF = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer": "denoise", "vae": "decode"}
+"""In which phase each component runs."""
+
+ENCODE_ACTIVATIONS = 12.0
+"""Peak bytes of a T5 encode in units of tokens x hidden size x item bytes: the gated feed-forward holds two vectors of
+2.5 times the hidden size, and its product, beside q, k, v and the residual."""
+
+
+class Footprint(Value, frozen=True, kw_only=True):
+    """Bytes on the device by phase, and in RAM at the worst moment. On the CPU everything is RAM."""
+
+    vram: PhaseBytes
+    ram_bytes: int
+
+
+def footprint(
+    model: Model,
+    components: Sequence[ComponentPlan],
+    kind: DeviceKind,
+    priors: Priors,
+    picture: Picture,
+    *,
+    unified_memory: bool = False,
+) -> Footprint:
+    """What drawing a picture takes when the components are held as planned.
+
+    On a unified chip (`unified_memory`) weights lie in one place only, so they count as device memory and not as RAM.
+    """
+    weights = {c.name: model.component(c.name).bytes_as(c.storage) for c in components}
+    phases = PhaseBytes(
+        encode=_held(components, weights, "encode") + _encode_activations(model, components, picture),
+        denoise=_held(components, weights, "denoise") + denoise_activations(model, components, priors, picture),
+        decode=_held(components, weights, "decode") + _decode_activations(model, components, priors, picture),
+    )
+    if kind == DeviceKind.CPU:
+        nothing = PhaseBytes(encode=0, denoise=0, decode=0)
+        return Footprint(vram=nothing, ram_bytes=priors.host_bytes + phases.peak)
+    on_device = PhaseBytes(
+        encode=phases.encode + priors.context_bytes,
+        denoise=phases.denoise + priors.context_bytes,
+        decode=phases.decode + priors.context_bytes,
+    )
+    # Weights for the device pass through RAM one component at a time; those that wait in RAM stay there.
+    waiting = sum(weights[c.name] for c in components if c.placement == Placement.VISITING)
+    passing = max((weights[c.name] for c in components if c.placement == Placement.DEVICE), default=0)
+    in_ram = 0 if unified_memory else waiting + passing
+    return Footprint(vram=on_device, ram_bytes=priors.host_bytes + in_ram)
+
+
+def denoise_activations(model: Model, components: Sequence[ComponentPlan], priors: Priors, picture: Picture) -> int:
+    """Peak bytes of one denoise step beside the weights."""
+    tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
+    unit = tokens * model.architecture.hidden_size * _item_bytes(components, "transformer")
+    return int(priors.denoise_activations * unit * picture.batch)
+
+
+def _held(components: Sequence[ComponentPlan], weights: dict[str, int], phase: str) -> int:
+    return sum(weights[c.name] for c in components if c.placement == Placement.DEVICE or PHASE_OF[c.name] == phase)
+
+
+def _encode_activations(model: Model, components: Sequence[ComponentPlan], picture: Picture) -> int:
+    unit = picture.text_tokens * model.architecture.text_hidden_size * _item_bytes(components, "text_encoder_2")
+    return int(ENCODE_ACTIVATIONS * unit)
+
+
+def _decode_activations(model: Model, components: Sequence[ComponentPlan], priors: Priors, picture: Picture) -> int:
+    # Pictures of a batch are decoded one at a time. The widest tensors at full resolution have the channels of the
+    # level below, before the first residual block of the last level narrows them.
+    channels = model.architecture.vae_channels
+    unit = picture.width * picture.height * channels[min(1, len(channels) - 1)] * _item_bytes(components, "vae")
+    return int(priors.decode_activations * unit)
+
+
+def _item_bytes(components: Sequence[ComponentPlan], name: str) -> int:
+    return next(c.arithmetic.item_bytes for c in components if c.name == name)

@@ -1,0 +1,156 @@
+"""Drawing pictures with a built pipeline, step by step, so that whoever drives it can report, cancel and batch."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from types import TracebackType
+from typing import Self
+
+from autoflux.models.request import Order, Request, check, make_requests
+from autoflux.models.values import Model
+from autoflux.planning.fit import batch_limit
+from autoflux.planning.values import Plan
+from autoflux.runtime.memory import translated_memory_errors
+from autoflux.runtime.picture import Picture
+from autoflux.runtime.pipeline import Conditioning, Pipeline, State
+
+REMEMBERED_PROMPTS = 64
+"""Encoded prompts kept; one of FLUX.1-dev takes 4.2 MB."""
+
+StepListener = Callable[[int, int], None]
+"""Called after each step with the steps done and the steps in all, over all pictures asked for."""
+
+
+@dataclass
+class Drawing:
+    """A picture under way."""
+
+    request: Request
+    state: State
+    began: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step >= self.request.steps
+
+
+@dataclass
+class Session:
+    """A model ready to draw. Use it from one thread at a time; close it, or use it as a context manager.
+
+    Example::
+
+        with autoflux.load("sample") as session:
+            picture, = session.generate("a red circle on a blue background", seed=7)
+            picture.image.save("circle.png")
+    """
+
+    pipeline: Pipeline
+    plan: Plan
+    model: Model
+    _prompts: OrderedDict[str, Conditioning] = field(default_factory=OrderedDict, repr=False)
+
+    def generate(self, prompt: str, *, on_step: StepListener | None = None, **order: object) -> list[Picture]:
+        """Draw what an `Order` of this prompt asks for: `seed`, `steps`, `guidance`, `width`, `height`, `count`.
+
+        Raises:
+            InvalidRequest: a field is out of the model's limits.
+            DoesNotFit: a picture of this size does not fit this plan.
+            OutOfMemory: the device ran out of memory after all; the session stays usable.
+        """
+        return self.draw(make_requests(self.model, Order(prompt=prompt, **order)), on_step=on_step)  # type: ignore[arg-type]
+
+    def draw(self, requests: Sequence[Request], *, on_step: StepListener | None = None) -> list[Picture]:
+        """Draw all requests, those of equal size and steps together, and return the pictures in the order asked."""
+        total, done = sum(r.steps for r in requests), 0
+        pictures: dict[int, Picture] = {}
+        for group in self.groups(requests):
+            drawings = [self.begin(requests[i]) for i in group]
+            while not all(d.finished for d in drawings):
+                active = [d for d in drawings if not d.finished]
+                self.advance(active)
+                done += len(active)
+                if on_step:
+                    on_step(done, total)
+            pictures.update(zip(group, self.finish(drawings), strict=True))
+        return [pictures[i] for i in range(len(requests))]
+
+    def groups(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Indexes of requests that can be drawn together: one size, as many as the plan's memory allows."""
+        order = sorted(range(len(requests)), key=lambda i: (requests[i].size, i))
+        found = []
+        for _, same_size in groupby(order, key=lambda i: requests[i].size):
+            members = list(same_size)
+            limit = self.batch_limit(*requests[members[0]].size)
+            found += [members[i : i + limit] for i in range(0, len(members), limit)]
+        return found
+
+    def batch_limit(self, width: int, height: int) -> int:
+        """How many pictures of that size can be drawn at once.
+
+        Raises:
+            DoesNotFit: not even one.
+        """
+        return batch_limit(self.plan, self.model, width, height)
+
+    def begin(self, request: Request) -> Drawing:
+        """Encode the prompt, unless it is remembered, and prepare the noise."""
+        began = time.perf_counter()
+        check(request, self.model.limits)
+        self.batch_limit(request.width, request.height)
+        with translated_memory_errors(self.plan):
+            conditioning = self._encode(request.prompt)
+            state = self.pipeline.start(request, conditioning)
+        return Drawing(request, state, began, _prompt_warnings(conditioning))
+
+    def advance(self, drawings: Iterable[Drawing]) -> None:
+        """One denoise step for each; they must have one size and be unfinished."""
+        with translated_memory_errors(self.plan):
+            self.pipeline.denoise([drawing.state for drawing in drawings])
+
+    def finish(self, drawings: Sequence[Drawing]) -> list[Picture]:
+        """Decode finished drawings."""
+        with translated_memory_errors(self.plan):
+            images = self.pipeline.decode([drawing.state for drawing in drawings])
+        now = time.perf_counter()
+        return [
+            Picture(image, d.request, self.model.name, self.model.revision, now - d.began, d.warnings)
+            for image, d in zip(images, drawings, strict=True)
+        ]
+
+    def warm_up(self) -> None:
+        """Draw one step of a default picture, so that the first real one pays for no initialization."""
+        (request,) = make_requests(self.model, Order(prompt="warm up", seed=0, steps=1))
+        self.draw([request])
+
+    def close(self) -> None:
+        """Give back the device's memory. A closed session cannot draw."""
+        self._prompts.clear()
+        self.pipeline.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _encode(self, prompt: str) -> Conditioning:
+        if prompt not in self._prompts:
+            (self._prompts[prompt],) = self.pipeline.encode([prompt])
+            while len(self._prompts) > REMEMBERED_PROMPTS:
+                self._prompts.popitem(last=False)
+        self._prompts.move_to_end(prompt)
+        return self._prompts[prompt]
+
+
+def _prompt_warnings(conditioning: Conditioning) -> tuple[str, ...]:
+    if not conditioning.dropped_text:
+        return ()
+    return (f"the prompt is too long for the model; it did not read: {conditioning.dropped_text!r}",)

@@ -1,0 +1,158 @@
+"""diffusers' FLUX pipeline taken apart into the five verbs, with the tensor operations of `FluxPipeline.__call__`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from PIL.Image import Image
+from torch import nn
+
+from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State
+
+from .diffusers_loading import DTYPES, Components
+
+
+@dataclass(frozen=True)
+class FluxConditioning:
+    """An encoded prompt: `tokens` (1, text tokens, 4096) from T5, `pooled` (1, 768) from CLIP in FLUX.1's sizes."""
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor
+    token_ids: torch.Tensor
+    dropped_text: str
+
+
+@dataclass
+class FluxState:
+    """A picture under way. `latents` are packed, (1, image tokens, 64); `timesteps` has one entry a step."""
+
+    request: Request
+    conditioning: FluxConditioning
+    latents: torch.Tensor
+    image_ids: torch.Tensor
+    timesteps: torch.Tensor
+    scheduler: Any
+    guidance: torch.Tensor | None
+    step: int = 0
+
+
+class DiffusersPipeline:
+    """The five verbs over a loaded `FluxPipeline`."""
+
+    def __init__(self, components: Components, plan: Plan, model: Model) -> None:
+        self._pipe = components.pipe
+        self._residences = components.residences
+        self._device = torch.device(plan.device)
+        self._dtype = DTYPES[plan.component("transformer").arithmetic]
+        self._text_tokens = model.defaults.text_tokens
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """Encode each prompt by itself, so that its result does not depend on its company."""
+        with ExitStack() as stack:
+            for name in ("text_encoder", "text_encoder_2"):
+                stack.enter_context(self._residences[name].on_device())
+            return [self._encode(prompt) for prompt in prompts]
+
+    @torch.inference_mode()
+    def start(self, request: Request, conditioning: Conditioning) -> FluxState:
+        """Noise drawn on the CPU, so that a seed means the same on every device, and the schedule of the steps."""
+        assert isinstance(conditioning, FluxConditioning)  # noqa: S101 — our own encode made it
+        pipe = self._pipe
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        channels = pipe.transformer.config.in_channels // 4
+        latents, image_ids = pipe.prepare_latents(
+            1, channels, request.height, request.width, self._dtype, self._device, generator
+        )
+        scheduler, timesteps = self._schedule(request.steps, latents.shape[1])
+        guidance = None
+        if pipe.transformer.config.guidance_embeds:
+            guidance = torch.full([1], request.guidance, device=self._device, dtype=torch.float32)
+        return FluxState(request, conditioning, latents, image_ids, timesteps, scheduler, guidance)
+
+    @torch.inference_mode()
+    def denoise(self, states: Sequence[State]) -> None:
+        """Advance each state by one step in one pass through the transformer."""
+        flux = [state for state in states if isinstance(state, FluxState)]
+        times = [state.timesteps[state.step] for state in flux]
+        guidance = [state.guidance for state in flux if state.guidance is not None]
+        with self._residences["transformer"].on_device() as transformer:
+            velocity = transformer(
+                hidden_states=torch.cat([state.latents for state in flux]),
+                timestep=torch.stack(times).to(self._dtype) / 1000,
+                guidance=torch.cat(guidance) if guidance else None,
+                pooled_projections=torch.cat([state.conditioning.pooled for state in flux]),
+                encoder_hidden_states=torch.cat([state.conditioning.tokens for state in flux]),
+                txt_ids=flux[0].conditioning.token_ids,
+                img_ids=flux[0].image_ids,
+                return_dict=False,
+            )[0]
+        for i, (state, time) in enumerate(zip(flux, times, strict=True)):
+            state.latents = state.scheduler.step(velocity[i : i + 1], time, state.latents, return_dict=False)[0]
+            state.step += 1
+
+    @torch.inference_mode()
+    def decode(self, states: Sequence[State]) -> list[Image]:
+        """Decode one picture at a time: the VAE's memory peak is the largest of the pipeline."""
+        with self._residences["vae"].on_device():
+            return [self._decode(state) for state in states if isinstance(state, FluxState)]
+
+    def block_lists(self) -> dict[str, nn.ModuleList]:
+        """Double blocks, then single blocks."""
+        transformer = self._pipe.transformer
+        return {name: getattr(transformer, name) for name in ("transformer_blocks", "single_transformer_blocks")}
+
+    def close(self) -> None:
+        """Drop the weights."""
+        self._residences.clear()
+        self._pipe = None
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
+    def _encode(self, prompt: str) -> FluxConditioning:
+        tokens, pooled, token_ids = self._pipe.encode_prompt(
+            prompt, prompt_2=None, device=self._device, max_sequence_length=self._text_tokens
+        )
+        return FluxConditioning(tokens, pooled, token_ids, self._dropped_text(prompt))
+
+    def _dropped_text(self, prompt: str) -> str:
+        tokenizer = self._pipe.tokenizer_2
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        # The last of the kept tokens is the end mark, so one more word piece is lost than the limit says.
+        dropped: str = tokenizer.decode(ids[self._text_tokens - 1 : -1])
+        return dropped if len(ids) > self._text_tokens else ""
+
+    def _schedule(self, steps: int, image_tokens: int) -> tuple[Any, torch.Tensor]:
+        scheduler = copy.deepcopy(self._pipe.scheduler)
+        config = scheduler.config
+        shift = calculate_shift(
+            image_tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+        timesteps, _ = retrieve_timesteps(scheduler, steps, self._device, sigmas=sigmas, mu=shift)
+        scheduler.set_begin_index(0)
+        return scheduler, timesteps
+
+    def _decode(self, state: FluxState) -> Image:
+        pipe, request = self._pipe, state.request
+        latents = pipe._unpack_latents(state.latents, request.height, request.width, pipe.vae_scale_factor)  # noqa: SLF001
+        latents = (latents / pipe.vae.config.scaling_factor) + pipe.vae.config.shift_factor
+        decoded = pipe.vae.decode(latents, return_dict=False)[0]
+        if not torch.isfinite(decoded).all():
+            raise PluginFailure(
+                f"the picture came out as numbers that are not finite in {str(self._dtype).removeprefix('torch.')}",
+                hint="try --precision bfloat16 or float32",
+            )
+        image: Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+        return image

@@ -1,0 +1,85 @@
+"""What all tests share: own cache and configuration folders, and models on disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoflux.hardware.values import Accelerator, DeviceKind, Disk, Figure, Hardware, Host, Link, Size, Source, Transfer
+from tests.tiny_model import write_tiny_flux
+
+GB = 10**9
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_folders(tmp_path_factory: pytest.TempPathFactory):
+    """Keep tests out of the user's cache and configuration; one cache for all, so that the machine is probed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOFLUX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("AUTOFLUX_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny FLUX with random weights. Do not change it; `tiny_copy` may be changed."""
+    return write_tiny_flux(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def tiny_copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_model, tmp_path / "tiny")
+
+
+def figure(value: float, source: Source = Source.MEASURED) -> Figure:
+    return Figure(value=value, source=source)
+
+
+def size(value: int, source: Source = Source.REPORTED) -> Size:
+    return Size(value=value, source=source)
+
+
+def card(total_gb: float = 24, *, kind: DeviceKind = DeviceKind.CUDA, index: int = 0, tflops: float | None = 100.0):
+    """An accelerator with that much usable memory."""
+    transfer = Transfer(block_bytes=2**26, pinned=False, to_device_gb_per_s=figure(6.0), to_host_gb_per_s=figure(6.0))
+    memory = size(int(total_gb * GB))
+    return Accelerator(
+        kind=kind,
+        index=index,
+        name=f"Card {index}",
+        capability="8.9" if kind == DeviceKind.CUDA else None,
+        total_bytes=memory,
+        free_bytes=memory,
+        usable_bytes=memory,
+        unified_memory=kind == DeviceKind.MPS,
+        link=Link(pcie_generation=4, pcie_width=16, transfers=(transfer,)),
+        matmul_tflops={} if tflops is None else {"bfloat16": figure(tflops)},
+    )
+
+
+@pytest.fixture
+def machine() -> Callable[..., Hardware]:
+    """Make a machine: `machine(card(24), ram_gb=64)`."""
+
+    def make(*accelerators: Accelerator, ram_gb: float = 64, cpu_tflops: float = 0.2) -> Hardware:
+        return Hardware(
+            fingerprint="test",
+            probed_at="2026-01-01T00:00:00Z",
+            versions={},
+            accelerators=accelerators,
+            host=Host(
+                system="Linux",
+                processor="Test",
+                cores=2,
+                total_bytes=size(int(ram_gb * GB)),
+                available_bytes=size(int(ram_gb * GB)),
+                pinnable_bytes=size(int(ram_gb * GB / 2)),
+                matmul_tflops={"float32": figure(cpu_tflops)},
+            ),
+            disk=Disk(path="/", free_bytes=size(10**12), read_gb_per_s=figure(2.0)),
+        )
+
+    return make

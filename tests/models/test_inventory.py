@@ -1,0 +1,234 @@
+"""Taking stock of model folders, sound and broken."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autoflux.errors import (
+    AutofluxError,
+    DamagedCheckpoint,
+    DamagedFile,
+    ModelNotFound,
+    UnsafeCheckpoint,
+    UnsupportedModel,
+)
+from autoflux.models.flops import decode_flop, image_tokens, step_flop
+from autoflux.models.inventory import take_stock
+from autoflux.models.values import Architecture, Model, Precision
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def test_the_inventory_counts_what_torch_counts(tiny_model: Path):
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(tiny_model)
+    model = take_stock(tiny_model)
+    for component in model.components:
+        network = getattr(pipe, component.name)
+        assert component.parameter_count == sum(p.numel() for p in network.parameters())
+        assert component.disk_bytes == 4 * component.parameter_count
+        assert component.disk_precision == Precision.FLOAT32
+        assert component.class_name == type(network).__name__
+    transformer = model.component("transformer")
+    assert [(b.path, len(b.blocks)) for b in transformer.block_lists] == [
+        ("transformer_blocks", 2),
+        ("single_transformer_blocks", 3),
+    ]
+    for blocks in transformer.block_lists:
+        for block, module in zip(blocks.blocks, getattr(pipe.transformer, blocks.path), strict=True):
+            assert block.parameters.total == sum(p.numel() for p in module.parameters())
+            modulation = [p for n, p in module.named_parameters() if "norm" in n and n.endswith("linear.weight")]
+            assert block.parameters.modulation == sum(p.numel() for p in modulation) > 0
+    assert [b.path for b in model.component("text_encoder_2").block_lists] == ["encoder.block"]
+
+
+def test_a_model_survives_json(tiny_model: Path):
+    model = take_stock(tiny_model)
+    assert Model.from_json(model.to_json()) == model
+    assert model.name == "tiny"
+    assert model.defaults.width == 64
+    assert model.architecture.patch_pixels == 16
+
+
+def test_shards_are_read_through_their_index(tiny_model: Path, tiny_copy: Path):
+    whole = load_file(tiny_copy / "transformer" / WEIGHTS)
+    (tiny_copy / "transformer" / WEIGHTS).unlink()
+    names = sorted(whole)
+    parts = {f"model-{i}.safetensors": names[i::2] for i in range(2)}
+    for file, members in parts.items():
+        save_file({n: whole[n] for n in members}, tiny_copy / "transformer" / file)
+    index = {"weight_map": {n: file for file, members in parts.items() for n in members}}
+    (tiny_copy / "transformer" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    assert take_stock(tiny_copy).component("transformer") == take_stock(tiny_model).component("transformer")
+    (tiny_copy / "transformer" / "model-1.safetensors").unlink()
+    with pytest.raises(ModelNotFound, match="model-1"):
+        take_stock(tiny_copy)
+
+
+def test_the_revision_follows_the_weights_layout_and_the_configuration(tiny_model: Path, tiny_copy: Path):
+    before = take_stock(tiny_model).revision
+    assert take_stock(tiny_copy).revision == before
+    config = tiny_copy / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text())
+    transformer = tiny_copy / "transformer" / WEIGHTS
+    save_file({n: t.bfloat16() for n, t in load_file(transformer).items()}, transformer)
+    model = take_stock(tiny_copy)
+    assert model.revision != before
+    assert model.component("transformer").disk_precision == Precision.BFLOAT16
+
+
+def test_without_settings_the_model_family_decides(tiny_copy: Path):
+    (tiny_copy / "autoflux.json").unlink()
+    assert take_stock(tiny_copy).defaults.steps == 28
+    config = tiny_copy / "transformer" / "config.json"
+    config.write_text(config.read_text().replace('"guidance_embeds": true', '"guidance_embeds": false'))
+    assert take_stock(tiny_copy).defaults.steps == 4
+
+
+def _remove(path: str):
+    def damage(folder: Path) -> None:
+        target = folder / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+    return damage
+
+
+def _write(path: str, content: bytes):
+    return lambda folder: (folder / path).write_bytes(content)
+
+
+def _truncate(path: str, keep: int):
+    def damage(folder: Path) -> None:
+        (folder / path).write_bytes((folder / path).read_bytes()[:keep])
+
+    return damage
+
+
+def _to_pickle(folder: Path) -> None:
+    tensors = load_file(folder / "vae" / WEIGHTS)
+    (folder / "vae" / WEIGHTS).unlink()
+    torch.save(tensors, folder / "vae" / "diffusion_pytorch_model.bin")
+
+
+def _torch_zip(folder: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, folder / "vae" / WEIGHTS)
+
+
+def _index_outside(folder: Path) -> None:
+    (folder / "vae" / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "../../../etc/passwd"}}')
+
+
+def _edit_json(path: str, **changes: object):
+    def damage(folder: Path) -> None:
+        file = folder / path
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return damage
+
+
+BROKEN = {
+    "index missing": (_remove("model_index.json"), ModelNotFound, "model_index.json"),
+    "index empty": (_write("model_index.json", b""), DamagedCheckpoint, "model_index.json"),
+    "index not an object": (_write("model_index.json", b"[1]"), DamagedCheckpoint, "not a JSON object"),
+    "index not utf-8": (_write("model_index.json", b'{"a": "\xff"}'), DamagedCheckpoint, "model_index.json"),
+    "another pipeline": (
+        _edit_json("model_index.json", _class_name="StableDiffusionPipeline"),
+        UnsupportedModel,
+        "Stable",
+    ),
+    "custom code": (_edit_json("model_index.json", vae=["my_code", "Vae"]), UnsupportedModel, "my_code"),
+    "no encoder": (_edit_json("model_index.json", text_encoder_2=[None, None]), UnsupportedModel, "text_encoder_2"),
+    "component missing": (_remove("vae"), ModelNotFound, "vae"),
+    "config missing": (_remove("transformer/config.json"), ModelNotFound, "config.json"),
+    "config lacks a size": (_write("transformer/config.json", b"{}"), DamagedCheckpoint, "num_attention_heads"),
+    "tokenizer missing": (_remove("tokenizer/tokenizer.json"), ModelNotFound, "tokenizer.json or vocab.json"),
+    "second tokenizer missing": (_remove("tokenizer_2"), ModelNotFound, "spiece.model"),
+    "scheduler missing": (_remove("scheduler"), ModelNotFound, "scheduler_config.json"),
+    "weights missing": (_remove(f"vae/{WEIGHTS}"), ModelNotFound, "no safetensors"),
+    "weights empty": (_write(f"vae/{WEIGHTS}", b""), DamagedCheckpoint, "is empty"),
+    "weights truncated": (_truncate(f"vae/{WEIGHTS}", -100), DamagedCheckpoint, "cannot be read"),
+    "header truncated": (_truncate(f"vae/{WEIGHTS}", 100), DamagedCheckpoint, "cannot be read"),
+    "header length absurd": (_write(f"vae/{WEIGHTS}", b"\xff" * 7 + b"\x7f{}"), DamagedCheckpoint, "cannot be read"),
+    "trailing bytes": (
+        lambda f: (f / "vae" / WEIGHTS).write_bytes((f / "vae" / WEIGHTS).read_bytes() + b"x"),
+        DamagedCheckpoint,
+        "cannot be read",
+    ),
+    "web page": (_write(f"vae/{WEIGHTS}", b"<!DOCTYPE html><html></html>"), DamagedCheckpoint, "web page"),
+    "lfs pointer": (
+        _write(f"vae/{WEIGHTS}", b"version https://git-lfs.github.com/spec/v1\n"),
+        DamagedCheckpoint,
+        "git-lfs",
+    ),
+    "pickle only": (_to_pickle, UnsafeCheckpoint, "pickle"),
+    "torch file under a false name": (_torch_zip, UnsafeCheckpoint, "pickle"),
+    "bare pickle under a false name": (_write(f"vae/{WEIGHTS}", pickle.dumps([1] * 9)), UnsafeCheckpoint, "pickle"),
+    "index names a file outside": (_index_outside, DamagedCheckpoint, "not a weight file beside it"),
+    "index is rubbish": (_write(f"vae/{WEIGHTS}.index.json", b"{}"), DamagedCheckpoint, "index.json"),
+    "settings with an unknown key": (_write("autoflux.json", b'{"default": {}}'), DamagedFile, "default"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_model_is_named_with_what_to_do(tiny_copy: Path, case: str):
+    damage, kind, words = BROKEN[case]
+    damage(tiny_copy)
+    with pytest.raises(kind, match=words) as caught:
+        take_stock(tiny_copy)
+    assert type(caught.value) is kind
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path):
+    with pytest.raises(ModelNotFound, match="no model at"):
+        take_stock(tmp_path / "nothing")
+    with pytest.raises(ModelNotFound, match="model_index"):
+        take_stock(tmp_path)
+    for name, kind in (("model.ckpt", UnsafeCheckpoint), ("model.safetensors", UnsupportedModel)):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(kind):
+            take_stock(tmp_path / name)
+
+
+def test_every_refusal_is_one_of_ours(tiny_copy: Path):
+    """Any single byte of the header changed: a model or one of our errors, never another exception."""
+    file = tiny_copy / "text_encoder" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    for position in range(0, 400, 7):
+        changed = bytearray(content)
+        changed[position] ^= 0x55
+        file.write_bytes(changed)
+        try:
+            take_stock(tiny_copy)
+        except AutofluxError as error:
+            assert error.message  # noqa: PT017 — either outcome is right
+
+
+FLUX_DEV = Architecture(
+    hidden_size=3072,
+    head_count=24,
+    double_blocks=19,
+    single_blocks=38,
+    patch_pixels=16,
+    guidance=True,
+    text_hidden_size=4096,
+    text_layers=24,
+    text_parameters=4_762_310_656,
+    vae_channels=(128, 256, 512, 512),
+    vae_layers=2,
+    latent_channels=16,
+)
+
+
+def test_arithmetic_of_flux_dev_is_what_was_counted():
+    tokens = 512 + image_tokens(FLUX_DEV, 1024, 1024)
+    assert tokens == 4608
+    assert step_flop(FLUX_DEV, tokens) / 1e12 == pytest.approx(74.4, rel=0.005)
+    assert decode_flop(FLUX_DEV, 1024, 1024) / 1e12 == pytest.approx(10.5, rel=0.03)

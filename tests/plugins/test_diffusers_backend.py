@@ -1,0 +1,215 @@
+"""The diffusers backend and the session over it, against diffusers' own pipeline."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import autoflux
+from autoflux import DamagedCheckpoint, DoesNotFit, InvalidRequest, Placement, Wishes
+from autoflux.runtime.picture import read_request
+from autoflux.runtime.placement import Residence
+from tests.tiny_model import TEXT_TOKENS, write_tiny_flux
+
+PROMPTS = ("a red circle", "two large green squares above the small yellow star")
+
+
+@pytest.fixture(scope="module")
+def session(tiny_model: Path):
+    with autoflux.load(str(tiny_model), wishes=Wishes(device="cpu")) as opened:
+        yield opened
+
+
+def reference(folder: Path, prompt: str, seed: int, steps: int, width: int = 64, height: int = 64) -> np.ndarray:
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = pipe(
+        prompt,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=3.5,
+        generator=generator,
+        max_sequence_length=TEXT_TOKENS,
+    )
+    return np.asarray(drawn.images[0])
+
+
+@pytest.mark.parametrize(("width", "height", "steps"), [(64, 64, 3), (96, 48, 1), (128, 128, 5)])
+def test_pictures_are_those_of_diffusers_pixel_for_pixel(session, tiny_model, width, height, steps):
+    for seed, prompt in enumerate(PROMPTS):
+        (picture,) = session.generate(prompt, seed=seed, steps=steps, width=width, height=height)
+        assert np.array_equal(np.asarray(picture.image), reference(tiny_model, prompt, seed, steps, width, height))
+
+
+def test_a_model_without_guidance_is_drawn_like_diffusers_does(tmp_path):
+    folder = write_tiny_flux(tmp_path / "schnell", guidance=False)
+    with autoflux.load(str(folder), wishes=Wishes(device="cpu")) as session:
+        (picture,) = session.generate(PROMPTS[0], seed=3, steps=2)
+    assert np.array_equal(np.asarray(picture.image), reference(folder, PROMPTS[0], 3, 2))
+
+
+def test_a_dynamic_shift_is_followed(tiny_copy):
+    config = tiny_copy / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dynamic_shifting": True, "shift": 3.0}))
+    with autoflux.load(str(tiny_copy), wishes=Wishes(device="cpu")) as session:
+        (picture,) = session.generate(PROMPTS[0], seed=3, steps=4)
+    assert np.array_equal(np.asarray(picture.image), reference(tiny_copy, PROMPTS[0], 3, 4))
+
+
+def test_the_same_request_gives_the_same_file(session):
+    first, second = (session.generate(PROMPTS[0], seed=5)[0].png() for _ in range(2))
+    assert first == second
+    assert session.generate(PROMPTS[0], seed=6)[0].png() != first
+
+
+def test_alone_or_in_company_a_picture_is_the_same_within_one_level(session):
+    together = session.generate(PROMPTS[0], seed=20, steps=3, count=5)
+    for picture in together:
+        alone = session.generate(PROMPTS[0], seed=picture.request.seed, steps=3)[0]
+        difference = np.asarray(alone.image).astype(int) - np.asarray(picture.image)
+        assert np.abs(difference).max() <= 1
+
+
+def test_pictures_of_different_prompts_steps_and_progress_share_a_step(session):
+    orders = [(PROMPTS[0], 4), (PROMPTS[1], 2)]
+    requests = [
+        autoflux.Request(prompt=p, seed=9, steps=steps, guidance=3.5, width=64, height=64) for p, steps in orders
+    ]
+    late, early = session.begin(requests[1]), session.begin(requests[0])
+    session.advance([early])
+    session.advance([early, late])
+    session.advance([early, late])
+    session.advance([early])
+    assert early.finished
+    assert late.finished
+    mixed = session.finish([early, late])
+    for picture, request in zip(mixed, requests, strict=True):
+        alone = session.draw([request])[0]
+        assert np.abs(np.asarray(alone.image).astype(int) - np.asarray(picture.image)).max() <= 1
+
+
+def test_mixed_sizes_come_back_in_the_order_asked(session):
+    sizes = [(64, 64), (96, 64), (64, 64), (64, 96)]
+    requests = [
+        autoflux.Request(prompt="x", seed=i, steps=1 + i % 2, guidance=3.5, width=w, height=h)
+        for i, (w, h) in enumerate(sizes)
+    ]
+    seen: list[tuple[int, int]] = []
+    pictures = session.draw(requests, on_step=lambda done, total: seen.append((done, total)))
+    assert [p.image.size for p in pictures] == sizes
+    assert [p.request for p in pictures] == requests
+    assert seen[-1] == (6, 6)
+    assert sorted(seen) == seen
+
+
+def test_the_file_says_how_to_draw_it_again(session):
+    (picture,) = session.generate('a "red" circle:\nbig, round', seed=5)
+    png = picture.png()
+    assert read_request(png) == picture.request
+    with Image.open(io.BytesIO(png)) as image:
+        prompt, _, last = image.info["parameters"].rpartition("\n")
+        assert prompt == picture.request.prompt
+        assert last.startswith("Steps: 2, Sampler: Euler")
+        assert "Size: 64x64" in last
+        assert "/" not in image.info["autoflux"].replace("\\/", "")
+    assert read_request(_plain_png()) is None
+
+
+def test_what_the_token_limit_cut_off_is_told(session):
+    (picture,) = session.generate("a red circle " * 30, seed=5)
+    assert "did not read" in picture.warnings[0]
+    assert "circle" in picture.warnings[0]
+    assert session.generate("a red circle", seed=5)[0].warnings == ()
+
+
+def test_bad_requests_and_sizes_leave_the_session_usable(session):
+    before = session.generate(PROMPTS[0], seed=1)[0].png()
+    with pytest.raises(InvalidRequest):
+        session.generate("")
+    with pytest.raises(InvalidRequest):
+        session.generate(PROMPTS[0], width=65)
+    small = session.plan.replace(ram_limit_bytes=session.plan.priors.host_bytes + 10**6)
+    with pytest.raises(DoesNotFit):
+        autoflux.Session(session.pipeline, small, session.model).generate(PROMPTS[0])
+    assert session.generate(PROMPTS[0], seed=1)[0].png() == before
+
+
+def test_block_lists_are_the_transformer_s(session):
+    lists = session.pipeline.block_lists()
+    assert {name: len(blocks) for name, blocks in lists.items()} == {
+        "transformer_blocks": 2,
+        "single_transformer_blocks": 3,
+    }
+
+
+def _drop_tensor(file: Path) -> None:
+    tensors = load_file(file)
+    tensors.pop(sorted(tensors)[3])
+    save_file(tensors, file)
+
+
+def _reshape_tensor(file: Path) -> None:
+    tensors = load_file(file)
+    name = max(tensors, key=lambda n: tensors[n].numel())
+    tensors[name] = tensors[name].flatten()[:-1].clone()
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize("damage", [_drop_tensor, _reshape_tensor])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "text_encoder/model",
+        "text_encoder_2/model",
+        "transformer/diffusion_pytorch_model",
+        "vae/diffusion_pytorch_model",
+    ],
+)
+def test_weights_that_do_not_fit_their_configuration_are_refused(tiny_copy, file, damage):
+    damage(tiny_copy / f"{file}.safetensors")
+    with pytest.raises(DamagedCheckpoint, match="cannot be loaded"):
+        autoflux.load(str(tiny_copy), wishes=Wishes(device="cpu"))
+
+
+def test_a_visiting_component_keeps_its_weights_in_ram():
+    layer = torch.nn.Linear(4, 4)
+    home, expected = layer.weight.data_ptr(), layer(torch.ones(4))
+    residence = Residence(layer, Placement.VISITING, torch.device("cpu"))
+    with residence.on_device() as module:
+        assert torch.equal(module(torch.ones(4)), expected)
+    with pytest.raises(RuntimeError, match="inside"), residence.on_device():
+        raise RuntimeError("inside")
+    assert layer.weight.data_ptr() == home
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", list(autoflux.Offload))
+def test_on_a_card_every_offload_draws_the_same_picture_in_less_memory(tiny_model, offload):
+    wishes = Wishes(device="cuda", offload=offload)
+    torch.cuda.reset_peak_memory_stats()
+    with autoflux.load(str(tiny_model), wishes=wishes) as opened:
+        idle = torch.cuda.memory_allocated()
+        first, again = (opened.generate(PROMPTS[0], seed=5, steps=3)[0].png() for _ in range(2))
+        assert first == again
+        assert torch.cuda.memory_allocated() <= idle + 2**20
+        weights = sum(c.bytes_as(autoflux.Precision.BFLOAT16) for c in opened.model.components)
+        assert idle >= weights if offload == autoflux.Offload.NONE else idle < weights / 10
+    with autoflux.load(str(tiny_model), wishes=Wishes(device="cuda", offload=autoflux.Offload.NONE)) as resident:
+        assert resident.generate(PROMPTS[0], seed=5, steps=3)[0].png() == first
+
+
+def _plain_png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(file, "png")
+    return file.getvalue()
