@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+from rich.console import Console
 from rich.text import Text
 
 from autoflux.cli import output
@@ -42,17 +43,18 @@ def command(refresh: bool, cached: bool, models_path: Path | None, as_json: bool
         show(found)
 
 
-def show(hardware: Hardware) -> None:
+def show(hardware: Hardware, console: Console = output.stdout) -> None:
     """Print `hardware` for people. Lines are never cut or folded, so that the output can be searched."""
     sections = list(_sections(hardware))
-    widths = [max(len(row[column]) for _, rows in sections for row in rows if row[2]) for column in (0, 1)]
+    # One odd long figure must not push all others beyond the edge of the screen.
+    widths = [min(24, max(len(row[column]) for _, rows in sections for row in rows)) for column in (0, 1)]
     for title, rows in sections:
-        _print(Text(title, style="bold"))
+        _print(console, Text(title, style="bold"))
         for row in rows:
-            _print(_line(row, widths))
-        _print(Text())
+            _print(console, _line(row, widths))
+        _print(console, Text())
     for problem in hardware.problems:
-        _show_problem(problem)
+        _show_problem(console, problem)
 
 
 def _from_cache(models_path: Path | None) -> Hardware:
@@ -101,7 +103,7 @@ def _link_rows(link: Link) -> Iterator[Row]:
         size = f"{transfer.block_bytes / 2**20:.0f} MiB"
         to_device, to_host = transfer.to_device_gb_per_s, transfer.to_host_gb_per_s
         rates = f"{_number(to_device.value)} GB/s in, {_number(to_host.value)} out"
-        yield (f"copies, {memory}, {size}", rates, str(to_device.source))
+        yield (f"copies {memory} {size}", rates, str(to_device.source))
 
 
 def _link_name(link: Link) -> str:
@@ -109,7 +111,7 @@ def _link_name(link: Link) -> str:
     now = (link.current_generation, link.current_width)
     if None in now or now == (link.pcie_generation, link.pcie_width):
         return name
-    return f"{name}, running at {now[0]} x{now[1]}"
+    return f"{name}, now {now[0]} x{now[1]}"
 
 
 def _host_rows(host: Host) -> Iterator[Row]:
@@ -131,7 +133,7 @@ def _disk_rows(disk: Disk) -> Iterator[Row]:
 
 def _rate_rows(rates: dict[str, Figure]) -> Iterator[Row]:
     for precision, rate in rates.items():
-        yield (f"arithmetic, {precision}", f"{_number(rate.value)} TFLOP/s", str(rate.source))
+        yield (f"matmul {precision}", f"{_number(rate.value)} TFLOP/s", str(rate.source))
 
 
 def _size(name: str, size: Size) -> Row:
@@ -151,13 +153,12 @@ def _line(row: Row, widths: list[int]) -> Text:
     return line.append(f"{figure:<{widths[1]}}  ").append(known, style="dim")
 
 
-def _show_problem(problem: Problem) -> None:
-    _print(
-        Text("problem: ", style="bold yellow").append(f"{problem.subject}: {problem.message}", style="not bold default")
-    )
+def _show_problem(console: Console, problem: Problem) -> None:
+    line = Text("problem: ", style="bold yellow")
+    _print(console, line.append(f"{problem.subject}: {problem.message}", style="not bold default"))
     if problem.hint:
-        _print(Text(f"  try: {problem.hint}"))
+        _print(console, Text(f"  try: {problem.hint}"))
 
 
-def _print(line: Text) -> None:
-    output.stdout.print(line, soft_wrap=True)
+def _print(console: Console, line: Text) -> None:
+    console.print(line, soft_wrap=True)

@@ -55,10 +55,15 @@ class Transfer(Value, frozen=True, kw_only=True):
 
 
 class Link(Value, frozen=True, kw_only=True):
-    """How the device hangs on the host. Generation and width are the card's and slot's maximum; None if unknown."""
+    """How the device hangs on the host; None if unknown.
+
+    `pcie_*` is what card and slot can do together, `current_*` what the link ran at while copies were measured.
+    """
 
     pcie_generation: int | None = None
     pcie_width: int | None = None
+    current_generation: int | None = None
+    current_width: int | None = None
     transfers: tuple[Transfer, ...] = ()
 
     def to_device_gb_per_s(self, *, pinned: bool) -> Figure | None:

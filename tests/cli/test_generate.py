@@ -1,0 +1,175 @@
+"""`autoflux generate` and `autoflux plan` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autoflux.cli.main import run
+from autoflux.runtime.picture import read_request
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def generate(model: Path, *arguments: str) -> int:
+    return run(["generate", "a red circle", "--model", str(model), "--device", "cpu", *arguments])
+
+
+def test_a_picture_is_drawn_and_its_path_is_the_only_output(here, tiny_model, capsys):
+    assert generate(tiny_model, "--seed", "5", "--out", "circle.png") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "circle.png\n"
+    assert "seed 5" in captured.err
+    with Image.open(here / "circle.png") as image:
+        assert image.size == (64, 64)
+    assert read_request((here / "circle.png").read_bytes()).seed == 5
+
+
+def test_several_pictures_get_their_seed_in_the_name(here, tiny_model, capsys):
+    assert generate(tiny_model, "--seed", "5", "-n", "2", "--out", "c.png", "--size", "96x64", "--json") == 0
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert [p["file"] for p in data["pictures"]] == ["c-5.png", "c-6.png"]
+    assert sorted(f.name for f in here.iterdir()) == ["c-5.png", "c-6.png"]
+    assert data["plan"]["predicted"]["picture"]["width"] == 96
+    first, second = (np.asarray(Image.open(here / f"c-{seed}.png")) for seed in (5, 6))
+    assert not np.array_equal(first, second)
+
+
+def test_a_name_chosen_for_the_user_never_overwrites(here, tiny_model):
+    for _ in range(2):
+        assert generate(tiny_model, "--seed", "5") == 0
+    (here / "folder").mkdir()
+    assert generate(tiny_model, "--seed", "5", "--out", "folder") == 0
+    files = {f.relative_to(here).as_posix() for f in here.rglob("*.png")}
+    assert files == {"autoflux-5.png", "autoflux-5-2.png", "folder/autoflux-5.png"}
+    assert (here / "autoflux-5.png").read_bytes() == (here / "autoflux-5-2.png").read_bytes()
+
+
+BAD = {
+    "empty prompt": (["generate", ""], 2, "prompt is empty"),
+    "long prompt": (["generate", "x" * 100_000], 2, "100,000 characters"),
+    "odd size": (["generate", "x", "--size", "100"], 2, "multiple of 16"),
+    "zero size": (["generate", "x", "--size", "0"], 2, "16 to 256"),
+    "huge size": (["generate", "x", "--size", "99999x16"], 2, "16 to 256"),
+    "size in words": (["generate", "x", "--size", "large"], 2, "'large' is not a size"),
+    "no steps": (["generate", "x", "--steps", "0"], 2, "steps must be"),
+    "negative steps": (["generate", "x", "--steps", "-1"], 2, "steps must be"),
+    "a million steps": (["generate", "x", "--steps", "1000000"], 2, "steps must be"),
+    "steps in words": (["generate", "x", "--steps", "few"], 2, "few"),
+    "guidance not a number": (["generate", "x", "--guidance", "nan"], 2, "guidance"),
+    "negative seed": (["generate", "x", "--seed", "-1"], 2, "seed"),
+    "no pictures": (["generate", "x", "-n", "0"], 2, "number of pictures"),
+    "unknown device": (["generate", "x", "--device", "cdua"], 2, "did you mean 'cuda'"),
+    "no such device": (["generate", "x", "--device", "xpu"], 1, "not on this machine"),
+    "unknown backend": (["generate", "x", "--backend", "difusers"], 2, "did you mean 'diffusers'"),
+    "unknown profile": (["plan", "--profile", "cqu"], 2, "did you mean 'cpu'"),
+    "unknown offload": (["plan", "--offload", "some"], 2, "some"),
+    "offload on the cpu": (["plan", "--device", "cpu", "--offload", "component"], 2, "makes no sense"),
+    "too little memory": (["generate", "x", "--device", "cpu", "--ram", "1MB"], 3, "needs"),
+    "size of memory": (["plan", "--ram", "lots"], 2, "not a size"),
+    "folder missing": (["generate", "x", "--out", "no/where/a.png"], 1, "cannot write"),
+    "unknown option": (["generate", "x", "--sead", "3"], 2, "--seed"),
+    "unknown command": (["generat"], 2, "generat"),
+    "no prompt": (["generate"], 2, "PROMPT"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_bad_input_ends_with_a_message_and_a_code_and_nothing_written(here, tiny_model, capsys, case, as_json):
+    arguments, code, words = BAD[case]
+    model = ["--model", str(tiny_model)] if arguments[0] in ("generate", "plan") else []
+    assert run([*arguments, *model, *(["--json"] if as_json else [])]) == code
+    captured = capsys.readouterr()
+    assert list(here.iterdir()) == []
+    assert "Traceback" not in captured.err
+    if as_json:
+        envelope = json.loads(captured.out)
+        assert envelope["ok"] is False
+        assert envelope["data"] is None
+        assert words in f"{envelope['error']['message']} {envelope['error']['hint']}"
+    else:
+        assert captured.out == ""
+        assert words in captured.err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("model", ["nothing/here", "/", "smaple", "."])
+def test_a_model_that_is_none_is_refused(here, capsys, model):
+    assert run(["generate", "x", "--model", model]) in (1, 2)
+    error = capsys.readouterr().err
+    assert "error:" in error
+    assert "try:" in error
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused_before_anything_is_loaded(here, tiny_model, capsys):
+    (here / "locked").mkdir(mode=0o500)
+    assert generate(tiny_model, "--out", "locked/a.png") == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_the_plan_is_shown_with_its_reasons(tiny_model, capsys):
+    assert run(["plan", "--model", str(tiny_model), "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    for words in ("tiny on cpu in float32", "transformer", "a step", "RAM", "you asked for it", "Alternatives"):
+        assert words in text
+    assert run(["plan", "--model", str(tiny_model), "--json"]) == 0
+    envelope = json.loads(capsys.readouterr().out)
+    assert envelope["ok"] is True
+    assert envelope["schema"] == 1
+    assert envelope["data"]["predicted"]["seconds_per_step"] > 0
+
+
+def test_planning_imports_no_torch(tiny_model):
+    code = (
+        "import sys\n"
+        "from autoflux.cli.main import run\n"
+        f"code = run(['plan', '--model', {str(tiny_model)!r}])\n"
+        "sys.exit(code or ('torch' in sys.modules and 'torch was imported'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("moment", ["at once", "importing", "drawing"])
+def test_ctrl_c_ends_with_130_and_leaves_nothing(here, tiny_model, moment):
+    # Python's own start, before it runs our first line, is not ours to handle: `ready` comes right after that line.
+    program = (
+        "from autoflux.cli import interrupt; interrupt.install(); print('ready', flush=True);"
+        "from autoflux.__main__ import main; main()"
+    )
+    # Sixteen pictures of 200 steps take many seconds, so the signal comes before they are done.
+    picture = ["--steps", "200", "--size", "256", "-n", "16", "--out", "a.png"]
+    command = [sys.executable, "-c", program, "generate", "x", "--model", str(tiny_model), "--device", "cpu", *picture]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    if moment != "at once":
+        assert "tiny on cpu" in process.stderr.readline()
+        time.sleep({"importing": 0.3, "drawing": 9}[moment])
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert list(here.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_model):
+    command = f"{sys.executable} -m autoflux plan --model {tiny_model} --json | head -c 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" or "Traceback" not in done.stderr

@@ -1,0 +1,121 @@
+"""`autoflux serve` as users run it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from autoflux.cli import serve
+from autoflux.cli.main import run
+from autoflux.hookspecs import hookimpl
+from autoflux.plugin_manager import load_plugins
+from tests.serving.running import running
+
+
+def serving(model: Path, *arguments: str, behaviour: str = "{}"):
+    """`autoflux serve` of that model with the fake backend on a free port."""
+    if "--port" not in arguments:
+        arguments = (*arguments, "--port", "0")
+    return running(
+        "-m", "autoflux", "serve", "--model", str(model), "--backend", "fake", *arguments, behaviour=behaviour
+    )
+
+
+def test_it_tells_where_it_is_and_how_to_get_there(tiny_model: Path):
+    with serving(tiny_model, "--frontend", "api") as server:
+        address = server.port
+        server.line(f"ssh -N -L {address}:127.0.0.1:{address} ")
+        server.line("loading the fake")
+        server.line("ready: tiny")
+        job = server.job(server.order(prompt="a"), "done")
+        assert job["pictures"]
+        assert server.interrupt() == 130
+        assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("moment", ["autoflux: serving", "127.0.0.1:", "loading the fake", "ready: "])
+def test_ctrl_c_ends_it_at_any_moment(tiny_model: Path, moment: str):
+    loads_long = '{"load_seconds": 60}' if moment == "loading the fake" else "{}"
+    with serving(tiny_model, "--frontend", "gradio", behaviour=loads_long) as server:
+        server.line(moment)
+        assert server.interrupt() == 130
+        assert "Traceback" not in server.output, server.output
+
+
+def test_sigterm_ends_it_too(tiny_model: Path):
+    with serving(tiny_model, "--frontend", "api") as server:
+        server.line("ready: ")
+        assert server.interrupt(signal.SIGTERM) == 128 + signal.SIGTERM
+        assert "Traceback" not in server.output
+
+
+def test_weights_that_cannot_be_loaded_end_it_with_the_reason(tiny_model: Path):
+    with serving(tiny_model, "--frontend", "api", behaviour='{"broken": true}') as server:
+        assert server.wait() == 1
+        assert "error: the fake weights are damaged" in server.output
+        assert "fetch them again" in server.output
+
+
+def test_a_model_that_does_not_fit_ends_it_with_exit_code_3(tiny_model: Path):
+    with serving(tiny_model, "--frontend", "api", "--ram", "1MB") as server:
+        assert server.wait() == 3
+        assert "error:" in server.output
+
+
+def test_listening_on_all_addresses_is_warned_about(tiny_model: Path):
+    with serving(tiny_model, "--frontend", "api", "--host", "0.0.0.0") as server:
+        server.line("warning: anyone who can reach this computer")
+        assert server.interrupt() == 130
+
+
+def test_a_port_in_use_is_refused_before_anything_is_loaded(tiny_model: Path, capfd: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code = run(["serve", "--model", str(tiny_model), "--frontend", "api", "--port", str(port)])
+    told = capfd.readouterr().err
+    assert code == 1
+    assert f"port {port} on 127.0.0.1 is in use" in told
+    assert f"--port {port + 1}" in told
+
+
+def test_an_unknown_frontend_is_named_with_the_closest(capfd: pytest.CaptureFixture[str]):
+    assert run(["serve", "--frontend", "gradoi"]) == 2
+    assert "did you mean 'gradio'?" in capfd.readouterr().err
+
+
+def test_a_frontend_whose_packages_are_missing_gives_the_command(capfd: pytest.CaptureFixture[str]):
+    class Absent:
+        name, description = "absent", "needs what is not there"
+
+        def missing(self):
+            return "pip install absent"
+
+    class Plugin:
+        @hookimpl
+        def register_frontends(self, register):
+            register(Absent())
+
+    assert run(["serve", "--frontend", "absent"], load_plugins(Plugin())) == 1
+    assert "pip install absent" in capfd.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_refused_at_once(capfd: pytest.CaptureFixture[str]):
+    assert run(["serve", "--frontend", "api", "--model", "/no/such/folder"]) == 1
+    assert "no model at '/no/such/folder'" in capfd.readouterr().err
+
+
+def test_a_port_that_is_none_is_a_usage_error():
+    result = CliRunner().invoke(serve.command, ["--port", "70000"], obj=load_plugins(entry_points=False))
+    assert result.exit_code == 2
+
+
+def test_over_ssh_the_tunnel_command_has_the_real_names(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.2 50000 10.0.0.9 2222")
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    assert serve._tunnel("127.0.0.1", 6006) == "ssh -N -L 6006:127.0.0.1:6006 -p 2222 ada@10.0.0.9"
+    monkeypatch.delenv("SSH_CONNECTION")
+    assert serve._tunnel("127.0.0.1", 6006) == "ssh -N -L 6006:127.0.0.1:6006 USER@HOST"

@@ -1,0 +1,1 @@
+"""Tools used to make what the package ships."""

@@ -1,0 +1,234 @@
+"""Training the transformer and both text encoders on latents, by flow matching; then distilling guidance into it."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, T5EncoderModel
+
+from tools.sample_model.average import MovingAverage, learning_rate
+from tools.sample_model.networks import SHIFT
+
+TEXT_LENGTHS = (64, 64, 64, 64, 64, 64, 64, 64, 128, 512)
+"""Prompt lengths in training: the pipeline pads with tokens that are seen, so each length has to be learned."""
+
+EMPTY_SHARE = 0.1
+"""Captions replaced by the empty one: what guidance pushes away from."""
+
+NO_GUIDANCE = 1.0
+GUIDANCE_RANGE = (1.0, 6.0)
+PEAK_RATE, DISTILL_RATE = 1.2e-3, 3e-4
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Scenes of one picture size: `latents` (scenes, 16, h, w), token ids (scenes, captions, tokens)."""
+
+    latents: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+
+
+@dataclass
+class Networks:
+    """What is trained."""
+
+    transformer: FluxTransformer2DModel
+    clip: CLIPTextModel
+    t5: T5EncoderModel
+
+    def all(self) -> nn.ModuleList:
+        return nn.ModuleList([self.transformer, self.clip, self.t5])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed latents (batch, tokens, 64), noise like them, noise level (batch,), text, and positions."""
+
+    clean: Tensor
+    noise: Tensor
+    sigma: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+    image_ids: Tensor
+
+    @property
+    def noisy(self) -> Tensor:
+        sigma = self.sigma[:, None, None]
+        return (1 - sigma) * self.clean + sigma * self.noise
+
+    @property
+    def velocity(self) -> Tensor:
+        return self.noise - self.clean
+
+
+class Sampler:
+    """Draws batches of one size and text length at a time; the first set of latents is drawn most."""
+
+    def __init__(self, sets: Sequence[Latents], empty: tuple[Tensor, Tensor], batch: int, seed: int) -> None:
+        self.sets, self.empty, self.batch = sets, empty, batch
+        self.rng = random.Random(seed)
+        self.device = sets[0].latents.device
+
+    def draw(self, *, empty_share: float) -> Batch:
+        data = self.sets[0] if self.rng.random() < 0.8 else self.rng.choice(self.sets)
+        area = data.latents[0, 0].numel() / self.sets[0].latents[0, 0].numel()
+        count = int(self.batch / max(1.0, area))
+        index = torch.randint(len(data.latents), (count,), device=self.device)
+        variant = torch.randint(data.clip_ids.shape[1], (count,), device=self.device)
+        clip_ids, t5_ids = data.clip_ids[index, variant].long(), data.t5_ids[index, variant].long()
+        empty = torch.rand(count, 1, device=self.device) < empty_share
+        clip_ids = torch.where(empty, self.empty[0], clip_ids)
+        t5_ids = torch.where(empty, self.empty[1], t5_ids)
+        length = self.rng.choice(TEXT_LENGTHS)
+        clean = pack(data.latents[index].float())
+        return Batch(
+            clean=clean,
+            noise=torch.randn_like(clean),
+            sigma=_noise_levels(count, self.device),
+            clip_ids=clip_ids,
+            t5_ids=nn.functional.pad(t5_ids, (0, length - t5_ids.shape[1])),
+            image_ids=image_positions(*data.latents.shape[-2:], self.device),
+        )
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(batch, channels, h, w) to (batch, h/2 * w/2, 4 * channels), as FLUX's pipeline does."""
+    batch, channels, height, width = latents.shape
+    patches = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(batch, (height // 2) * (width // 2), channels * 4)
+
+
+def image_positions(height: int, width: int, device: torch.device) -> Tensor:
+    """(h/2 * w/2, 3): zero, row and column of each image token."""
+    rows, columns = torch.arange(height // 2, device=device), torch.arange(width // 2, device=device)
+    grid = torch.zeros(height // 2, width // 2, 3, device=device)
+    grid[..., 1], grid[..., 2] = rows[:, None], columns[None]
+    return grid.view(-1, 3)
+
+
+def train_flow(
+    networks: Networks, sampler: Sampler, *, minutes: float, on_milestone: Callable[[Networks], None]
+) -> None:
+    """Train transformer and encoders together; leaves the averaged weights in `networks`."""
+
+    def loss(batch: Batch, forward: Forward) -> Tensor:
+        guidance = torch.full_like(batch.sigma, NO_GUIDANCE)
+        predicted = forward(batch, *_encode(networks, batch.clip_ids, batch.t5_ids), guidance)
+        return (predicted.float() - batch.velocity).square().mean()
+
+    _optimize(networks.all(), networks, sampler, loss, PEAK_RATE, minutes, EMPTY_SHARE, on_milestone)
+
+
+def distil_guidance(networks: Networks, sampler: Sampler, *, minutes: float) -> None:
+    """Teach the guidance input what classifier-free guidance of that scale gives, as FLUX.1-dev was."""
+    teacher = copy.deepcopy(networks.transformer).eval().requires_grad_(requires_grad=False)
+    teach = _forward_of(teacher)
+    low, high = GUIDANCE_RANGE
+
+    def loss(batch: Batch, forward: Forward) -> Tensor:
+        scale = low + (high - low) * torch.rand_like(batch.sigma)
+        with torch.no_grad():
+            text = _encode(networks, batch.clip_ids, batch.t5_ids)
+            length = batch.t5_ids.shape[1]
+            empty_t5 = nn.functional.pad(sampler.empty[1], (0, length - sampler.empty[1].shape[1]))
+            nothing = [t.expand(len(batch.sigma), *t.shape[1:]) for t in _encode(networks, sampler.empty[0], empty_t5)]
+            one = torch.full_like(scale, NO_GUIDANCE)
+            with_text, without = teach(batch, *text, one).float(), teach(batch, *nothing, one).float()
+            target = without + scale[:, None, None] * (with_text - without)
+        return (forward(batch, *text, scale).float() - target).square().mean()
+
+    _optimize(networks.transformer, networks, sampler, loss, DISTILL_RATE, minutes, 0.0, lambda _: None)
+
+
+Forward = Callable[[Batch, Tensor, Tensor, Tensor], Tensor]
+
+
+def _optimize(
+    trained: nn.Module,
+    networks: Networks,
+    sampler: Sampler,
+    loss_of: Callable[[Batch, Forward], Tensor],
+    peak_rate: float,
+    minutes: float,
+    empty_share: float,
+    on_milestone: Callable[[Networks], None],
+) -> None:
+    forward = _forward_of(networks.transformer)
+    average = MovingAverage(trained, 0.9995)
+    optimizer = torch.optim.AdamW(
+        trained.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=sampler.device.type == "cuda"
+    )
+    begin, step, milestone, share = time.monotonic(), 0, 1, 0.0
+    running = torch.zeros((), device=sampler.device)
+    while share < 1:
+        share = (time.monotonic() - begin) / (60 * minutes)
+        for group in optimizer.param_groups:
+            group["lr"] = peak_rate * learning_rate(step, share)
+        with torch.autocast(sampler.device.type, torch.bfloat16):
+            loss = loss_of(sampler.draw(empty_share=empty_share), forward)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        average.update(trained)
+        running.lerp_(loss.detach(), 0.02 if step else 1.0)
+        if step % 500 == 0:
+            print(
+                f"step {step} share {share:.2f} loss {running.item():.4f} {time.monotonic() - begin:.0f} s", flush=True
+            )
+        if share > 0.3 * milestone:
+            milestone += 1
+            _with_average(trained, average, lambda: on_milestone(networks))
+        step += 1
+    average.copy_to(trained)
+
+
+def _with_average(trained: nn.Module, average: MovingAverage, action: Callable[[], None]) -> None:
+    present = MovingAverage(trained, 0.0)
+    average.copy_to(trained)
+    action()
+    present.copy_to(trained)
+
+
+def _forward_of(transformer: FluxTransformer2DModel) -> Forward:
+    """The transformer with the most frequent shapes compiled where that pays."""
+    compiled = torch.compile(transformer, dynamic=False) if next(transformer.parameters()).is_cuda else transformer
+
+    def forward(batch: Batch, tokens: Tensor, pooled: Tensor, guidance: Tensor) -> Tensor:
+        common = batch.t5_ids.shape[1] == TEXT_LENGTHS[0] and batch.clean.shape[1] == 256
+        network = compiled if common else transformer
+        predicted: Tensor = network(
+            hidden_states=batch.noisy,
+            timestep=batch.sigma,
+            guidance=guidance,
+            pooled_projections=pooled,
+            encoder_hidden_states=tokens,
+            txt_ids=torch.zeros(tokens.shape[1], 3, device=tokens.device),
+            img_ids=batch.image_ids,
+            return_dict=False,
+        )[0]
+        return predicted
+
+    return forward
+
+
+def _encode(networks: Networks, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
+    return networks.t5(t5_ids.long())[0], networks.clip(clip_ids.long()).pooler_output
+
+
+def _noise_levels(count: int, device: torch.device) -> Tensor:
+    """Mostly logit-normal, a tenth uniform, then shifted like the sampler's schedule."""
+    level = torch.where(
+        torch.rand(count, device=device) < 0.9,
+        torch.sigmoid(torch.randn(count, device=device)),
+        torch.rand(count, device=device),
+    )
+    return SHIFT * level / (1 + (SHIFT - 1) * level)
