@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -20,11 +21,22 @@ EXIT_CODE = 130
 GRACE_SECONDS = 5.0
 
 _seen = threading.Event()
+_command_runs = threading.Event()
 
 
 def seen() -> bool:
     """Whether Ctrl-C was pressed."""
     return _seen.is_set()
+
+
+@contextmanager
+def command_running() -> Iterator[None]:
+    """The time in which there is something to clean up; outside of it Ctrl-C ends the process on the spot."""
+    _command_runs.set()
+    try:
+        yield
+    finally:
+        _command_runs.clear()
 
 
 def install() -> None:
@@ -34,7 +46,7 @@ def install() -> None:
 
 
 def _on_interrupt(_signal: int, _frame: FrameType | None) -> None:
-    if _seen.is_set():
+    if _seen.is_set() or not _command_runs.is_set():
         os._exit(EXIT_CODE)
     _seen.set()
     timer = threading.Timer(GRACE_SECONDS, os._exit, (EXIT_CODE,))

@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str], plugins: Plugins | None = None) -> int:
     """Run one command; returns the exit code and lets no exception out."""
     try:
-        plugins = plugins or load_plugins()
-        result = Program(plugins).main(list(arguments), prog_name="autoflux", standalone_mode=False, obj=plugins)
+        with interrupt.command_running():
+            result = _dispatch(list(arguments), plugins or load_plugins())
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
@@ -65,6 +65,10 @@ def run(arguments: Sequence[str], plugins: Plugins | None = None) -> int:
     except Exception as error:  # noqa: BLE001 — the one place where errors become messages
         return interrupt.EXIT_CODE if interrupt.seen() else _report(error, as_json="--json" in arguments)
     return result if isinstance(result, int) else 0
+
+
+def _dispatch(arguments: list[str], plugins: Plugins) -> object:
+    return Program(plugins).main(arguments, prog_name="autoflux", standalone_mode=False, obj=plugins)
 
 
 def _report(error: Exception, *, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import signal
@@ -131,7 +132,8 @@ def _narrator(service: Callable[[], Service]) -> Callable[[Status], None]:
         line = _line(status, service())
         if line and line != said:
             said = line
-            stderr.print(line, soft_wrap=True, markup=False)
+            with contextlib.suppress(OSError):  # the terminal has been closed; the server goes on
+                stderr.print(line, soft_wrap=True, markup=False)
 
     return tell
 

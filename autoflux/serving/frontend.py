@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, ClassVar, Protocol
 
+from autoflux.hardware.values import Hardware
 from autoflux.models.request import Order, Request
 from autoflux.models.values import Model
+from autoflux.planning.values import Plan
 from autoflux.serving.jobs import Job, Status
 
 Scope = MutableMapping[str, Any]
@@ -20,12 +22,21 @@ class Desk(Protocol):
 
     model: Model
 
+    @property
+    def hardware(self) -> Hardware | None:
+        """The machine; None until it has been probed."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the model runs on it; None until that has been planned."""
+
     def submit(self, order: Order) -> Job:
         """Accept an order; it is queued when this returns, also while the model is still loading.
 
         Raises:
             InvalidRequest: a field is out of the model's limits.
-            ServiceUnavailable: the queue is full or the worker cannot be started.
+            QueueFull: too many jobs wait already.
+            ServiceUnavailable: the worker cannot be started, or the service is stopping.
         """
 
     def submit_requests(self, requests: tuple[Request, ...]) -> Job:
@@ -38,7 +49,10 @@ class Desk(Protocol):
         """All jobs kept, oldest first."""
 
     def watch(self, job_id: str) -> AsyncIterator[Job]:
-        """The job now and after every change, until it is finished; changes in quick succession may be merged."""
+        """The job now and after every change, until it is finished; changes in quick succession may be merged.
+
+        Must be used in a coroutine. Ends early when the service stops.
+        """
 
     def cancel(self, job_id: str) -> Job:
         """Stop a queued or running job between two steps; a finished one is left as it is."""

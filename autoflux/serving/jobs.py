@@ -5,12 +5,27 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Protocol
 
-from autoflux.errors import ErrorReport
+from autoflux.errors import AutofluxError, ErrorReport, ServiceUnavailable, UnknownName
 from autoflux.models.request import Request
 from autoflux.values import Value
 
 
+class QueueFull(ServiceUnavailable):
+    """Too many jobs wait; later there will be room."""
+
+    code = "queue_full"
+
+
+class NotKept(UnknownName):
+    """A job or picture that never was or is not kept any more."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        AutofluxError.__init__(self, message, hint=hint)
+
+
 class JobState(StrEnum):
+    """A job goes queued → running → one of the other three; back to queued when its worker died."""
+
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
@@ -52,11 +67,33 @@ class Job(Value, frozen=True, kw_only=True):
     pictures: tuple[Drawn, ...] = ()
     error: ErrorReport | None = None
     position: int | None = None
-    """Jobs ahead of it in the queue while it is queued."""
+    """While it is queued: jobs before it, waiting or being drawn."""
 
     @property
     def steps(self) -> int:
         return sum(request.steps for request in self.requests)
+
+    def changed(self, **changes: object) -> Job:
+        """The next version."""
+        return self.replace(version=self.version + 1, position=None, **changes)
+
+    def started(self, now: float) -> Job:
+        """Given to a worker, once more. Pictures of earlier attempts count as done."""
+        step = sum(self.requests[drawn.index].steps for drawn in self.pictures)
+        return self.changed(state=JobState.RUNNING, attempt=self.attempt + 1, started_at=now, step=step)
+
+    def with_picture(self, index: int, seconds: float, warnings: tuple[str, ...] = ()) -> Job:
+        """With one more of its pictures drawn."""
+        request = self.requests[index]
+        drawn = Drawn(
+            index=index,
+            seed=request.seed,
+            width=request.width,
+            height=request.height,
+            seconds=seconds,
+            warnings=warnings,
+        )
+        return self.changed(pictures=(*self.pictures, drawn))
 
 
 class JobStore(Protocol):
@@ -83,6 +120,11 @@ class WorkerState(StrEnum):
     READY = "ready"
     FAILED = "failed"
     STOPPED = "stopped"
+
+    @property
+    def accepting(self) -> bool:
+        """Whether jobs can be ordered."""
+        return self not in (WorkerState.FAILED, WorkerState.STOPPED)
 
 
 class Status(Value, frozen=True, kw_only=True):

@@ -6,18 +6,30 @@ import msgspec
 
 from autoflux.errors import ErrorReport
 from autoflux.models.request import Request
+from autoflux.models.values import Model
+from autoflux.planning.values import Plan
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """Base of both directions."""
 
 
+class Load(Message, frozen=True, kw_only=True):
+    """Service → worker, first of all: build the pipeline of this plan with the backend it names."""
+
+    plan: Plan
+    model: Model
+    warm_up: bool = True
+    """Draw one step of a picture before saying Ready, so that the first user does not wait for it."""
+
+
 class Run(Message, frozen=True, kw_only=True):
-    """Service → worker: draw these, in order."""
+    """Service → worker: draw these, in order, without those that an earlier attempt has `drawn` already."""
 
     job_id: str
     attempt: int
     requests: tuple[Request, ...]
+    drawn: tuple[int, ...] = ()
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -27,7 +39,7 @@ class Cancel(Message, frozen=True, kw_only=True):
 
 
 class Stop(Message, frozen=True, kw_only=True):
-    """Service → worker: finish the current step and end the process."""
+    """Service → worker: end the process now, whatever it is doing; its memory goes with it."""
 
 
 class Loading(Message, frozen=True, kw_only=True):
@@ -48,7 +60,7 @@ class Broken(Message, frozen=True, kw_only=True):
 
 
 class Alive(Message, frozen=True, kw_only=True):
-    """Nothing to report, still here."""
+    """Nothing to do, still here. Said by the thread that draws, so a hanging one is silent."""
 
 
 class Started(Message, frozen=True, kw_only=True):
@@ -57,7 +69,7 @@ class Started(Message, frozen=True, kw_only=True):
 
 
 class Stepped(Message, frozen=True, kw_only=True):
-    """One more denoise step done, counted over all pictures of the job."""
+    """Denoise steps done so far, counted over all pictures of the job."""
 
     job_id: str
     attempt: int
@@ -84,5 +96,6 @@ class Ended(Message, frozen=True, kw_only=True):
     error: ErrorReport | None = None
 
 
-ToWorker = Run | Cancel | Stop
+ToWorker = Load | Run | Cancel | Stop
 FromWorker = Loading | Ready | Broken | Alive | Started | Stepped | Finished | Ended
+AboutJob = Started | Stepped | Finished | Ended

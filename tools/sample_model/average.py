@@ -1,35 +1,66 @@
-"""Exponential moving average of weights, and the learning-rate schedule."""
+"""Weights in full precision behind a bf16 network, their moving average, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 WARM_UP_STEPS = 300
+LARGEST_GRADIENT = 1.0
+
+
+class MasterWeights:
+    """Trains a network that computes in bf16 through float32 copies of its parameters, with AdamW."""
+
+    def __init__(self, network: nn.Module, peak_rate: float, *, weight_decay: float) -> None:
+        self.live = list(network.parameters())
+        self.master = [p.detach().float().clone().requires_grad_() for p in self.live]
+        self.peak_rate = peak_rate
+        self.steps = 0
+        self.optimizer = torch.optim.AdamW(
+            self.master,
+            lr=peak_rate,
+            betas=(0.9, 0.98),
+            weight_decay=weight_decay,
+            fused=self.live[0].is_cuda,
+        )
+
+    def step(self, loss: Tensor, share: float) -> None:
+        """One update; `share` is how much of the training is over."""
+        loss.backward()
+        for master, live in zip(self.master, self.live, strict=True):
+            master.grad = None if live.grad is None else live.grad.float()
+            live.grad = None
+        nn.utils.clip_grad_norm_(self.master, LARGEST_GRADIENT)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak_rate * learning_rate(self.steps, share)
+        self.optimizer.step()
+        self.steps += 1
+        self.show(self.master)
+
+    @torch.no_grad()
+    def show(self, values: Iterable[Tensor]) -> None:
+        """Let the network compute with these values."""
+        torch._foreach_copy_(self.live, list(values))
 
 
 class MovingAverage:
-    """Averaged parameters of a network; early on it follows faster, so that the start is forgotten."""
+    """Averaged weights; early on the average follows faster, so that the start is forgotten."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, values: Iterable[Tensor], decay: float) -> None:
         self.decay = decay
         self.steps = 0
-        self.values = [p.detach().clone() for p in network.parameters()]
+        self.values = [value.detach().clone() for value in values]
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Move towards the network's present weights."""
+    def update(self, values: Iterable[Tensor]) -> None:
+        """Move towards these values."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.values, [p.detach() for p in network.parameters()], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, network: nn.Module) -> None:
-        """Write the averages into a network of the same shape."""
-        for parameter, value in zip(network.parameters(), self.values, strict=True):
-            parameter.copy_(value)
+        torch._foreach_lerp_(self.values, [value.detach() for value in values], 1 - decay)
 
 
 def learning_rate(step: int, share: float) -> float:

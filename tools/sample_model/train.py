@@ -35,12 +35,13 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=240_000, help="pictures of the first size; a tenth of each other")
+    parser.add_argument("--scenes", type=int, default=160_000, help="pictures of the first size; a tenth of each other")
     parser.add_argument("--vae-minutes", type=float, default=3.0)
     parser.add_argument("--flow-minutes", type=float, default=13.0)
     parser.add_argument("--guidance-minutes", type=float, default=3.0)
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--vae-batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--vae-batch", type=int, default=16)
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 
@@ -58,21 +59,24 @@ def train(options: argparse.Namespace) -> None:
     vae = train_vae(sets[0].rows, device, minutes=options.vae_minutes, batch=options.vae_batch)
     print(f"autoencoder: {reconstruction_psnr(vae, sets[0].rows[:64], device):.1f} dB, {dict(vae.config)}", flush=True)
     latents = [_latents(s, size, vae, clip_words, t5_words, device) for s, size in zip(sets, SIZES, strict=True)]
+    place = {"device": device, "dtype": torch.bfloat16}
     trained = Networks(
-        networks.transformer().to(device),
-        networks.clip_encoder(clip_words).to(device),
-        networks.t5_encoder(t5_words).to(device),
+        networks.transformer().to(**place),
+        networks.clip_encoder(clip_words).to(**place),
+        networks.t5_encoder(t5_words).to(**place),
     )
+    if options.compile:
+        trained.transformer.compile_repeated_blocks(dynamic=False)
     empty = (_clip_ids(clip_words, [""]).to(device), _t5_ids(t5_words, [""]).to(device))
     sampler = Sampler(latents, empty, options.batch, options.seed)
 
-    def save(present: Networks) -> None:
-        _export(options.out, present, vae, clip_words, t5_words)
+    def save() -> None:
+        _export(options.out, trained, vae, clip_words, t5_words)
 
     train_flow(trained, sampler, minutes=options.flow_minutes, on_milestone=save)
-    save(trained)
+    save()
     distil_guidance(trained, sampler, minutes=options.guidance_minutes)
-    save(trained)
+    save()
     print("done", flush=True)
 
 
@@ -126,10 +130,17 @@ def _export(
     fresh = out / "model.new"
     pipe.save_pretrained(fresh)
     shutil.copy(SETTINGS, fresh / "autoflux.json")
+    for part in ("text_encoder", "text_encoder_2"):
+        _compute_in_float32(fresh / part / "config.json")
     shutil.rmtree(out / "model", ignore_errors=True)
     fresh.rename(out / "model")
     size = sum(file.stat().st_size for file in (out / "model").rglob("*.safetensors"))
     print(f"wrote {out / 'model'}: {size:,} bytes of weights", flush=True)
+
+
+def _compute_in_float32(config: Path) -> None:
+    # Without a wish transformers takes the type named here and diffusers takes float32: let them agree.
+    config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
 
 
 def _copy(fresh: torch.nn.Module, trained: torch.nn.Module) -> torch.nn.Module:

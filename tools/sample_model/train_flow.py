@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
-from tools.sample_model.average import MovingAverage, learning_rate
+from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.networks import SHIFT
 
 TEXT_LENGTHS = (64, 64, 64, 64, 64, 64, 64, 64, 128, 512)
@@ -25,6 +25,8 @@ EMPTY_SHARE = 0.1
 NO_GUIDANCE = 1.0
 GUIDANCE_RANGE = (1.0, 6.0)
 PEAK_RATE, DISTILL_RATE = 1.2e-3, 3e-4
+MILESTONE = 0.3
+"""Share of the training after which the weights so far are written."""
 
 
 @dataclass(frozen=True)
@@ -114,108 +116,88 @@ def image_positions(height: int, width: int, device: torch.device) -> Tensor:
     return grid.view(-1, 3)
 
 
-def train_flow(
-    networks: Networks, sampler: Sampler, *, minutes: float, on_milestone: Callable[[Networks], None]
-) -> None:
-    """Train transformer and encoders together; leaves the averaged weights in `networks`."""
+@dataclass(frozen=True)
+class Task:
+    """What to minimize over which batches, and how fast."""
 
-    def loss(batch: Batch, forward: Forward) -> Tensor:
+    sampler: Sampler
+    loss: Callable[[Batch], Tensor]
+    peak_rate: float
+    empty_share: float
+
+
+def train_flow(networks: Networks, sampler: Sampler, *, minutes: float, on_milestone: Callable[[], None]) -> None:
+    """Train transformer and encoders together; leaves the averaged weights in `networks`."""
+    forward = forward_of(networks.transformer)
+
+    def loss(batch: Batch) -> Tensor:
         guidance = torch.full_like(batch.sigma, NO_GUIDANCE)
         predicted = forward(batch, *_encode(networks, batch.clip_ids, batch.t5_ids), guidance)
-        return (predicted.float() - batch.velocity).square().mean()
+        return (predicted - batch.velocity).square().mean()
 
-    _optimize(networks.all(), networks, sampler, loss, PEAK_RATE, minutes, EMPTY_SHARE, on_milestone)
+    _optimize(networks.all(), Task(sampler, loss, PEAK_RATE, EMPTY_SHARE), minutes, on_milestone)
 
 
 def distil_guidance(networks: Networks, sampler: Sampler, *, minutes: float) -> None:
     """Teach the guidance input what classifier-free guidance of that scale gives, as FLUX.1-dev was."""
     teacher = copy.deepcopy(networks.transformer).eval().requires_grad_(requires_grad=False)
-    teach = _forward_of(teacher)
+    forward, teach = forward_of(networks.transformer), forward_of(teacher)
     low, high = GUIDANCE_RANGE
 
-    def loss(batch: Batch, forward: Forward) -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         scale = low + (high - low) * torch.rand_like(batch.sigma)
         with torch.no_grad():
             text = _encode(networks, batch.clip_ids, batch.t5_ids)
-            length = batch.t5_ids.shape[1]
-            empty_t5 = nn.functional.pad(sampler.empty[1], (0, length - sampler.empty[1].shape[1]))
-            nothing = [t.expand(len(batch.sigma), *t.shape[1:]) for t in _encode(networks, sampler.empty[0], empty_t5)]
+            empty_t5 = nn.functional.pad(sampler.empty[1], (0, batch.t5_ids.shape[1] - sampler.empty[1].shape[1]))
+            nothing = [t.expand(len(scale), *t.shape[1:]) for t in _encode(networks, sampler.empty[0], empty_t5)]
             one = torch.full_like(scale, NO_GUIDANCE)
-            with_text, without = teach(batch, *text, one).float(), teach(batch, *nothing, one).float()
+            with_text, without = teach(batch, *text, one), teach(batch, *nothing, one)
             target = without + scale[:, None, None] * (with_text - without)
-        return (forward(batch, *text, scale).float() - target).square().mean()
+        return (forward(batch, *text, scale) - target).square().mean()
 
-    _optimize(networks.transformer, networks, sampler, loss, DISTILL_RATE, minutes, 0.0, lambda _: None)
+    _optimize(networks.transformer, Task(sampler, loss, DISTILL_RATE, 0.0), minutes)
 
 
 Forward = Callable[[Batch, Tensor, Tensor, Tensor], Tensor]
 
 
-def _optimize(
-    trained: nn.Module,
-    networks: Networks,
-    sampler: Sampler,
-    loss_of: Callable[[Batch, Forward], Tensor],
-    peak_rate: float,
-    minutes: float,
-    empty_share: float,
-    on_milestone: Callable[[Networks], None],
-) -> None:
-    forward = _forward_of(networks.transformer)
-    average = MovingAverage(trained, 0.9995)
-    optimizer = torch.optim.AdamW(
-        trained.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=sampler.device.type == "cuda"
-    )
-    begin, step, milestone, share = time.monotonic(), 0, 1, 0.0
-    running = torch.zeros((), device=sampler.device)
+def _optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Callable[[], None] = lambda: None) -> None:
+    weights = MasterWeights(trained, task.peak_rate, weight_decay=0.01)
+    average = MovingAverage(weights.master, 0.9995)
+    begin, milestone, share = time.monotonic(), 1, 0.0
+    running = torch.zeros((), device=weights.live[0].device)
     while share < 1:
         share = (time.monotonic() - begin) / (60 * minutes)
-        for group in optimizer.param_groups:
-            group["lr"] = peak_rate * learning_rate(step, share)
-        with torch.autocast(sampler.device.type, torch.bfloat16):
-            loss = loss_of(sampler.draw(empty_share=empty_share), forward)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
-        average.update(trained)
-        running.lerp_(loss.detach(), 0.02 if step else 1.0)
-        if step % 500 == 0:
-            print(
-                f"step {step} share {share:.2f} loss {running.item():.4f} {time.monotonic() - begin:.0f} s", flush=True
-            )
-        if share > 0.3 * milestone:
+        loss = task.loss(task.sampler.draw(empty_share=task.empty_share))
+        weights.step(loss, share)
+        average.update(weights.master)
+        running.lerp_(loss.detach(), 0.02 if weights.steps > 1 else 1.0)
+        if weights.steps % 500 == 1:
+            seconds = time.monotonic() - begin
+            print(f"step {weights.steps} share {share:.2f} loss {running.item():.4f} {seconds:.0f} s", flush=True)
+        if share > MILESTONE * milestone:
             milestone += 1
-            _with_average(trained, average, lambda: on_milestone(networks))
-        step += 1
-    average.copy_to(trained)
+            weights.show(average.values)
+            on_milestone()
+            weights.show(weights.master)
+    weights.show(average.values)
 
 
-def _with_average(trained: nn.Module, average: MovingAverage, action: Callable[[], None]) -> None:
-    present = MovingAverage(trained, 0.0)
-    average.copy_to(trained)
-    action()
-    present.copy_to(trained)
-
-
-def _forward_of(transformer: FluxTransformer2DModel) -> Forward:
-    """The transformer with the most frequent shapes compiled where that pays."""
-    compiled = torch.compile(transformer, dynamic=False) if next(transformer.parameters()).is_cuda else transformer
+def forward_of(transformer: FluxTransformer2DModel) -> Forward:
+    """The transformer as a function of a batch, text and guidance."""
 
     def forward(batch: Batch, tokens: Tensor, pooled: Tensor, guidance: Tensor) -> Tensor:
-        common = batch.t5_ids.shape[1] == TEXT_LENGTHS[0] and batch.clean.shape[1] == 256
-        network = compiled if common else transformer
-        predicted: Tensor = network(
-            hidden_states=batch.noisy,
-            timestep=batch.sigma,
-            guidance=guidance,
+        predicted: Tensor = transformer(
+            hidden_states=batch.noisy.to(tokens.dtype),
+            timestep=batch.sigma.to(tokens.dtype),
+            guidance=guidance.to(tokens.dtype),
             pooled_projections=pooled,
             encoder_hidden_states=tokens,
             txt_ids=torch.zeros(tokens.shape[1], 3, device=tokens.device),
             img_ids=batch.image_ids,
             return_dict=False,
         )[0]
-        return predicted
+        return predicted.float()
 
     return forward
 
@@ -231,4 +213,5 @@ def _noise_levels(count: int, device: torch.device) -> Tensor:
         torch.sigmoid(torch.randn(count, device=device)),
         torch.rand(count, device=device),
     )
-    return SHIFT * level / (1 + (SHIFT - 1) * level)
+    # Rounded as the network sees it, so that noise and noise level agree.
+    return (SHIFT * level / (1 + (SHIFT - 1) * level)).bfloat16().float()

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from tools.sample_model.average import MovingAverage, learning_rate
+from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.drawing import draw
 from tools.sample_model.networks import autoencoder
 
@@ -19,27 +19,20 @@ PEAK_RATE = 1.5e-3
 
 def train_vae(rows: Tensor, device: torch.device, *, minutes: float, batch: int) -> AutoencoderKL:
     """Train for that long on scenes drawn anew; returns the averaged weights, latents scaled to unit variance."""
-    vae = autoencoder().to(device, memory_format=torch.channels_last).train()
-    average = MovingAverage(vae, 0.998)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, weight_decay=1e-4)
-    begin, step, share = time.monotonic(), 0, 0.0
+    vae = autoencoder().to(device).train()
+    torch.backends.cudnn.benchmark = True
+    weights = MasterWeights(vae, PEAK_RATE, weight_decay=1e-4)
+    average = MovingAverage(weights.master, 0.998)
+    begin, share = time.monotonic(), 0.0
     while share < 1:
         share = (time.monotonic() - begin) / (60 * minutes)
-        for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * learning_rate(step, share)
-        pictures = draw(rows[torch.randint(len(rows), (batch,))].to(device)).contiguous(
-            memory_format=torch.channels_last
-        )
+        pictures = draw(rows[torch.randint(len(rows), (batch,))].to(device))
         loss = _loss(vae, pictures)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        average.update(vae)
-        if step % 500 == 0:
-            print(f"vae step {step} share {share:.2f} loss {loss.item():.4f}", flush=True)
-        step += 1
-    average.copy_to(vae)
+        weights.step(loss, share)
+        average.update(weights.master)
+        if weights.steps % 500 == 1:
+            print(f"vae step {weights.steps} share {share:.2f} loss {loss.item():.4f}", flush=True)
+    weights.show(average.values)
     vae.eval().requires_grad_(requires_grad=False)
     _normalize(vae, rows, device)
     return vae

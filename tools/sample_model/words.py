@@ -55,6 +55,4 @@ def t5_tokenizer(captions: Sequence[str]) -> T5TokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
-    return T5TokenizerFast(
-        tokenizer_object=tokenizer, extra_ids=0, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, **T5_MARKS)

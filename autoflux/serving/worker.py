@@ -1,0 +1,190 @@
+"""The worker process: builds the pipeline, then draws what it is sent, one step at a time.
+
+It ends at once when it is told to stop and when the service is gone, whatever it is doing: a reader thread sees to
+that. It holds nothing but memory, so there is nothing to tidy up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import queue
+import signal
+import sys
+import threading
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Protocol
+
+from autoflux.errors import AutofluxError, PluginFailure, describe
+from autoflux.serving.channel import Channel, worker_end
+from autoflux.serving.messages import (
+    Alive,
+    Broken,
+    Cancel,
+    Ended,
+    Finished,
+    FromWorker,
+    Load,
+    Loading,
+    Ready,
+    Run,
+    Started,
+    Stepped,
+    Stop,
+    ToWorker,
+)
+
+if TYPE_CHECKING:
+    from autoflux.runtime.picture import Picture
+    from autoflux.runtime.session import Session
+
+ALIVE_SECONDS = 1.0
+
+
+class Outbox(Protocol):
+    """Where a drawing reports to."""
+
+    def send(self, message: FromWorker) -> None: ...
+
+
+class Cancelled(Exception):
+    """The job that is being drawn is not wanted any more."""
+
+
+class Inbox:
+    """What the service has sent, read by a thread so that Stop and Cancel are seen at any time."""
+
+    def __init__(self, channel: Channel[FromWorker, ToWorker]) -> None:
+        self._channel = channel
+        self._messages: queue.SimpleQueue[Load | Run] = queue.SimpleQueue()
+        self._cancelled: set[str] = set()
+        threading.Thread(target=self._read, name="autoflux-inbox", daemon=True).start()
+
+    def load(self) -> Load:
+        """The first message."""
+        message = self._messages.get()
+        if not isinstance(message, Load):
+            raise PluginFailure(f"the first message must be Load, got {type(message).__name__}")
+        return message
+
+    def next_run(self, timeout: float) -> Run | None:
+        """The next job, None when none came in `timeout` seconds."""
+        with contextlib.suppress(queue.Empty):
+            message = self._messages.get(timeout=timeout)
+            return message if isinstance(message, Run) else None
+        return None
+
+    def cancelled(self, job_id: str) -> bool:
+        return job_id in self._cancelled
+
+    def forget(self, job_id: str) -> None:
+        """The job is over; a cancel that comes later means nothing."""
+        self._cancelled.discard(job_id)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = self._channel.receive()
+            except (EOFError, OSError):
+                os._exit(0)
+            if isinstance(message, Stop):
+                os._exit(0)
+            elif isinstance(message, Cancel):
+                self._cancelled.add(message.job_id)
+            elif message is not None:
+                self._messages.put(message)
+
+
+def main(connection: Connection, log: str | None) -> None:
+    """Run until told to stop. `log` gets what libraries print; None leaves it on the terminal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if log:
+        _print_into(log)
+    faulthandler.enable()
+    channel = worker_end(connection)
+    inbox = Inbox(channel)
+    try:
+        session, device = _load(inbox.load(), channel)
+    except Exception as error:
+        channel.send(Broken(error=describe(error)))
+        raise SystemExit(1) from error
+    channel.send(Ready(device=device))
+    while True:
+        run = inbox.next_run(ALIVE_SECONDS)
+        if run is None:
+            channel.send(Alive())
+        else:
+            _run(session, run, channel, inbox)
+            inbox.forget(run.job_id)
+
+
+def _print_into(log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+
+
+def _load(load: Load, channel: Channel[FromWorker, ToWorker]) -> tuple[Session, str]:
+    def progress(stage: str, share: float) -> None:
+        channel.send(Loading(stage=stage, progress=share))
+
+    progress("starting", 0.0)
+    from autoflux.plugin_manager import load_plugins  # noqa: PLC0415 — may import torch, so only here
+    from autoflux.runtime.session import Session  # noqa: PLC0415
+
+    backend = load_plugins().backends.get(load.plan.backend)
+    session = Session(backend.build(load.plan, load.model, progress), load.plan, load.model)
+    if load.warm_up:
+        progress("drawing a first step", 1.0)
+        session.warm_up()
+    return session, load.plan.device
+
+
+def _run(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
+    """Draw a job and say how it ended."""
+    ended = partial(Ended, job_id=run.job_id, attempt=run.attempt)
+    try:
+        _draw(session, run, outbox, inbox)
+    except Cancelled:
+        outbox.send(ended(cancelled=True))
+    except AutofluxError as error:
+        outbox.send(ended(error=error.report()))
+    except Exception as error:
+        # Nobody knows what state the device is in now. The job has failed; a fresh process takes the next one.
+        outbox.send(ended(error=describe(error)))
+        raise
+    else:
+        outbox.send(ended())
+
+
+def _draw(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
+    """Draw the pictures of a job in batches, looking for a cancel between steps."""
+    outbox.send(Started(job_id=run.job_id, attempt=run.attempt))
+    step = sum(run.requests[index].steps for index in run.drawn)
+    missing = [index for index in range(len(run.requests)) if index not in run.drawn]
+    for group in session.groups([run.requests[index] for index in missing]):
+        indexes = [missing[position] for position in group]
+        drawings = [session.begin(run.requests[index]) for index in indexes]
+        while unfinished := [drawing for drawing in drawings if not drawing.finished]:
+            if inbox.cancelled(run.job_id):
+                raise Cancelled
+            session.advance(unfinished)
+            step += len(unfinished)
+            outbox.send(Stepped(job_id=run.job_id, attempt=run.attempt, step=step))
+        for index, picture in zip(indexes, session.finish(drawings), strict=True):
+            outbox.send(_finished(run, index, picture))
+
+
+def _finished(run: Run, index: int, picture: Picture) -> Finished:
+    return Finished(
+        job_id=run.job_id,
+        attempt=run.attempt,
+        index=index,
+        png=picture.png(),
+        seconds=picture.seconds,
+        warnings=picture.warnings,
+    )
