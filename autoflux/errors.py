@@ -4,6 +4,7 @@ AutofluxError                 exit 1
 ├── UsageError                exit 2   what the user asked for cannot be read or is out of range
 │   ├── InvalidRequest                 one field of a picture request; `param` names it
 │   ├── UnknownName                    no model, backend, frontend or profile of that name
+│   ├── NotKept                        a job or picture that never was, or is not kept any more
 │   └── ContradictoryWishes            two wishes exclude each other
 ├── DoesNotFit                exit 3   the model cannot run on this machine under these wishes
 ├── DeviceUnavailable                  the device asked for is not there or cannot be used
@@ -16,7 +17,8 @@ AutofluxError                 exit 1
 ├── PluginConflict                     two plugins registered the same name
 ├── PluginFailure                      a plugin broke a promise of its interface
 ├── OutputUnwritable                   the result cannot be saved where the user asked
-├── ServiceUnavailable                 the port is taken, the queue is full, the worker is gone
+├── ServiceUnavailable                 the port is taken, the worker is gone
+│   └── QueueFull                      too many jobs wait
 └── OutOfMemory                        the device ran out of memory during a run
 
 A message says what happened and what was needed, in lower case, with values in repr; the hint is one thing to try.
@@ -77,6 +79,10 @@ class UnknownName(UsageError):
         super().__init__(f"no {kind} named {name!r}; known: {listed}", hint=guess or hint)
 
 
+class NotKept(UsageError):
+    code = "not_kept"
+
+
 class ContradictoryWishes(UsageError):
     code = "contradictory_wishes"
 
@@ -131,6 +137,10 @@ class OutputUnwritable(AutofluxError):
 
 class ServiceUnavailable(AutofluxError):
     code = "service_unavailable"
+
+
+class QueueFull(ServiceUnavailable):
+    code = "queue_full"
 
 
 class OutOfMemory(AutofluxError):

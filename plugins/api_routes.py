@@ -28,6 +28,7 @@ STATUS_CODES = {
     "usage": 400,
     "does_not_fit": 400,
     "unknown_name": 404,
+    "not_kept": 404,
     "queue_full": 429,
     "service_unavailable": 503,
 }

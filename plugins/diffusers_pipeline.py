@@ -59,7 +59,7 @@ class DiffusersPipeline:
         with ExitStack() as stack:
             for name in ("text_encoder", "text_encoder_2"):
                 stack.enter_context(self._residences[name].on_device())
-            return [self._encode(prompt) for prompt in prompts]
+            return list(map(self._encode, prompts))
 
     @torch.inference_mode()
     def start(self, request: Request, conditioning: Conditioning) -> FluxState:

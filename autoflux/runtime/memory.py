@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
 
 from autoflux.errors import OutOfMemory
 from autoflux.planning.values import Plan
@@ -17,16 +16,14 @@ def translated_memory_errors(plan: Plan) -> Iterator[None]:
     """Turn torch's out-of-memory error into ours, after giving back what the allocator holds."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        release_memory()
-        have = format_bytes(plan.vram_limit_bytes or 0)
+    except Exception as error:
+        # Looked up, not imported: a pipeline without torch can raise no error of torch's.
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
         raise OutOfMemory(
-            f"{plan.device} ran out of memory; the plan counted on {have}",
+            f"{plan.device} ran out of memory; the plan counted on {format_bytes(plan.vram_limit_bytes or 0)}",
             hint="close other programs on the device, or lower the ceiling with --vram so that more waits in RAM",
         ) from error
-
-
-def release_memory() -> None:
-    """Hand cached device memory back to the driver."""
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()

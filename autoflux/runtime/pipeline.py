@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Conditioning(Protocol):
     """An encoded prompt. `dropped_text` is the end of the prompt that the model's token limit cut off."""
 
-    dropped_text: str
+    @property
+    def dropped_text(self) -> str: ...
 
 
 class State(Protocol):

@@ -5,22 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Protocol
 
-from autoflux.errors import AutofluxError, ErrorReport, ServiceUnavailable, UnknownName
+from autoflux.errors import ErrorReport
 from autoflux.models.request import Request
 from autoflux.values import Value
-
-
-class QueueFull(ServiceUnavailable):
-    """Too many jobs wait; later there will be room."""
-
-    code = "queue_full"
-
-
-class NotKept(UnknownName):
-    """A job or picture that never was or is not kept any more."""
-
-    def __init__(self, message: str, *, hint: str) -> None:
-        AutofluxError.__init__(self, message, hint=hint)
 
 
 class JobState(StrEnum):

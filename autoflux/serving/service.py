@@ -8,13 +8,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from autoflux.errors import AutofluxError, ErrorReport, ServiceUnavailable, describe
+from autoflux.errors import AutofluxError, ErrorReport, NotKept, QueueFull, ServiceUnavailable, describe
 from autoflux.hardware.values import Hardware
 from autoflux.models.request import Order, Request, check, make_requests
 from autoflux.models.values import Model
 from autoflux.planning.values import Plan
 from autoflux.serving.frontend import Desk
-from autoflux.serving.jobs import Job, JobState, JobStore, NotKept, QueueFull, Status, WorkerState
+from autoflux.serving.jobs import Job, JobState, JobStore, Status, WorkerState
 from autoflux.serving.messages import (
     Broken,
     Cancel,

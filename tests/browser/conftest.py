@@ -30,7 +30,7 @@ FLAGS = (
 """Chromium as root, and silent towards the network by itself."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:

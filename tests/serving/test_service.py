@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from autoflux.errors import DoesNotFit, ErrorReport, InvalidRequest, ServiceUnavailable, UnknownName
+from autoflux.errors import DoesNotFit, ErrorReport, InvalidRequest, NotKept, QueueFull, ServiceUnavailable
 from autoflux.models.request import Order
-from autoflux.serving.jobs import Job, JobState, QueueFull, WorkerState
+from autoflux.serving.jobs import Job, JobState, WorkerState
 from autoflux.serving.messages import Broken, Cancel, Ended, Finished, Load, Loading, Ready, Run, Started, Stepped
 from autoflux.serving.service import MAX_ATTEMPTS, Service
 from autoflux.serving.store import MemoryStore
@@ -87,7 +87,7 @@ def test_progress_and_pictures_arrive(service: Service):
     now = service.job(job.id)
     assert (now.step, now.steps, [drawn.seed for drawn in now.pictures]) == (3, 8, [6])
     assert service.picture(job.id, 1) == b"png"
-    with pytest.raises(UnknownName, match="no picture 0"):
+    with pytest.raises(NotKept, match="no picture 0"):
         service.picture(job.id, 0)
     service.received(Ended(job_id=job.id, attempt=1))
     assert service.job(job.id).state is JobState.DONE

@@ -16,7 +16,7 @@ class MasterWeights:
     """Trains a network that computes in bf16 through float32 copies of its parameters, with AdamW."""
 
     def __init__(self, network: nn.Module, peak_rate: float, *, weight_decay: float) -> None:
-        self.live = list(network.parameters())
+        self.live: list[Tensor] = list(network.parameters())
         self.master = [p.detach().float().clone().requires_grad_() for p in self.live]
         self.peak_rate = peak_rate
         self.steps = 0
@@ -30,7 +30,7 @@ class MasterWeights:
 
     def step(self, loss: Tensor, share: float) -> None:
         """One update; `share` is how much of the training is over."""
-        loss.backward()
+        torch.autograd.backward(loss)
         for master, live in zip(self.master, self.live, strict=True):
             master.grad = None if live.grad is None else live.grad.float()
             live.grad = None

@@ -16,9 +16,10 @@ from transformers import CLIPTextModel, T5EncoderModel
 from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.networks import SHIFT
 
-TEXT_LENGTHS = (64, 64, 64, 64, 64, 64, 64, 64, 128, 512)
+TEXT_LENGTHS = (*(64,) * 18, 128, 512)
 """Prompt lengths in training: the pipeline pads with tokens that are seen, so each length has to be learned."""
 
+MAIN_SIZE_SHARE = 0.9
 EMPTY_SHARE = 0.1
 """Captions replaced by the empty one: what guidance pushes away from."""
 
@@ -80,7 +81,7 @@ class Sampler:
         self.device = sets[0].latents.device
 
     def draw(self, *, empty_share: float) -> Batch:
-        data = self.sets[0] if self.rng.random() < 0.8 else self.rng.choice(self.sets)
+        data = self.sets[0] if self.rng.random() < MAIN_SIZE_SHARE else self.rng.choice(self.sets)
         area = data.latents[0, 0].numel() / self.sets[0].latents[0, 0].numel()
         count = int(self.batch / max(1.0, area))
         index = torch.randint(len(data.latents), (count,), device=self.device)
@@ -97,7 +98,7 @@ class Sampler:
             sigma=_noise_levels(count, self.device),
             clip_ids=clip_ids,
             t5_ids=nn.functional.pad(t5_ids, (0, length - t5_ids.shape[1])),
-            image_ids=image_positions(*data.latents.shape[-2:], self.device),
+            image_ids=image_positions(data.latents),
         )
 
 
@@ -108,11 +109,12 @@ def pack(latents: Tensor) -> Tensor:
     return patches.reshape(batch, (height // 2) * (width // 2), channels * 4)
 
 
-def image_positions(height: int, width: int, device: torch.device) -> Tensor:
-    """(h/2 * w/2, 3): zero, row and column of each image token."""
-    rows, columns = torch.arange(height // 2, device=device), torch.arange(width // 2, device=device)
-    grid = torch.zeros(height // 2, width // 2, 3, device=device)
-    grid[..., 1], grid[..., 2] = rows[:, None], columns[None]
+def image_positions(latents: Tensor) -> Tensor:
+    """(h/2 * w/2, 3): zero, row and column of each image token of latents (batch, channels, h, w)."""
+    height, width, device = latents.shape[-2] // 2, latents.shape[-1] // 2, latents.device
+    grid = torch.zeros(height, width, 3, device=device)
+    grid[..., 1] = torch.arange(height, device=device)[:, None]
+    grid[..., 2] = torch.arange(width, device=device)[None]
     return grid.view(-1, 3)
 
 
@@ -132,7 +134,7 @@ def train_flow(networks: Networks, sampler: Sampler, *, minutes: float, on_miles
 
     def loss(batch: Batch) -> Tensor:
         guidance = torch.full_like(batch.sigma, NO_GUIDANCE)
-        predicted = forward(batch, *_encode(networks, batch.clip_ids, batch.t5_ids), guidance)
+        predicted = forward(batch, _encode(networks, batch.clip_ids, batch.t5_ids), guidance)
         return (predicted - batch.velocity).square().mean()
 
     _optimize(networks.all(), Task(sampler, loss, PEAK_RATE, EMPTY_SHARE), minutes, on_milestone)
@@ -149,16 +151,20 @@ def distil_guidance(networks: Networks, sampler: Sampler, *, minutes: float) -> 
         with torch.no_grad():
             text = _encode(networks, batch.clip_ids, batch.t5_ids)
             empty_t5 = nn.functional.pad(sampler.empty[1], (0, batch.t5_ids.shape[1] - sampler.empty[1].shape[1]))
-            nothing = [t.expand(len(scale), *t.shape[1:]) for t in _encode(networks, sampler.empty[0], empty_t5)]
+            empty_tokens, empty_pooled = _encode(networks, sampler.empty[0], empty_t5)
+            nothing = (empty_tokens.expand_as(text[0]), empty_pooled.expand_as(text[1]))
             one = torch.full_like(scale, NO_GUIDANCE)
-            with_text, without = teach(batch, *text, one), teach(batch, *nothing, one)
+            with_text, without = teach(batch, text, one), teach(batch, nothing, one)
             target = without + scale[:, None, None] * (with_text - without)
-        return (forward(batch, *text, scale) - target).square().mean()
+        return (forward(batch, text, scale) - target).square().mean()
 
     _optimize(networks.transformer, Task(sampler, loss, DISTILL_RATE, 0.0), minutes)
 
 
-Forward = Callable[[Batch, Tensor, Tensor, Tensor], Tensor]
+Text = tuple[Tensor, Tensor]
+"""What the encoders make of prompts: tokens (batch, text tokens, width) and pooled (batch, width)."""
+
+Forward = Callable[[Batch, Text, Tensor], Tensor]
 
 
 def _optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Callable[[], None] = lambda: None) -> None:
@@ -186,7 +192,8 @@ def _optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Call
 def forward_of(transformer: FluxTransformer2DModel) -> Forward:
     """The transformer as a function of a batch, text and guidance."""
 
-    def forward(batch: Batch, tokens: Tensor, pooled: Tensor, guidance: Tensor) -> Tensor:
+    def forward(batch: Batch, text: Text, guidance: Tensor) -> Tensor:
+        tokens, pooled = text
         predicted: Tensor = transformer(
             hidden_states=batch.noisy.to(tokens.dtype),
             timestep=batch.sigma.to(tokens.dtype),
@@ -202,7 +209,7 @@ def forward_of(transformer: FluxTransformer2DModel) -> Forward:
     return forward
 
 
-def _encode(networks: Networks, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _encode(networks: Networks, clip_ids: Tensor, t5_ids: Tensor) -> Text:
     return networks.t5(t5_ids.long())[0], networks.clip(clip_ids.long()).pooler_output
 
 
