@@ -177,15 +177,15 @@ def _circumstances(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _drawn_scenes(prompt: Prompt) -> NDArray[np.uint8]:
-    from tools.sample_model.drawing import draw, rows  # noqa: PLC0415
+    from tools.sample_model.drawing import draw, rows
 
     pixels = (draw(rows([prompt.scene]))[0] + 1) * 127.5
     return np.asarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0))
 
 
 def _model_pictures(options: argparse.Namespace) -> Any:
-    import torch  # noqa: PLC0415
-    from diffusers import FluxPipeline  # noqa: PLC0415
+    import torch
+    from diffusers import FluxPipeline
 
     pipe = FluxPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)

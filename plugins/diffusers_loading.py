@@ -71,7 +71,7 @@ def load_components(plan: Plan, model: Model, progress: LoadProgress) -> Compone
 def _load_network(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
     network, report = _NETWORKS[name].from_pretrained(
         folder / name,
-        torch_dtype=dtype,
+        dtype=dtype,
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
