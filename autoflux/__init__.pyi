@@ -1,4 +1,5 @@
 from .api import find_model as find_model
+from .api import user_profiles as user_profiles
 from .api import load as load
 from .api import make_plan as make_plan
 from .api import probe as probe

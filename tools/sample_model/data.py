@@ -30,8 +30,13 @@ class Scenes:
 def make_scenes(count: int, captions_each: int, seed: int) -> Scenes:
     """`count` scenes of combinations that training may see; the same seed gives the same scenes."""
     chunks = [(seed * 1_000_003 + start, min(CHUNK, count - start), captions_each) for start in range(0, count, CHUNK)]
+    if len(chunks) == 1:  # not worth starting processes for
+        return _joined([_make_chunk(chunks[0])])
     with ProcessPoolExecutor(cpu_count(), mp_context=get_context("spawn")) as pool:
-        parts = list(pool.map(_make_chunk, chunks))
+        return _joined(list(pool.map(_make_chunk, chunks)))
+
+
+def _joined(parts: list[list[tuple[list[float], list[str]]]]) -> Scenes:
     numbers = torch.tensor([numbers for part in parts for numbers, _ in part], dtype=torch.float32)
     return Scenes(numbers, [captions for part in parts for _, captions in part])
 

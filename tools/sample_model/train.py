@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--guidance-minutes", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--vae-batch", type=int, default=24)
+    parser.add_argument("--start", type=Path, help="train this model on instead of a new one")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
@@ -51,21 +52,21 @@ def train(options: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(options.seed)
     torch.set_float32_matmul_precision("high")
+    # Its backward pass fails at these sizes (torch 2.11, CUDA 13, H200), and the failure surfaces in cuBLAS.
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     counts = [options.scenes, *(options.scenes // 10 for _ in SIZES[1:])]
     sets = [make_scenes(count, CAPTIONS_EACH, options.seed + i) for i, count in enumerate(counts)]
     print(f"{sum(counts)} scenes, such as: {sets[0].captions[0]}", flush=True)
-    known = [captions[0] for captions in sets[0].captions[:50_000]]
-    clip_words, t5_words = clip_tokenizer(known), t5_tokenizer(known)
-    vae = train_vae(sets[0].rows, device, minutes=options.vae_minutes, batch=options.vae_batch)
-    print(f"autoencoder: {reconstruction_psnr(vae, sets[0].rows[:64], device):.1f} dB, {dict(vae.config)}", flush=True)
+    start = _load(options.start) if options.start else _fresh(sets[0], options, device)
+    vae, clip_words, t5_words = start.vae.to(device), start.tokenizer, start.tokenizer_2
+    print(f"autoencoder: {reconstruction_psnr(vae, sets[0].rows[:64], device):.1f} dB", flush=True)
     latents = [_latents(s, size, vae, clip_words, t5_words, device) for s, size in zip(sets, SIZES, strict=True)]
     place = {"device": device, "dtype": torch.bfloat16}
-    trained = Networks(
-        networks.transformer().to(**place),
-        networks.clip_encoder(clip_words).to(**place),
-        networks.t5_encoder(t5_words).to(**place),
-    )
+    trained = Networks(start.transformer.to(**place), start.text_encoder.to(**place), start.text_encoder_2.to(**place))
+    trained.all().train()
     if options.compile:
+        # One graph for each length of prompt and size of picture, forwards and backwards.
+        torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 — the documented place of this setting
         trained.transformer.compile_repeated_blocks(dynamic=False)
     empty = (_clip_ids(clip_words, [""]).to(device), _t5_ids(t5_words, [""]).to(device))
     sampler = Sampler(latents, empty, options.batch, options.seed)
@@ -78,6 +79,28 @@ def train(options: argparse.Namespace) -> None:
     distil_guidance(trained, sampler, minutes=options.guidance_minutes)
     save()
     print("done", flush=True)
+
+
+def _fresh(scenes: Scenes, options: argparse.Namespace, device: torch.device) -> FluxPipeline:
+    """Tokenizers and a trained autoencoder, with a transformer and encoders that know nothing yet."""
+    known = [captions[0] for captions in scenes.captions[:50_000]]
+    clip_words, t5_words = clip_tokenizer(known), t5_tokenizer(known)
+    return FluxPipeline(
+        scheduler=networks.scheduler(),
+        vae=train_vae(scenes.rows, device, minutes=options.vae_minutes, batch=options.vae_batch),
+        text_encoder=networks.clip_encoder(clip_words),
+        tokenizer=clip_words,
+        text_encoder_2=networks.t5_encoder(t5_words),
+        tokenizer_2=t5_words,
+        transformer=networks.transformer(),
+    )
+
+
+def _load(folder: Path) -> FluxPipeline:
+    """A model trained before, to be trained on; its autoencoder stays as it is."""
+    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.vae.eval().requires_grad_(requires_grad=False)
+    return pipe
 
 
 @torch.inference_mode()

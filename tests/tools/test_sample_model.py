@@ -1,0 +1,166 @@
+"""How the sample model is made: what is drawn, what is said of it, how it is judged, and the whole training."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tools.sample_model import networks
+from tools.sample_model.average import MasterWeights, MovingAverage
+from tools.sample_model.captions import COLOUR_WORDS, SHAPE_WORDS, caption
+from tools.sample_model.data import make_scenes
+from tools.sample_model.drawing import draw, rows
+from tools.sample_model.palette import BACKGROUNDS, COLOURS, SHAPES
+from tools.sample_model.scenes import held_out, held_out_scene, random_scene, training_scene
+from tools.sample_model.train import train
+from tools.sample_model.train_flow import image_positions, pack
+from tools.sample_model.words import clip_tokenizer, t5_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def adherence():
+    """`benchmarks/adherence.py`, which is a script and no package."""
+    spec = importlib.util.spec_from_file_location("adherence", ROOT / "benchmarks" / "adherence.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["adherence"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def scenes(count: int, seed: int = 1):
+    rng = random.Random(seed)
+    return [random_scene(rng) for _ in range(count)]
+
+
+def test_drawing_is_the_same_every_time_and_puts_the_colour_where_the_scene_says():
+    made = scenes(40)
+    pictures = draw(rows(made), 128, 128)
+    assert torch.equal(pictures, draw(rows(scenes(40)), 128, 128))
+    assert pictures.shape == (40, 3, 128, 128)
+    assert pictures.abs().max() <= 1
+    for scene, picture in zip(made, pictures, strict=True):
+        for thing in scene.things:
+            if thing.shape in ("ring", "crescent", "heart"):  # hollow at the point that places them, or nearly
+                continue
+            pixel = (picture[:, int(thing.y * 128), int(thing.x * 128)] + 1) * 127.5
+            assert torch.allclose(pixel, torch.tensor(thing.rgb), atol=2), thing
+
+
+def test_every_shape_colour_and_background_comes_up():
+    made = scenes(600)
+    assert {t.shape for s in made for t in s.things} == set(SHAPES)
+    assert {t.colour for s in made for t in s.things} == set(COLOURS)
+    assert {s.background.kind for s in made} == set(BACKGROUNDS)
+    assert {len(s.things) for s in made} == {1, 2}
+
+
+def test_a_caption_names_every_thing_in_its_colour():
+    rng = random.Random(3)
+    for scene in scenes(200):
+        text = caption(scene, rng).lower()
+        for thing in scene.things:
+            assert any(word in text for word in SHAPE_WORDS[thing.shape])
+            assert any(word in text for word in COLOUR_WORDS.get(thing.colour, (thing.colour,)))
+
+
+def test_what_is_held_out_is_never_trained_on_and_stays_held_out():
+    rng = random.Random(5)
+    trained = {training_scene(rng).combination for _ in range(400)}
+    kept = {held_out_scene(rng).combination for _ in range(100)}
+    assert not trained & kept
+    # The split goes by a hash of words, so it must not move when the code around it does.
+    first = held_out_scene(random.Random(0))
+    assert held_out(first)
+    assert first.combination == "blue heart; orange star"
+
+
+def test_training_data_is_the_same_for_the_same_seed():
+    first, again = (make_scenes(30, 2, seed=4) for _ in range(2))
+    assert torch.equal(first.rows, again.rows)
+    assert first.captions == again.captions
+    assert make_scenes(30, 2, seed=5).captions != first.captions
+
+
+def test_the_judge_is_right_about_drawn_scenes(adherence):
+    asked = adherence.prompts(30)
+    verdicts = [adherence.judge(adherence._drawn_scenes(prompt), prompt) for prompt in asked]
+    assert sum(verdict.right for verdict in verdicts) >= 29
+    assert all(verdict.place in (True, None) for verdict in verdicts)
+
+
+def test_the_judge_does_not_take_one_picture_for_another(adherence):
+    asked = adherence.prompts(16)
+    wrong = [
+        adherence.judge(adherence._drawn_scenes(other), prompt)
+        for prompt, other in zip(asked, asked[1:] + asked[:1], strict=True)
+    ]
+    assert not any(verdict.right for verdict in wrong)
+    nothing = np.full((256, 256, 3), 128, np.uint8)
+    assert not adherence.judge(nothing, asked[0]).right
+
+
+def test_any_text_has_tokens():
+    captions = [caption(scene, random.Random(1)) for scene in scenes(300)]
+    clip, t5 = clip_tokenizer(captions), t5_tokenizer(captions)
+    for text in ("", "a red circle", "ZEBRA & Quiz!", "日本語 🙂", "x" * 500):
+        ids = clip(text).input_ids
+        assert (ids[0], ids[-1]) == (clip.bos_token_id, clip.eos_token_id)
+        assert clip.eos_token_id not in ids[:-1]
+        assert t5(text).input_ids[-1] == t5.eos_token_id
+    assert len(clip("a red circle").input_ids) == 5
+
+
+def test_latents_are_packed_as_the_pipeline_packs_them():
+    from diffusers import FluxPipeline
+
+    latents = torch.randn(2, 16, 12, 8)
+    assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 16, 12, 8))
+    theirs = FluxPipeline._prepare_latent_image_ids(2, 6, 4, torch.device("cpu"), torch.float32)
+    assert torch.equal(image_positions(latents), theirs)
+
+
+def test_weights_in_bf16_learn_through_their_float32_copies():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(4, 1).to(torch.bfloat16)
+    weights = MasterWeights(network, 0.05, weight_decay=0.0)
+    average = MovingAverage(weights.master, 0.9)
+    inputs = torch.randn(64, 4, dtype=torch.bfloat16)
+    target = inputs.sum(1, keepdim=True)
+    losses = []
+    for _ in range(400):
+        loss = (network(inputs) - target).float().square().mean()
+        weights.step(loss, 0.0)
+        average.update(weights.master)
+        losses.append(loss.item())
+    assert losses[-1] < 0.01 * losses[0]
+    weights.show(average.values)
+    assert torch.allclose(network.weight.float(), torch.ones(1, 4), atol=0.05)
+
+
+def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
+    from diffusers import FluxPipeline
+
+    blink = 0.0001
+    options = argparse.Namespace(
+        out=tmp_path, scenes=10, vae_minutes=blink, flow_minutes=blink, guidance_minutes=blink,
+        batch=2, vae_batch=1, seed=0, start=None, compile=False,
+    )  # fmt: skip
+    train(options)
+    options.start = tmp_path / "model"
+    train(options)
+    files = list((tmp_path / "model").rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) < 16_000_000
+    pipe = FluxPipeline.from_pretrained(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe("a red circle", width=64, height=64, num_inference_steps=1, max_sequence_length=64).images[0]
+    assert picture.size == (64, 64)
+    assert pipe.scheduler.config.shift == networks.SHIFT
