@@ -73,7 +73,7 @@ class UnknownName(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str | None = None) -> None:
         choices = sorted(str(choice) for choice in known)
-        close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.7)
         listed = ", ".join(choices) or "none"
         guess = f"did you mean {close[0]!r}?" if close else None
         super().__init__(f"no {kind} named {name!r}; known: {listed}", hint=guess or hint)

@@ -19,7 +19,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, path.parent, error) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -31,7 +31,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         if isinstance(error, OSError):
-            raise _unwritable(path, error) from error
+            raise _unwritable(path, path.parent, error) from error
         raise
 
 
@@ -45,7 +45,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, folder, error) from error
 
 
 def _umask() -> int:
@@ -54,7 +54,6 @@ def _umask() -> int:
     return mask
 
 
-def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
-    folder = path if path.is_dir() else path.parent
+def _unwritable(path: Path, folder: Path, error: OSError) -> OutputUnwritable:
     hint = f"create the folder {str(folder)!r} first" if not folder.is_dir() else "choose another place with --out"
     return OutputUnwritable(f"cannot write {str(path)!r}: {error.strerror or error}", hint=hint)

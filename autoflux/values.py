@@ -31,7 +31,10 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         try:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DamagedFile(f"{origin} is not a valid {cls.__name__.lower()}: {error}") from error
+            raise DamagedFile(
+                f"{origin} cannot be read as {cls.__name__}: {error}",
+                hint="delete it, or correct what the message names",
+            ) from error
 
     def replace(self, **changes: object) -> Self:
         """A copy with some fields changed."""

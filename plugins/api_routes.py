@@ -23,6 +23,13 @@ MAX_BODY_BYTES = 1024 * 1024
 KEEP_ALIVE_SECONDS = 15.0
 """Proxies cut streams that are silent, many after a minute."""
 
+EXAMPLE = """send JSON such as {"prompt": "a red circle"}"""
+
+WHOLE_ESCAPE = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..", re.DOTALL)
+"""A backslash that stands for itself, and a surrogate pair: what is no lone surrogate."""
+
+LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]..", re.DOTALL)
+
 STATUS_CODES = {
     "invalid_request": 400,
     "usage": 400,
@@ -130,13 +137,26 @@ async def _read_body(request: Request) -> bytes:
 
 
 def _read_order(body: bytes) -> Order:
+    if not body.strip():
+        raise InvalidRequest("the body is empty", hint=EXAMPLE)
     try:
-        return msgspec.json.decode(body, type=Order)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(body.decode(), type=Order)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("the body is not valid UTF-8 text", hint=EXAMPLE) from error
+    except msgspec.ValidationError as error:
         named = re.search(r"\$\.(\w+)|field `(\w+)`", str(error))
         param = (named[1] or named[2]) if named else None
         known = ", ".join(Order.__struct_fields__)
         raise InvalidRequest(f"not a valid order: {error}", hint=f"the fields are {known}", param=param) from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON text: {_flaw(body, error)}", hint=EXAMPLE) from error
+
+
+def _flaw(body: bytes, error: Exception) -> str:
+    """What is wrong with the JSON. msgspec calls the text cut off when half of a surrogate pair ends a string."""
+    if LONE_SURROGATE.search(WHOLE_ESCAPE.sub(b" ", body)):
+        return "a string has a lone surrogate"
+    return str(error).removeprefix("JSON is malformed: ").removeprefix("Input data was ")
 
 
 def _job_data(job: Job, request: Request) -> dict[str, object]:

@@ -64,7 +64,6 @@ def load_components(plan: Plan, model: Model, progress: LoadProgress) -> Compone
     with _damage_named(folder):
         pipe = diffusers.FluxPipeline(**networks, **_load_small_parts(folder))
     pipe.set_progress_bar_config(disable=True)
-    progress("ready", 1.0)
     return Components(pipe, residences)
 
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from autoflux import Accelerator, AutofluxError, Hardware, check_writable, find_model, format_bytes
+from autoflux import Accelerator, AutofluxError, Hardware, Profile, check_writable, find_model, format_bytes
 
 OLDEST_PYTHON = (3, 11)
 
@@ -42,6 +42,13 @@ OPTIONAL = {
     "diffusers": ("draws the pictures", "pip install diffusers"),
     "gradio": ("the Gradio page", "pip install 'autoflux[gradio]'"),
 }
+
+SMALLEST_RUN = "autoflux generate 'a red circle on a blue background' --model sample"
+
+PREFIX = "AUTOFLUX_"
+
+LEAST_LIKENESS = 0.75
+"""Of two variables' names after the prefix: PROT and PORT are at 0.75, SEED and HOST at 0.25."""
 
 EVERYWHERE = {"0.0.0.0", "::", ""}  # noqa: S104 — what the user may ask for; the check warns of it
 
@@ -130,7 +137,7 @@ def check_devices(hardware: Hardware) -> Findings:
         yield Finding("devices", State.OK, f"{accelerator.device}: {accelerator.name}, {usable} usable")
     if not hardware.accelerators:
         message = f"no accelerator; {hardware.host.processor} computes, which takes minutes to hours with large models"
-        yield Finding("devices", State.WARNING, message, "the sample model is made for this: autoflux generate")
+        yield Finding("devices", State.WARNING, message, f"the sample model is made for this: {SMALLEST_RUN}")
     for problem in hardware.problems:
         if problem.subject not in ("torch", "disk", "cache"):
             state = State.FAILURE if problem.subject == "nvml" else State.WARNING
@@ -231,10 +238,16 @@ def check_plugins(problems: Iterable[Any], count: int) -> Findings:
     """Plugins that did not load."""
     problems = list(problems)
     for problem in problems:
-        hint = "autoflux plugins shows the traceback" if problem.details else None
+        hint = "autoflux plugins --json shows the traceback" if problem.details else None
         yield Finding("plugins", State.FAILURE, f"{problem.plugin!r} did not load: {problem.message}", hint)
     if not problems:
         yield Finding("plugins", State.OK, f"{count} plugins loaded")
+
+
+def check_profiles(profiles: Iterable[Profile]) -> Findings:
+    """The user's own profiles. Reading them is the check; what cannot be read raises before it comes here."""
+    names = ", ".join(profile.name for profile in profiles)
+    yield Finding("profiles", State.OK, f"your own profiles can be read: {names}" if names else "none of your own")
 
 
 def check_folder(name: str, folder: Path, variable: str) -> Findings:
@@ -335,13 +348,20 @@ def memory_lock_limits() -> tuple[int, int] | None:
 def check_environment(environment: Mapping[str, str], known: Iterable[str]) -> Findings:
     """Variables that look like ours but are not."""
     known = sorted(known)
-    unknown = sorted(name for name in environment if name.startswith("AUTOFLUX_") and name not in known)
+    unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
     for name in unknown:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+        close = _closest(name, known)
+        hint = f"did you mean {close}?" if close else f"known: {', '.join(known)}"
         yield Finding("environment", State.WARNING, f"{name} means nothing to autoflux", hint)
     if not unknown:
         yield Finding("environment", State.OK, "no unknown AUTOFLUX_ variables")
+
+
+def _closest(name: str, known: Iterable[str]) -> str | None:
+    """The prefix is the same in all and must not count, or everything would be alike."""
+    parts = [other.removeprefix(PREFIX) for other in known]
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), parts, n=1, cutoff=LEAST_LIKENESS)
+    return PREFIX + close[0] if close else None
 
 
 def check_model(name: str, plugins: Any) -> Findings:

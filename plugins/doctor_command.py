@@ -11,7 +11,18 @@ from typing import Any
 import click
 from rich.text import Text
 
-from autoflux import cache_dir, config_dir, find_model, hookimpl, json_option, probe, stderr, stdout, succeed
+from autoflux import (
+    cache_dir,
+    config_dir,
+    find_model,
+    hookimpl,
+    json_option,
+    probe,
+    stderr,
+    stdout,
+    succeed,
+    user_profiles,
+)
 
 from . import doctor_checks as checks
 from .doctor_checks import Finding, State
@@ -48,8 +59,8 @@ def register_commands(register: Callable[[click.Command], None]) -> None:
 def command(ctx: click.Context, host: str, port: int, model: str, as_json: bool) -> None:  # noqa: FBT001 — a flag
     """Look for what commonly goes wrong. Exits with 1 if anything fails.
 
-    Checks Python, torch and driver, devices, memory, disk, link, packages, plugins, folders, port and model. The
-    first run measures this machine, as `autoflux probe` does.
+    Checks Python, torch and driver, devices, memory, disk, link, packages, plugins, profiles, folders, port and
+    model. The first run measures this machine, as `autoflux probe` does.
     """
     findings = [finding for name, check in _checks(ctx, host, port, model) for finding in checks.run_check(name, check)]
     if as_json:
@@ -76,6 +87,7 @@ def _checks(ctx: click.Context, host: str, port: int, model: str) -> Iterator[Ch
         yield name, partial(check, hardware)
     yield "packages", checks.check_packages
     yield "plugins", lambda: checks.check_plugins(plugins.problems, len(plugins.sources))
+    yield "profiles", lambda: checks.check_profiles(user_profiles())
     yield "folders", lambda: checks.check_folder("cache", cache_dir(), "AUTOFLUX_CACHE_DIR")
     yield "folders", lambda: checks.check_folder("configuration", config_dir(), "AUTOFLUX_CONFIG_DIR")
     yield "port", lambda: checks.check_port(host, port)

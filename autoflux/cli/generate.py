@@ -11,6 +11,7 @@ from autoflux.api import Prepared, find_model, open_session, prepare
 from autoflux.cli.options import model_option, order_options, wishes_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.plan import summary
+from autoflux.errors import UsageError
 from autoflux.files import check_writable, write_atomic
 from autoflux.models.request import Order, Request, make_requests
 from autoflux.planning.values import Wishes
@@ -21,7 +22,12 @@ from autoflux.units import format_seconds
 
 @click.command("generate")
 @order_options
-@click.option("--out", type=click.Path(path_type=Path), help="File to write; with several pictures the seed is added.")
+@click.option(
+    "--out",
+    callback=lambda _ctx, _param, value: _target(value),
+    metavar="FILE",
+    help="PNG file to write, replaced if it exists, or a folder. Several pictures get their seed in the name.",
+)
 @model_option
 @wishes_options
 @json_option
@@ -40,6 +46,21 @@ def command(plugins: Plugins, *, order: Order, out: Path | None, model: str, wis
     for picture, file in zip(pictures, files, strict=True):
         write_atomic(file, picture.png())
     _tell(pictures, files, prepared, as_json=as_json)
+
+
+def _target(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    if not text.strip():
+        raise UsageError("--out is empty", hint="name a file, or leave --out away")
+    target = Path(text).expanduser()
+    if target.is_dir() or target.suffix.lower() == ".png":
+        return target
+    if target.suffix:
+        raise UsageError(
+            f"pictures are saved as PNG, not {target.suffix!r}", hint=f"--out {target.with_suffix('.png')}"
+        )
+    return target.with_suffix(".png")
 
 
 def _files(out: Path | None, requests: tuple[Request, ...]) -> list[Path]:
@@ -66,7 +87,7 @@ def _unused(file: Path) -> Path:
 
 def _draw(prepared: Prepared, plugins: Plugins, requests: tuple[Request, ...]) -> list[Picture]:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task("starting", total=1.0)
 
         def on_load(stage: str, share: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -13,7 +14,7 @@ import click
 
 from autoflux import __version__
 from autoflux.cli import interrupt, output
-from autoflux.errors import AutofluxError, ErrorReport, PluginConflict, describe
+from autoflux.errors import AutofluxError, ErrorReport, OutputUnwritable, PluginConflict, describe
 from autoflux.plugin_manager import Plugins, load_plugins
 
 COMMANDS = ("probe", "plan", "generate", "serve", "plugins")
@@ -48,7 +49,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 ok, 1 failed, 2 usage, 3 does not fit this machine, 130 interrupted."""
     interrupt.install()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run(arguments))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file name that the terminal's encoding lacks is no reason to fail after the work is done.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_flushed(run(arguments)))
+
+
+def _flushed(code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _close_stdout()
+    except OSError as error:
+        _close_stdout()
+        output.complain(
+            ErrorReport(code="output_unwritable", message=f"cannot write to standard output: {error.strerror}")
+        )
+        return 1
+    return code
 
 
 def run(arguments: Sequence[str], plugins: Plugins | None = None) -> int:
@@ -59,11 +78,12 @@ def run(arguments: Sequence[str], plugins: Plugins | None = None) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return interrupt.EXIT_CODE
+        return _interrupted(as_json="--json" in arguments)
     except BrokenPipeError:
         return _close_stdout()
     except Exception as error:  # noqa: BLE001 — the one place where errors become messages
-        return interrupt.EXIT_CODE if interrupt.seen() else _report(error, as_json="--json" in arguments)
+        as_json = "--json" in arguments
+        return _interrupted(as_json=as_json) if interrupt.seen() else _report(error, as_json=as_json)
     return result if isinstance(result, int) else 0
 
 
@@ -78,11 +98,23 @@ def _report(error: Exception, *, as_json: bool) -> int:
         report, code = describe(error), error.exit_code if isinstance(error, AutofluxError) else 1
     if os.environ.get("AUTOFLUX_DEBUG"):
         traceback.print_exception(error)
+    try:
+        if as_json:
+            output.fail(report)
+            return code
+    except OutputUnwritable as unwritable:
+        report = unwritable.report()
+    output.complain(report)
+    return code
+
+
+def _interrupted(*, as_json: bool) -> int:
+    report = ErrorReport(code="interrupted", message="interrupted")
     if as_json:
         output.fail(report)
     else:
-        output.complain(report)
-    return code
+        output.stderr.print("interrupted", style="dim")
+    return interrupt.EXIT_CODE
 
 
 def _usage_report(error: click.ClickException) -> ErrorReport:

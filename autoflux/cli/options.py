@@ -55,28 +55,42 @@ def model_option(command: F) -> F:
         default="sample",
         show_default=True,
         envvar="AUTOFLUX_MODEL",
+        show_envvar=True,
         help="A name from `autoflux plugins`, or the folder of a diffusers model.",
     )(command)
 
 
 _WISHES = (
-    click.option("--device", envvar="AUTOFLUX_DEVICE", help="cpu, cuda, cuda:1, mps or xpu."),
-    click.option("--backend", envvar="AUTOFLUX_BACKEND", help="The library that builds the pipeline."),
-    click.option("--profile", envvar="AUTOFLUX_PROFILE", help="A hardware profile, by name."),
+    click.option("--device", envvar="AUTOFLUX_DEVICE", show_envvar=True, help="cpu, cuda, cuda:1, mps or xpu."),
+    click.option(
+        "--backend", envvar="AUTOFLUX_BACKEND", show_envvar=True, help="The library that builds the pipeline."
+    ),
+    click.option("--profile", envvar="AUTOFLUX_PROFILE", show_envvar=True, help="A hardware profile, by name."),
     click.option(
         "--offload",
         type=click.Choice([o.value for o in Offload]),
         envvar="AUTOFLUX_OFFLOAD",
+        show_envvar=True,
         help="Where weights wait: on the device, or a component at a time in RAM.",
     ),
     click.option(
         "--precision",
         type=click.Choice([p.value for p in (Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16)]),
         envvar="AUTOFLUX_PRECISION",
+        show_envvar=True,
         help="Number format of weights and arithmetic.",
     ),
-    click.option("--vram", "vram_bytes", type=ByteSize(), envvar="AUTOFLUX_VRAM", help="Ceiling of device memory."),
-    click.option("--ram", "ram_bytes", type=ByteSize(), envvar="AUTOFLUX_RAM", help="Ceiling of host memory."),
+    click.option(
+        "--vram",
+        "vram_bytes",
+        type=ByteSize(),
+        envvar="AUTOFLUX_VRAM",
+        show_envvar=True,
+        help="Ceiling of device memory.",
+    ),
+    click.option(
+        "--ram", "ram_bytes", type=ByteSize(), envvar="AUTOFLUX_RAM", show_envvar=True, help="Ceiling of host memory."
+    ),
 )
 
 

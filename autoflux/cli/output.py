@@ -9,13 +9,19 @@ import click
 import msgspec
 from rich.console import Console
 
-from autoflux.errors import ErrorReport
+from autoflux.errors import ErrorReport, OutputUnwritable
 
 SCHEMA = 1
 """Version of the envelope."""
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would exit with 1; `run` knows better
+
+
+stdout = _Console(highlight=False)
+stderr = _Console(stderr=True, highlight=False)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,4 +58,9 @@ def _escape(text: str) -> str:
 
 
 def _print(envelope: dict[str, object]) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(envelope), indent=2).decode())
+    try:
+        click.echo(msgspec.json.format(msgspec.json.encode(envelope), indent=2).decode())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputUnwritable(f"cannot write to standard output: {error.strerror}") from error

@@ -54,7 +54,7 @@ def show(prepared: Prepared) -> None:
         if table.row_count:
             stdout.print()
             stdout.print(table)
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *(f"{p.subject}: {p.message}" for p in prepared.hardware.problems)):
         warn(warning)
 
 
@@ -66,7 +66,7 @@ def summary(plan: Plan) -> str:
     return (
         f"{plan.model} on {plan.device} in {precision}, {where}: "
         f"about {format_seconds(plan.predicted.seconds_per_image)} "
-        f"for {picture.width}x{picture.height} in {picture.steps} steps"
+        f"for {picture.width}x{picture.height} in {picture.steps} step{'s' * (picture.steps != 1)}"
     )
 
 

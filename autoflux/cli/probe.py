@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoflux.cli import output
-from autoflux.errors import AutofluxError
+from autoflux.errors import AutofluxError, UsageError
 from autoflux.hardware import probe as hardware
 from autoflux.hardware.values import Accelerator, Disk, Figure, Hardware, Host, Link, Problem, Size
 from autoflux.units import format_bytes
@@ -36,11 +37,25 @@ def command(refresh: bool, cached: bool, models_path: Path | None, as_json: bool
     """
     if refresh and cached:
         raise click.UsageError("--refresh measures and --cached does not: use one of them")
+    if models_path is not None:
+        _check_folder(models_path)
     found = _from_cache(models_path) if cached else _probe(models_path, refresh=refresh)
     if as_json:
         output.succeed(found)
     else:
         show(found)
+
+
+def _check_folder(path: Path) -> None:
+    """Without this the disk of the nearest folder above would be measured, as it must be for models yet to come."""
+    folder = os.path.expanduser(path)  # noqa: PTH111 — `Path` raises for a user without a home
+    if not os.path.isdir(folder):  # noqa: PTH112 — nor for a folder that one may not look into
+        what = "is not a folder" if os.path.exists(folder) else "does not exist"  # noqa: PTH110
+        raise UsageError(
+            f"the folder of models {str(path)!r} {what}",
+            hint="without --models it is Hugging Face's cache",
+            param="models",
+        )
 
 
 def show(hardware: Hardware, console: Console = output.stdout) -> None:

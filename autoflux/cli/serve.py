@@ -69,7 +69,6 @@ def command(
     wishes: Wishes,
 ) -> int:
     """Serve a model: the page answers at once, the model loads behind it."""
-    stderr.print(f"autoflux: serving {model}", highlight=False)
     frontends = _frontends(plugins, names)
     api = plugins.frontends.get(API)
     found = find_model(model, plugins)
@@ -86,6 +85,7 @@ def command(
         )
 
     with stopping.taking_signals():
+        stderr.print(f"autoflux: serving {model}", highlight=False, markup=False, soft_wrap=True)
         _announce(host, address)
         service.start(lambda on_stage: prepare(model, wishes, plugins, on_stage=on_stage), stopping.fail)
         run_server(service, listening, make_app, stopping)
@@ -124,11 +124,17 @@ def _tunnel(host: str, port: int) -> str:
 
 
 def _narrator(service: Callable[[], Service]) -> Callable[[Status], None]:
-    """Tells on the terminal what the worker does, a line a stage."""
-    said = ""
+    """Tells on the terminal what the worker does, a line a stage.
+
+    Of a failure only once the server was ready: before, it is the error that the command ends with.
+    """
+    said, was_ready = "", False
 
     def tell(status: Status) -> None:
-        nonlocal said
+        nonlocal said, was_ready
+        was_ready = was_ready or status.worker is WorkerState.READY
+        if status.worker is WorkerState.FAILED and not was_ready:
+            return
         line = _line(status, service())
         if line and line != said:
             said = line

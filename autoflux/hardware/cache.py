@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from autoflux.errors import DamagedFile, OutputUnwritable
-from autoflux.files import write_atomic
+from autoflux.files import check_writable, write_atomic
 from autoflux.hardware.values import SCHEMA, Hardware, Problem
 
 
@@ -22,7 +22,7 @@ def load(folder: Path, key: str) -> tuple[Hardware | None, list[Problem]]:
     path = _path(folder, key)
     try:
         hardware = Hardware.from_json(path.read_bytes(), origin=str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None, []
     except (OSError, DamagedFile) as error:
         return None, [_ignored(path, str(error))]
@@ -37,19 +37,32 @@ def save(folder: Path, hardware: Hardware) -> list[Problem]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, hardware.to_json().encode())
-    except (OSError, OutputUnwritable) as error:
-        return [
-            Problem(
-                subject="cache",
-                message=f"measurements are not kept: cannot write {str(path)!r}: {error}",
-                hint="set AUTOFLUX_CACHE_DIR to a folder that can be written",
-            )
-        ]
+    except OutputUnwritable as error:
+        return [_unwritable(error.message)]
+    except OSError as error:
+        return [_unwritable(f"cannot write {str(path)!r}: {error.strerror or error}")]
+    return []
+
+
+def check(folder: Path) -> list[Problem]:
+    """A problem if nothing new could be kept in the folder; for when there is nothing to keep now."""
+    try:
+        check_writable(folder)
+    except OutputUnwritable as error:
+        return [_unwritable(error.message)]
     return []
 
 
 def _path(folder: Path, key: str) -> Path:
     return folder / f"{key}.json"
+
+
+def _unwritable(reason: str) -> Problem:
+    return Problem(
+        subject="cache",
+        message=f"measurements are not kept: {reason}",
+        hint="set AUTOFLUX_CACHE_DIR to a folder that can be written",
+    )
 
 
 def _ignored(path: Path, reason: str) -> Problem:

@@ -98,7 +98,7 @@ def probe(
     if kept and not refresh and not _is_stale(kept):
         hardware = _refreshed(kept, facts)
         if disk.is_same(Path(kept.disk.path), Path(facts.disk.path)):
-            return hardware
+            return hardware.replace(problems=(*hardware.problems, *cache.check(folder)))
         # The same machine, but the models lie on another file system than last time.
         hardware = _with_disk(hardware, facts.disk, stage, surroundings)
     else:

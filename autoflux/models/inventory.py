@@ -29,6 +29,7 @@ COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
 """The networks of a FLUX pipeline in the order they run."""
 
 PIPELINES = ("FluxPipeline",)
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 _LIBRARIES = ("diffusers", "transformers")
 _BLOCK = re.compile(
@@ -99,7 +100,8 @@ def _read_index(folder: Path) -> Config:
     index = _read_json(folder / "model_index.json")
     if index.get("_class_name") not in PIPELINES:
         raise UnsupportedModel(
-            f"{str(folder)!r} holds a {index.get('_class_name')!r}; known are {', '.join(PIPELINES)}"
+            f"{str(folder)!r} holds a {index.get('_class_name')!r}; known are {', '.join(PIPELINES)}",
+            hint="autoflux runs models of the FLUX family in the diffusers layout",
         )
     for part in COMPONENTS:
         entry = index.get(part)
@@ -115,6 +117,12 @@ def _check_small_parts(folder: Path) -> None:
             raise ModelNotFound(
                 f"{str(folder / part)!r} holds no {' or '.join(alternatives)}", hint="download the model again"
             )
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
+    if scheduler != SCHEDULER:
+        raise UnsupportedModel(
+            f"the scheduler of {str(folder)!r} is {scheduler!r}, needed is {SCHEDULER!r}",
+            hint="download the model again",
+        )
 
 
 def _read_settings(folder: Path, *, guidance: bool) -> Settings:

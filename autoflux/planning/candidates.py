@@ -83,7 +83,8 @@ def candidates(
         ContradictoryWishes: two wishes exclude each other.
         UnknownName: no profile of the wished name.
     """
-    sites = [_site(hardware, profiles, wishes, accelerator) for accelerator in _devices(hardware, wishes)]
+    devices = _of_the_profile(_devices(hardware, wishes), profiles, wishes)
+    sites = [_site(hardware, profiles, wishes, accelerator) for accelerator in devices]
     return [
         _candidate(hardware, model, site, precision, picture, offload)
         for site in sites
@@ -140,6 +141,25 @@ def _site(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, accel
     return _Site(accelerator, profile, vram_limit, min(available, wishes.ram_bytes or available))
 
 
+def _of_the_profile(
+    devices: list[Accelerator | None], profiles: Sequence[Profile], wishes: Wishes
+) -> list[Accelerator | None]:
+    """Those of the kind that the wished profile is for; all when none was wished."""
+    if wishes.profile is None:
+        return devices
+    named = {p.name: p for p in profiles}
+    if wishes.profile not in named:
+        raise UnknownName("profile", wishes.profile, named, hint="`autoflux plugins` lists the profiles")
+    kind = named[wishes.profile].match.kind
+    matching = [a for a in devices if (a.kind if a else DeviceKind.CPU) == kind]
+    if not matching:
+        raise ContradictoryWishes(
+            f"the profile {wishes.profile!r} is for {kind.value!r}, and no such device is to be used here",
+            hint="drop --profile, or plan for another --device",
+        )
+    return matching
+
+
 def _unavailable(hardware: Hardware, wished: str) -> DeviceUnavailable:
     present = [a.device for a in hardware.accelerators] + ["cpu"]
     why = next((f" ({p.message})" for p in hardware.problems if p.subject in ("cuda", "nvml", wished)), "")
@@ -154,10 +174,7 @@ def _profile(profiles: Sequence[Profile], wishes: Wishes, accelerator: Accelerat
         if accelerator is None:
             return select_profile(profiles, DeviceKind.CPU)
         return select_profile(profiles, accelerator.kind, accelerator.capability, accelerator.name)
-    named = {p.name: p for p in profiles}
-    if wishes.profile not in named:
-        raise UnknownName("profile", wishes.profile, named)
-    return named[wishes.profile]
+    return next(p for p in profiles if p.name == wishes.profile)
 
 
 def _precisions(site: _Site, wishes: Wishes) -> Sequence[Precision]:

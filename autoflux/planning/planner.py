@@ -46,9 +46,9 @@ def _preferred(fitting: Sequence[Candidate]) -> list[Candidate]:
 def _picture(model: Model, wishes: Wishes) -> Picture:
     defaults = model.defaults
     picture = Picture(
-        width=wishes.width or defaults.width,
-        height=wishes.height or defaults.height,
-        steps=wishes.steps or defaults.steps,
+        width=defaults.width if wishes.width is None else wishes.width,
+        height=defaults.height if wishes.height is None else wishes.height,
+        steps=defaults.steps if wishes.steps is None else wishes.steps,
         text_tokens=defaults.text_tokens,
     )
     request = Request(
@@ -97,7 +97,7 @@ def _plan(
         predicted=predicted,
         choices=_choices(wishes, backend, best, others),
         rejected=tuple(_rejection(c, best) for c in others),
-        warnings=_warnings(best),
+        warnings=_warnings(best, wishes),
     )
 
 
@@ -167,7 +167,7 @@ def _rejection(candidate: Candidate, best: Candidate) -> Rejected:
     )
 
 
-def _warnings(best: Candidate) -> tuple[str, ...]:
+def _warnings(best: Candidate, wishes: Wishes) -> tuple[str, ...]:
     assumed = [
         name
         for name, figure in (
@@ -177,9 +177,12 @@ def _warnings(best: Candidate) -> tuple[str, ...]:
         )
         if figure.source == Source.ASSUMED and not (name == "link bandwidth" and best.kind == DeviceKind.CPU)
     ]
-    if not assumed:
-        return ()
-    return (f"{', '.join(assumed)} not measured; assumed from the profile {best.profile.name!r}",)
+    warnings = []
+    if assumed:
+        warnings.append(f"{', '.join(assumed)} not measured; assumed from the profile {best.profile.name!r}")
+    if wishes.vram_bytes is not None and best.vram_limit_bytes is None:
+        warnings.append("the ceiling of device memory (--vram) means nothing on the CPU; --ram limits its memory")
+    return tuple(warnings)
 
 
 def _refusal(model: Model, tried: Sequence[Candidate], wishes: Wishes) -> DoesNotFit:

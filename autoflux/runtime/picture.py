@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Picture:
     """One picture, the request it answers, and how long it took.
 
-    `image` is RGB; `seconds` runs from the start of its encode to the end of its decode, shared waiting included.
+    `image` is RGB; `seconds` is its share of the time from the start of the encode to the end of the decode of
+    the pictures it was drawn with.
     """
 
     image: Image

@@ -119,7 +119,7 @@ class Session:
             images = self.pipeline.decode([drawing.state for drawing in drawings])
         now = time.perf_counter()
         return [
-            Picture(image, d.request, self.model.name, self.model.revision, now - d.began, d.warnings)
+            Picture(image, d.request, self.model.name, self.model.revision, (now - d.began) / len(drawings), d.warnings)
             for image, d in zip(images, drawings, strict=True)
         ]
 

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from autoflux.errors import AutofluxError, ErrorReport, PluginFailure
-from autoflux.serving.frontend import AsgiApp, Desk, Frontend
+from autoflux.serving.frontend import AsgiApp, Desk, Frontend, Receive, Scope, Send
 from autoflux.serving.guard import Guard
 from autoflux.serving.slot import Slot
 
@@ -50,7 +50,8 @@ def make_app(
         if tasks:
             await asyncio.wait(tasks, timeout=2.0)  # a thread that still imports is let go
 
-    routes: list[BaseRoute] = [Route("/health", _health(desk)), Mount("/api", api.build(desk))]
+    root = api.build(desk)
+    routes: list[BaseRoute] = [Route("/health", _health(desk)), Route("/api", _AtFolder(root)), Mount("/api", root)]
     for slot in slots[1:]:
         routes += [Route(f"/{slot.name}", _to_folder), Mount(f"/{slot.name}", slot)]
     routes.append(Mount("/", slots[0]) if slots else Route("/", _no_page))
@@ -80,6 +81,20 @@ def _health(desk: Desk) -> Callable[[Request], Response]:
         return Response(body, status_code=code, media_type="application/json")
 
     return health
+
+
+class _AtFolder:
+    """An application that is mounted at a folder, as it answers to the folder's name without the slash.
+
+    No redirect, as pages get: programs seldom follow one.
+    """
+
+    def __init__(self, app: AsgiApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        await self._app({**scope, "root_path": path, "path": f"{path}/"}, receive, send)
 
 
 def _to_folder(request: Request) -> Response:

@@ -128,9 +128,9 @@ def _print_into(log: str) -> None:
     os.close(descriptor)
 
 
-def _load(load: Load, channel: Channel[FromWorker, ToWorker]) -> tuple[Session, str]:
+def _load(load: Load, outbox: Outbox) -> tuple[Session, str]:
     def progress(stage: str, share: float) -> None:
-        channel.send(Loading(stage=stage, progress=share))
+        outbox.send(Loading(stage=stage, progress=share))
 
     progress("starting", 0.0)
     from autoflux.plugin_manager import load_plugins  # noqa: PLC0415 — may import torch, so only here

@@ -75,12 +75,17 @@ BAD = {
     "unknown device": (["generate", "x", "--device", "cdua"], 2, "did you mean 'cuda'"),
     "no such device": (["generate", "x", "--device", "xpu"], 1, "not on this machine"),
     "unknown backend": (["generate", "x", "--backend", "difusers"], 2, "did you mean 'diffusers'"),
-    "unknown profile": (["plan", "--profile", "cqu"], 2, "did you mean 'cpu'"),
+    "unknown profile": (["plan", "--profile", "cuda-touring"], 2, "did you mean 'cuda-turing'"),
+    "profile of another device": (["plan", "--device", "cpu", "--profile", "cuda"], 2, "is for 'cuda'"),
+    "plan without size": (["plan", "--size", "0"], 2, "16 to 256"),
+    "plan without steps": (["plan", "--steps", "0"], 2, "steps must be"),
+    "not a png": (["generate", "x", "--out", "a.jpg"], 2, "--out a.png"),
+    "empty name": (["generate", "x", "--out", ""], 2, "--out is empty"),
     "unknown offload": (["plan", "--offload", "some"], 2, "some"),
     "offload on the cpu": (["plan", "--device", "cpu", "--offload", "component"], 2, "makes no sense"),
     "too little memory": (["generate", "x", "--device", "cpu", "--ram", "1MB"], 3, "needs"),
     "size of memory": (["plan", "--ram", "lots"], 2, "not a size"),
-    "folder missing": (["generate", "x", "--out", "no/where/a.png"], 1, "cannot write"),
+    "folder missing": (["generate", "x", "--out", "no/where/a.png"], 1, "create the folder 'no/where' first"),
     "unknown option": (["generate", "x", "--sead", "3"], 2, "--seed"),
     "unknown command": (["generat"], 2, "generat"),
     "no prompt": (["generate"], 2, "PROMPT"),
@@ -173,3 +178,27 @@ def test_a_reader_that_goes_away_is_no_error(tiny_model):
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" or "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_full_output_is_told_without_a_traceback(tiny_model, as_json):
+    command = [sys.executable, "-m", "autoflux", "plan", "--model", str(tiny_model), *(["--json"] if as_json else [])]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_name_that_the_terminal_cannot_show_is_no_failure(here, tiny_model):
+    command = [sys.executable, "-m", "autoflux", "generate", "é日", "--model", str(tiny_model), "--out", "é.png"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (here / "é.png").exists()
+
+
+def test_a_name_without_a_suffix_gets_one(here, tiny_model):
+    assert generate(tiny_model, "--seed", "5", "--out", "circle") == 0
+    assert [f.name for f in here.iterdir()] == ["circle.png"]

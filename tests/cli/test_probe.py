@@ -49,6 +49,19 @@ def test_cached_and_refresh_exclude_each_other(capfd):
     assert "use one of them" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("cached", [[], ["--cached"]])
+def test_a_folder_of_models_that_is_not_there(capfd, tmp_path: Path, cached: list[str]):
+    (tmp_path / "file").write_text("")
+    for name, what in (("nope", "does not exist"), ("file", "is not a folder")):
+        assert run(["probe", *cached, "--models", str(tmp_path / name)]) == 2
+        assert f"{str(tmp_path / name)!r} {what}" in capfd.readouterr().err
+
+
+def test_a_folder_of_models_that_is_there(capfd, tmp_path: Path):
+    assert run(["probe", "--json", "--models", str(tmp_path)]) == 0
+    assert data(capfd.readouterr().out).disk.path == str(tmp_path)
+
+
 def test_cached_imports_no_torch(capfd):
     run(["probe", "--json"])
     code = "import sys\nfrom autoflux.cli.main import run\nrun(['probe', '--cached'])\nsys.exit('torch' in sys.modules)"

@@ -11,8 +11,11 @@ from click.testing import CliRunner
 
 from autoflux.cli import serve
 from autoflux.cli.main import run
+from autoflux.errors import ErrorReport
 from autoflux.hookspecs import hookimpl
 from autoflux.plugin_manager import load_plugins
+from autoflux.serving.jobs import Status, WorkerState
+from autoflux.testing import FakeDesk
 from tests.serving.running import running
 
 
@@ -63,7 +66,9 @@ def test_weights_that_cannot_be_loaded_end_it_with_the_reason(tiny_model: Path):
 def test_a_model_that_does_not_fit_ends_it_with_exit_code_3(tiny_model: Path):
     with serving(tiny_model, "--frontend", "api", "--ram", "1MB") as server:
         assert server.wait() == 3
-        assert "error:" in server.output
+        told = server.output.replace("\n", " ")
+        assert told.count("needs") == told.count("error:") == 1, server.output
+        assert "failed:" not in server.output
 
 
 def test_listening_on_all_addresses_is_warned_about(tiny_model: Path):
@@ -80,6 +85,25 @@ def test_a_port_in_use_is_refused_before_anything_is_loaded(tiny_model: Path, ca
     assert code == 1
     assert f"port {port} on 127.0.0.1 is in use" in told
     assert f"--port {port + 1}" in told
+    assert "serving" not in told
+
+
+def test_a_frontend_given_twice_counts_once():
+    plugins = load_plugins(entry_points=False)
+    assert [frontend.name for frontend in serve._frontends(plugins, ["gradio", "api", "gradio", "api"])] == ["gradio"]
+
+
+def test_a_failure_is_told_by_the_command_before_the_server_was_ready_and_by_the_server_after(
+    capfd: pytest.CaptureFixture[str],
+):
+    failed = Status(worker=WorkerState.FAILED, error=ErrorReport(code="failed", message="no luck"))
+    with FakeDesk() as desk:
+        tell = serve._narrator(lambda: desk)
+        tell(failed)
+        assert capfd.readouterr().err == ""
+        tell(Status(worker=WorkerState.READY))
+        tell(failed)
+    assert capfd.readouterr().err.splitlines()[-1] == "failed: no luck"
 
 
 def test_an_unknown_frontend_is_named_with_the_closest(capfd: pytest.CaptureFixture[str]):
@@ -105,7 +129,9 @@ def test_a_frontend_whose_packages_are_missing_gives_the_command(capfd: pytest.C
 
 def test_a_model_that_is_not_there_is_refused_at_once(capfd: pytest.CaptureFixture[str]):
     assert run(["serve", "--frontend", "api", "--model", "/no/such/folder"]) == 1
-    assert "no model at '/no/such/folder'" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "no model at '/no/such/folder'" in told
+    assert "serving" not in told
 
 
 def test_a_port_that_is_none_is_a_usage_error():

@@ -58,6 +58,15 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     (problem,) = cache.save(tmp_path / "file" / "hardware", HARDWARE)
     assert "AUTOFLUX_CACHE_DIR" in (problem.hint or "")
+    assert problem.message.count("cannot write") == 1
+    assert cache.load(tmp_path / "file" / "hardware", "abc") == (None, [])
+
+
+def test_looking_whether_a_place_can_be_written(tmp_path: Path):
+    assert cache.check(tmp_path) == []
+    (problem,) = cache.check(tmp_path / "gone")
+    assert problem.subject == "cache"
+    assert "AUTOFLUX_CACHE_DIR" in (problem.hint or "")
 
 
 def test_fingerprints_differ_when_facts_do():

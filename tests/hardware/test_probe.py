@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,17 @@ def test_a_cache_that_cannot_be_written(look, tmp_path: Path):
     (tmp_path / "file").write_text("")
     found = look(cache=tmp_path / "file")
     assert found.accelerators
-    assert [problem.subject for problem in found.problems] == ["cache", "cache"]
+    assert [problem.subject for problem in found.problems] == ["cache"]
+
+
+def test_a_cache_that_cannot_be_written_any_more(look, tmp_path: Path):
+    first = look()
+    (tmp_path / "cache").chmod(0o500)
+    if os.access(tmp_path / "cache", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    again = look(measure=CRASHES)
+    assert again.probed_at == first.probed_at
+    assert [problem.subject for problem in again.problems] == ["cache"]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ BROKEN = {
     "tokenizer missing": (_remove("tokenizer/tokenizer.json"), ModelNotFound, "tokenizer.json or vocab.json"),
     "second tokenizer missing": (_remove("tokenizer_2"), ModelNotFound, "spiece.model"),
     "scheduler missing": (_remove("scheduler"), ModelNotFound, "scheduler_config.json"),
+    "scheduler empty": (_write("scheduler/scheduler_config.json", b"{}"), UnsupportedModel, "FlowMatch"),
     "weights missing": (_remove(f"vae/{WEIGHTS}"), ModelNotFound, "no safetensors"),
     "weights empty": (_write(f"vae/{WEIGHTS}", b""), DamagedCheckpoint, "is empty"),
     "weights truncated": (_truncate(f"vae/{WEIGHTS}", -100), DamagedCheckpoint, "cannot be read"),

@@ -181,7 +181,7 @@ def test_a_plan_survives_json(machine):
     for hardware in (machine(), machine(card(30)), machine(card(8), ram_gb=128)):
         made = plan(hardware)
         assert Plan.from_json(made.to_json()) == made
-    with pytest.raises(DamagedFile, match="plan"):
+    with pytest.raises(DamagedFile, match="as Plan"):
         Plan.from_json(made.to_json().replace("seconds_per_step", "seconds"))
 
 
@@ -271,8 +271,8 @@ PROFILE = (resources.files("autoflux.profiles") / "cpu.toml").read_text()
     [
         ("[match]", "[match", "not valid"),
         ('kind = "cpu"', 'kind = "gpu"', "gpu"),
-        ("step_efficiency = 0.6", 'step_efficiency = "fast"', "step_efficiency"),
-        ("step_efficiency = 0.6", "step_eficiency = 0.6", "step_e"),
+        ("step_efficiency = 0.37", 'step_efficiency = "fast"', "step_efficiency"),
+        ("step_efficiency = 0.37", "step_eficiency = 0.37", "step_e"),
         ("[match]", "colour = 1\n[match]", "colour"),
         ('disk_gb_per_s = "assumed', 'disc = "assumed', "no source for disk_gb_per_s"),
     ],

@@ -109,6 +109,31 @@ def test_malformed_orders_are_refused_with_the_field_named(http: TestClient, bod
     assert http.get("/jobs").json() == []
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is empty"),
+        (b" \n", "the body is empty"),
+        (b"\xff\xfe", "the body is not valid UTF-8 text"),
+        (b'{"prompt": "\xed\xa0\x80"}', "the body is not valid UTF-8 text"),
+        (b'{"prompt": "\\ud800"}', "the body is not valid JSON text: a string has a lone surrogate"),
+        (b'{"prompt": "a\\udc00b"}', "the body is not valid JSON text: a string has a lone surrogate"),
+        (b'{"prompt": "\\ud83d\\ude00', "the body is not valid JSON text: truncated"),
+        (b'{"prompt": "\\\\ud800', "the body is not valid JSON text: truncated"),
+        (b"prompt=a", "the body is not valid JSON text: invalid character (byte 0)"),
+    ],
+)
+def test_a_body_that_is_no_json_is_refused_with_the_reason(http: TestClient, body: bytes, message: str):
+    error = http.post("/jobs", content=body).json()["error"]
+    assert error["message"] == message
+    assert '{"prompt": "a red circle"}' in error["hint"]
+
+
+def test_a_surrogate_pair_is_one_character(http: TestClient):
+    job = http.post("/jobs", content=b'{"prompt": "\\ud83d\\ude00"}').json()
+    assert job["requests"][0]["prompt"] == "\N{GRINNING FACE}"
+
+
 def test_a_body_that_is_too_large_is_refused_while_it_is_read(http: TestClient):
     sent = 0
 

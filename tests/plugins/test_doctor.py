@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import pytest
 from autoflux.plugins import doctor_checks as checks
 from autoflux.plugins.doctor_checks import Finding, State
 
+from autoflux import user_profiles
+from autoflux.cli import generate
 from autoflux.cli.main import run
 from autoflux.hardware.values import Hardware, Link, Problem, Transfer
-from autoflux.plugin_manager import PluginProblem, Plugins
+from autoflux.plugin_manager import PluginProblem, Plugins, load_plugins
 from tests.conftest import card, figure, size
 
 GB = 10**9
@@ -59,6 +62,13 @@ def test_a_torch_that_cannot_use_the_card(machine):
 def test_devices(machine):
     assert only(checks.check_devices(machine(card(24)))).state == OK
     assert only(checks.check_devices(machine())).state == WARNING
+
+
+def test_without_a_card_it_gives_a_command_that_is_complete(machine):
+    hint = only(checks.check_devices(machine())).hint or ""
+    _, name, *arguments = shlex.split(hint[hint.index("autoflux ") :])
+    context = generate.command.make_context(name, arguments)
+    assert "red circle" in context.params["prompt"]
 
 
 def test_what_the_probe_could_not_find_out_is_said_once(machine):
@@ -116,7 +126,19 @@ def test_packages():
 def test_plugins():
     assert only(checks.check_plugins([], 5)).message == "5 plugins loaded"
     broken = PluginProblem("wings", "ImportError: no feathers", "Traceback")
-    assert only(checks.check_plugins([broken], 5)).state == FAILURE
+    finding = only(checks.check_plugins([broken], 5))
+    assert (finding.state, finding.hint) == (FAILURE, "autoflux plugins --json shows the traceback")
+
+
+def test_profiles_of_the_user(tmp_path: Path):
+    def finding() -> Finding:
+        return only(checks.run_check("profiles", lambda: checks.check_profiles(user_profiles(tmp_path))))
+
+    assert (finding().state, finding().message) == (OK, "none of your own")
+    shipped = [*load_plugins(entry_points=False).profiles]
+    assert shipped[0].name in only(checks.check_profiles(shipped)).message
+    (tmp_path / "x.toml").write_text("bad = ")
+    assert (finding().state, "x.toml" in finding().message) == (FAILURE, True)
 
 
 def test_folders(tmp_path: Path):
@@ -166,6 +188,8 @@ def test_environment():
     assert only(checks.check_environment({"AUTOFLUX_PORT": "1", "HOME": "x"}, known)).state == OK
     finding = only(checks.check_environment({"AUTOFLUX_PROT": "1"}, known))
     assert (finding.state, finding.hint) == (WARNING, "did you mean AUTOFLUX_PORT?")
+    finding = only(checks.check_environment({"AUTOFLUX_SEED": "1"}, ["AUTOFLUX_HOST", *known]))
+    assert finding.hint == "known: AUTOFLUX_HOST, AUTOFLUX_MODEL, AUTOFLUX_PORT"
 
 
 def test_model(tiny_model: Path):
@@ -199,6 +223,16 @@ def test_the_command_fails_when_something_is_broken(capfd, tmp_path: Path):
     out = capfd.readouterr().out
     assert "failure" in out
     assert "try: " in out
+
+
+def test_the_command_finds_a_broken_profile(capfd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AUTOFLUX_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "x.toml").write_text("bad = ")
+    assert run(["doctor", "--json", "--port", str(free_port())]) == 1
+    findings = json.loads(capfd.readouterr().out)["data"]["findings"]
+    (profiles,) = [finding for finding in findings if finding["check"] == "profiles"]
+    assert (profiles["state"], "x.toml" in profiles["message"]) == ("failure", True)
 
 
 def test_the_doctor_asks_without_torch(capfd):

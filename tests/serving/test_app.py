@@ -121,6 +121,15 @@ def test_without_a_page_the_root_points_to_the_api(desk: FakeDesk):
         assert http.get("/").json()["error"]["hint"] == "the API is at /api/status"
 
 
+@pytest.mark.parametrize("pages", [0, 1])
+def test_the_api_answers_without_the_slash_as_with_it(desk: FakeDesk, pages: int):
+    with client(desk, *(Page() for _ in range(pages))) as http:
+        for method in ("GET", "POST"):
+            bare, folder = (http.request(method, path, follow_redirects=False) for path in ("/api", "/api/"))
+            assert (bare.status_code, bare.json()) == (folder.status_code, folder.json())
+            assert bare.json()["error"]["code"] == "not_found"
+
+
 def test_health_tells_programs_whether_jobs_are_accepted(desk: FakeDesk):
     with client(desk) as http:
         eventually(lambda: http.get("/health").json()["state"] == "ready")
