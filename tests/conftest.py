@@ -9,9 +9,26 @@ from pathlib import Path
 import pytest
 
 from autoflux.hardware.values import Accelerator, DeviceKind, Disk, Figure, Hardware, Host, Link, Size, Source, Transfer
+from autoflux.models.values import Architecture
 from tests.tiny_model import write_tiny_flux
 
 GB = 10**9
+
+FLUX_DEV = Architecture(
+    hidden_size=3072,
+    head_count=24,
+    double_blocks=19,
+    single_blocks=38,
+    patch_pixels=16,
+    guidance=True,
+    text_hidden_size=4096,
+    text_layers=24,
+    text_parameters=4_762_310_656,
+    vae_channels=(128, 256, 512, 512),
+    vae_layers=2,
+    latent_channels=16,
+)
+"""FLUX.1-dev's real sizes."""
 
 
 @pytest.fixture(autouse=True, scope="session")

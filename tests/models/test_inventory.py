@@ -21,7 +21,8 @@ from autoflux.errors import (
 )
 from autoflux.models.flops import decode_flop, image_tokens, step_flop
 from autoflux.models.inventory import take_stock
-from autoflux.models.values import Architecture, Model, Precision
+from autoflux.models.values import Model, Precision
+from tests.conftest import FLUX_DEV
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -210,22 +211,6 @@ def test_every_refusal_is_one_of_ours(tiny_copy: Path):
             take_stock(tiny_copy)
         except AutofluxError as error:
             assert error.message  # noqa: PT017 — either outcome is right
-
-
-FLUX_DEV = Architecture(
-    hidden_size=3072,
-    head_count=24,
-    double_blocks=19,
-    single_blocks=38,
-    patch_pixels=16,
-    guidance=True,
-    text_hidden_size=4096,
-    text_layers=24,
-    text_parameters=4_762_310_656,
-    vae_channels=(128, 256, 512, 512),
-    vae_layers=2,
-    latent_channels=16,
-)
 
 
 def test_arithmetic_of_flux_dev_is_what_was_counted():

@@ -19,12 +19,12 @@ from autoflux.errors import (
 )
 from autoflux.hardware.values import DeviceKind, Problem
 from autoflux.models.inventory import take_stock
-from autoflux.models.values import Architecture, Block, Component, Model, ParameterCount, Precision
+from autoflux.models.values import Block, Component, Model, ParameterCount, Precision
 from autoflux.planning.fit import batch_limit
 from autoflux.planning.planner import make_plan
 from autoflux.planning.profiles import parse_profile, select_profile
 from autoflux.planning.values import Offload, Origin, Placement, Plan, Wishes
-from tests.conftest import GB, card, size
+from tests.conftest import FLUX_DEV, GB, card, size
 
 PROFILES = [
     parse_profile(file.read_text(), file.name)
@@ -42,20 +42,7 @@ FLUX = Model(
     name="flux",
     path="/models/flux",
     revision="1",
-    architecture=Architecture(
-        hidden_size=3072,
-        head_count=24,
-        double_blocks=19,
-        single_blocks=38,
-        patch_pixels=16,
-        guidance=True,
-        text_hidden_size=4096,
-        text_layers=24,
-        text_parameters=4_762_310_656,
-        vae_channels=(128, 256, 512, 512),
-        vae_layers=2,
-        latent_channels=16,
-    ),
+    architecture=FLUX_DEV,
     components=(
         _component("text_encoder", 123_060_480),
         _component("text_encoder_2", 4_762_310_656),

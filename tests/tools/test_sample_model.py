@@ -19,8 +19,9 @@ from tools.sample_model.data import make_scenes
 from tools.sample_model.drawing import draw, rows
 from tools.sample_model.palette import BACKGROUNDS, COLOURS, SHAPES
 from tools.sample_model.scenes import held_out, held_out_scene, random_scene, training_scene
-from tools.sample_model.train import train
-from tools.sample_model.train_flow import image_positions, pack
+from tools.sample_model.train import TEXT_TOKENS, train
+from tools.sample_model.train_flow import Networks, image_positions, pack
+from tools.sample_model.train_text import answers, train_text
 from tools.sample_model.words import clip_tokenizer, t5_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,19 @@ def test_any_text_has_tokens():
     assert len(clip("a red circle").input_ids) == 5
 
 
+def test_captions_fit_the_text_tokens_that_training_keeps(tmp_path):
+    captions = [caption(scene, random.Random(i)) for i, scene in enumerate(scenes(1500))]
+    t5 = t5_tokenizer(captions)
+    assert t5.tokenize("a Red circle, on the left") == ["▁a", "▁Red", "▁circle", ",", "▁on", "▁the", "▁left"]
+    assert max(len(ids) for ids in t5(captions).input_ids) <= TEXT_TOKENS
+    odd = ["ZEBRA & Quiz!", "日本語 red", ""]
+    for words in (t5, clip_tokenizer(captions)):
+        words.save_pretrained(tmp_path / type(words).__name__)
+        again = type(words).from_pretrained(tmp_path / type(words).__name__)
+        assert again(captions + odd).input_ids == words(captions + odd).input_ids
+    assert t5.unk_token_id not in t5("ZEBRA & Quiz!").input_ids
+
+
 def test_latents_are_packed_as_the_pipeline_packs_them():
     from diffusers import FluxPipeline
 
@@ -146,13 +160,27 @@ def test_weights_in_bf16_learn_through_their_float32_copies():
     assert torch.allclose(network.weight.float(), torch.ones(1, 4), atol=0.05)
 
 
+def test_the_text_encoders_learn_what_captions_say():
+    made = make_scenes(400, 4, seed=1)
+    captions = [text for variants in made.captions for text in variants]
+    clip, t5 = clip_tokenizer(captions), t5_tokenizer(captions)
+    trained = Networks(networks.transformer(), networks.clip_encoder(clip), networks.t5_encoder(t5))
+    ids = [torch.tensor(words(captions, padding=True).input_ids).view(400, 4, -1) for words in (clip, t5)]
+    told = train_text(trained, made.rows, *ids, minutes=0.1, batch=16)
+    # Of ten shapes one or two are there: saying "none" every time is right in 84 % of cases.
+    assert told > 0.5
+    things, background = answers(made.rows)
+    assert things[..., 0].sum(1).min() >= 1
+    assert torch.equal(background[:, :5].sum(1), torch.ones(400))
+
+
 def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
     from diffusers import FluxPipeline
 
     blink = 0.0001
     options = argparse.Namespace(
         out=tmp_path, scenes=10, vae_minutes=blink, flow_minutes=blink, guidance_minutes=blink,
-        batch=2, vae_batch=1, seed=0, start=None, compile=False,
+        batch=2, vae_batch=1, seed=0, text_minutes=blink, start=None, compile=False,
     )  # fmt: skip
     train(options)
     options.start = tmp_path / "model"

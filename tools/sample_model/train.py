@@ -21,6 +21,7 @@ from tools.sample_model import networks
 from tools.sample_model.data import Scenes, make_scenes
 from tools.sample_model.drawing import draw
 from tools.sample_model.train_flow import Latents, Networks, Sampler, distil_guidance, train_flow
+from tools.sample_model.train_text import train_text
 from tools.sample_model.train_vae import encode, reconstruction_psnr, train_vae
 from tools.sample_model.words import CLIP_LENGTH, clip_tokenizer, t5_tokenizer
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=120_000, help="pictures of the first size; a tenth of each other")
     parser.add_argument("--vae-minutes", type=float, default=3.0)
+    parser.add_argument("--text-minutes", type=float, default=1.0)
     parser.add_argument("--flow-minutes", type=float, default=13.0)
     parser.add_argument("--guidance-minutes", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=256)
@@ -69,6 +71,11 @@ def train(options: argparse.Namespace) -> None:
         torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 — the documented place of this setting
         trained.transformer.compile_repeated_blocks(dynamic=False)
     empty = (_clip_ids(clip_words, [""]).to(device), _t5_ids(t5_words, [""]).to(device))
+    if options.start is None:
+        told = train_text(
+            trained, sets[0].rows, latents[0].clip_ids, latents[0].t5_ids, minutes=options.text_minutes, batch=512
+        )
+        print(f"text encoders: {100 * told:.2f} % of shapes told rightly", flush=True)
     sampler = Sampler(latents, empty, options.batch, options.seed)
 
     def save() -> None:

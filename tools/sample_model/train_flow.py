@@ -134,7 +134,7 @@ def train_flow(networks: Networks, sampler: Sampler, *, minutes: float, on_miles
 
     def loss(batch: Batch) -> Tensor:
         guidance = torch.full_like(batch.sigma, NO_GUIDANCE)
-        predicted = forward(batch, _encode(networks, batch.clip_ids, batch.t5_ids), guidance)
+        predicted = forward(batch, encode_text(networks, batch.clip_ids, batch.t5_ids), guidance)
         return (predicted - batch.velocity).square().mean()
 
     _optimize(networks.all(), Task(sampler, loss, PEAK_RATE, EMPTY_SHARE), minutes, on_milestone)
@@ -149,9 +149,9 @@ def distil_guidance(networks: Networks, sampler: Sampler, *, minutes: float) -> 
     def loss(batch: Batch) -> Tensor:
         scale = low + (high - low) * torch.rand_like(batch.sigma)
         with torch.no_grad():
-            text = _encode(networks, batch.clip_ids, batch.t5_ids)
+            text = encode_text(networks, batch.clip_ids, batch.t5_ids)
             empty_t5 = nn.functional.pad(sampler.empty[1], (0, batch.t5_ids.shape[1] - sampler.empty[1].shape[1]))
-            empty_tokens, empty_pooled = _encode(networks, sampler.empty[0], empty_t5)
+            empty_tokens, empty_pooled = encode_text(networks, sampler.empty[0], empty_t5)
             nothing = (empty_tokens.expand_as(text[0]), empty_pooled.expand_as(text[1]))
             one = torch.full_like(scale, NO_GUIDANCE)
             with_text, without = teach(batch, text, one), teach(batch, nothing, one)
@@ -209,7 +209,8 @@ def forward_of(transformer: FluxTransformer2DModel) -> Forward:
     return forward
 
 
-def _encode(networks: Networks, clip_ids: Tensor, t5_ids: Tensor) -> Text:
+def encode_text(networks: Networks, clip_ids: Tensor, t5_ids: Tensor) -> Text:
+    """Token ids of both tokenizers, (batch, tokens), through both encoders."""
     return networks.t5(t5_ids.long())[0], networks.clip(clip_ids.long()).pooler_output
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-CLIP_VOCABULARY, T5_VOCABULARY = 900, 400
+CLIP_VOCABULARY = 900
 CLIP_LENGTH = 77
 T5_MARKS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+SPACE = "▁"
+SPELLED = -20.0
+"""Log probability of a single character: below that of any word, so that a known word is never spelled."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -42,17 +49,22 @@ def clip_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
 
 
 def t5_tokenizer(captions: Sequence[str]) -> T5TokenizerFast:
-    """Unigram over lower-cased text; all printable ASCII is in the vocabulary, the rest becomes `<unk>`."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    """Unigram: every word of the captions is one token, also capitalized or in capitals; what else is typed is spelled.
+
+    The vocabulary is counted, not trained: a trainer prunes it down to letters, because with so few different words
+    letters explain the text nearly as well. All printable ASCII is there; other characters become `<unk>`. Case is in
+    the vocabulary because a T5 tokenizer does not keep a normalizer when it is saved and loaded.
+    """
+    words = Counter(word for caption in captions for word in WORD.findall(caption.lower()))
+    total = sum(words.values())
+    known = {f"{SPACE}{form}": math.log(words[word] / total) for word in sorted(words) for form in _forms(word)}
+    characters = dict.fromkeys((SPACE, *map(chr, range(33, 127))), SPELLED)
+    vocabulary = [*((mark, 0.0) for mark in T5_MARKS.values()), *characters.items(), *known.items()]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=len(T5_MARKS) - 1))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=T5_VOCABULARY,
-        special_tokens=list(T5_MARKS.values()),
-        unk_token=T5_MARKS["unk_token"],
-        initial_alphabet=[chr(code) for code in range(33, 127)],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(captions, trainer)
     return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, **T5_MARKS)
+
+
+def _forms(word: str) -> tuple[str, ...]:
+    return (word, word.capitalize(), word.upper())
