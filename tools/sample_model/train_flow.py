@@ -90,7 +90,8 @@ class Sampler:
         empty = torch.rand(count, 1, device=self.device) < empty_share
         clip_ids = torch.where(empty, self.empty[0], clip_ids)
         t5_ids = torch.where(empty, self.empty[1], t5_ids)
-        length = self.rng.choice(TEXT_LENGTHS)
+        # Each pair of a size and a length is compiled anew, so the rarer sizes come with the usual length only.
+        length = self.rng.choice(TEXT_LENGTHS) if data is self.sets[0] else TEXT_LENGTHS[0]
         clean = pack(data.latents[index].float())
         return Batch(
             clean=clean,
