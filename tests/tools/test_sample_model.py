@@ -20,7 +20,7 @@ from tools.sample_model.drawing import draw, rows
 from tools.sample_model.palette import BACKGROUNDS, COLOURS, SHAPES
 from tools.sample_model.scenes import held_out, held_out_scene, random_scene, training_scene
 from tools.sample_model.train import TEXT_TOKENS, train
-from tools.sample_model.train_flow import Networks, image_positions, pack
+from tools.sample_model.train_flow import Batch, Networks, forward_of, image_positions, pack
 from tools.sample_model.train_text import answers, train_text
 from tools.sample_model.words import clip_tokenizer, t5_tokenizer
 
@@ -172,6 +172,24 @@ def test_the_text_encoders_learn_what_captions_say():
     things, background = answers(made.rows)
     assert things[..., 0].sum(1).min() >= 1
     assert torch.equal(background[:, :5].sum(1), torch.ones(400))
+
+
+def test_times_are_embedded_in_float32_whatever_the_network_computes_in():
+    torch.manual_seed(0)
+    transformer = networks.transformer().to(torch.bfloat16)
+    seen = []
+    transformer.time_text_embed.time_proj.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    sigma = torch.tensor([0.7422, 0.0313])
+    tokens = torch.zeros(2, 8, networks.TEXT_WIDTH, dtype=torch.bfloat16)
+    pooled = torch.zeros(2, networks.POOLED_WIDTH, dtype=torch.bfloat16)
+    batch = Batch(
+        clean=torch.randn(2, 4, 64), noise=torch.randn(2, 4, 64), sigma=sigma, clip_ids=None, t5_ids=None,
+        image_ids=image_positions(torch.zeros(1, 16, 4, 4)),
+    )  # fmt: skip
+    predicted = forward_of(transformer)(batch, (tokens, pooled), torch.tensor([3.51, 1.0]))
+    assert predicted.dtype == torch.float32
+    assert torch.equal(seen[0], sigma * 1000)
+    assert torch.equal(seen[1], torch.tensor([3.51, 1.0]) * 1000)
 
 
 def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -195,19 +196,38 @@ def forward_of(transformer: FluxTransformer2DModel) -> Forward:
 
     def forward(batch: Batch, text: Text, guidance: Tensor) -> Tensor:
         tokens, pooled = text
-        predicted: Tensor = transformer(
-            hidden_states=batch.noisy.to(tokens.dtype),
-            timestep=batch.sigma.to(tokens.dtype),
-            guidance=guidance.to(tokens.dtype),
-            pooled_projections=pooled,
-            encoder_hidden_states=tokens,
-            txt_ids=torch.zeros(tokens.shape[1], 3, device=tokens.device),
-            img_ids=batch.image_ids,
-            return_dict=False,
-        )[0]
+        with _exact_times(transformer, batch.sigma, guidance):
+            predicted: Tensor = transformer(
+                hidden_states=batch.noisy.to(tokens.dtype),
+                timestep=batch.sigma,
+                guidance=guidance,
+                pooled_projections=pooled,
+                encoder_hidden_states=tokens,
+                txt_ids=torch.zeros(tokens.shape[1], 3, device=tokens.device),
+                img_ids=batch.image_ids,
+                return_dict=False,
+            )[0]
         return predicted.float()
 
     return forward
+
+
+@contextmanager
+def _exact_times(transformer: FluxTransformer2DModel, sigma: Tensor, guidance: Tensor) -> Iterator[None]:
+    """Embed noise level and guidance in float32.
+
+    In bf16 the transformer rounds a timestep of 742 to 744, and its embedding's fast waves are then those of another
+    time; a model trained so has never seen the embeddings that it gets where it runs in float32.
+    """
+
+    def exact(_module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return sigma * 1000, guidance * 1000, given[2]
+
+    hook = transformer.time_text_embed.register_forward_pre_hook(exact)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def encode_text(networks: Networks, clip_ids: Tensor, t5_ids: Tensor) -> Text:
@@ -222,5 +242,4 @@ def _noise_levels(count: int, device: torch.device) -> Tensor:
         torch.sigmoid(torch.randn(count, device=device)),
         torch.rand(count, device=device),
     )
-    # Rounded as the network sees it, so that noise and noise level agree.
-    return (SHIFT * level / (1 + (SHIFT - 1) * level)).bfloat16().float()
+    return SHIFT * level / (1 + (SHIFT - 1) * level)
