@@ -137,4 +137,7 @@ def _show(findings: list[Finding]) -> None:
         if finding.hint:
             stdout.print(Text(f"{'':<{width + 9}}  try: {finding.hint}"), soft_wrap=True)
     counts = [sum(finding.state == state for finding in findings) for state in State]
-    stdout.print(Text(f"\n{counts[0]} ok, {counts[1]} warnings, {counts[2]} failures"))
+    warnings, failures = (
+        f"{n} {what}{'s' * (n != 1)}" for n, what in zip(counts[1:], ("warning", "failure"), strict=True)
+    )
+    stdout.print(Text(f"\n{counts[0]} ok, {warnings}, {failures}"))
