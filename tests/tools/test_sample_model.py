@@ -18,6 +18,7 @@ from tools.sample_model.captions import COLOUR_WORDS, SHAPE_WORDS, caption
 from tools.sample_model.data import make_scenes
 from tools.sample_model.drawing import draw, rows
 from tools.sample_model.palette import BACKGROUNDS, COLOURS, SHAPES
+from tools.sample_model.replay import Replayed, shared_pool
 from tools.sample_model.scenes import held_out, held_out_scene, random_scene, training_scene
 from tools.sample_model.train import TEXT_TOKENS, train
 from tools.sample_model.train_flow import Batch, Networks, forward_of, image_positions, pack
@@ -152,7 +153,8 @@ def test_weights_in_bf16_learn_through_their_float32_copies():
     losses = []
     for _ in range(400):
         loss = (network(inputs) - target).float().square().mean()
-        weights.step(loss, 0.0)
+        weights.schedule(0.0)
+        weights.step(loss)
         average.update(weights.master)
         losses.append(loss.item())
     assert losses[-1] < 0.01 * losses[0]
@@ -210,3 +212,30 @@ def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
     picture = pipe("a red circle", width=64, height=64, num_inference_steps=1, max_sequence_length=64).images[0]
     assert picture.size == (64, 64)
     assert pipe.scheduler.config.shift == networks.SHIFT
+
+
+def trained_line(device: str, replayed: bool) -> list[float]:
+    """Losses of a small fit, whose batch is the same in every step."""
+    torch.manual_seed(0)
+    line = torch.nn.Linear(4, 4).to(device)
+    x = torch.arange(32.0, device=device).view(8, 4) / 32
+    weights = MasterWeights(line, 0.1, weight_decay=0.0)
+
+    def step() -> torch.Tensor:
+        loss = (line(x) - x.flip(1)).square().mean()
+        weights.step(loss)
+        return loss.detach()
+
+    advance = Replayed(step, shared_pool()) if replayed else step
+    losses = []
+    for i in range(20):
+        weights.schedule(i / 20)
+        losses.append(advance().item())
+    return losses
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_replayed_steps_train_as_called_ones_do(device):
+    losses = trained_line(device, replayed=True)
+    assert losses == pytest.approx(trained_line(device, replayed=False), rel=1e-4)
+    assert losses[-1] < 0.9 * losses[0]  # the rate is still warming up

@@ -20,25 +20,35 @@ class MasterWeights:
         self.master = [p.detach().float().clone().requires_grad_() for p in self.live]
         self.peak_rate = peak_rate
         self.steps = 0
+        on_card = self.live[0].is_cuda
+        self._rate = torch.zeros((), device=self.live[0].device)
         self.optimizer = torch.optim.AdamW(
             self.master,
-            lr=peak_rate,
+            # A tensor, so that steps that are replayed follow the schedule too.
+            lr=self._rate if on_card else peak_rate,
             betas=(0.9, 0.98),
             weight_decay=weight_decay,
-            fused=self.live[0].is_cuda,
+            fused=on_card,
+            capturable=on_card,
         )
 
-    def step(self, loss: Tensor, share: float) -> None:
-        """One update; `share` is how much of the training is over."""
+    def schedule(self, share: float) -> None:
+        """Set the rate of the next update; `share` is how much of the training is over."""
+        rate = self.peak_rate * learning_rate(self.steps, share)
+        self._rate.fill_(rate)
+        if not self._rate.is_cuda:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        self.steps += 1
+
+    def step(self, loss: Tensor) -> None:
+        """One update, at the rate that was scheduled. Never waits for the device."""
         torch.autograd.backward(loss)
         for master, live in zip(self.master, self.live, strict=True):
             master.grad = None if live.grad is None else live.grad.float()
             live.grad = None
         nn.utils.clip_grad_norm_(self.master, LARGEST_GRADIENT)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.peak_rate * learning_rate(self.steps, share)
         self.optimizer.step()
-        self.steps += 1
         self.show(self.master)
 
     @torch.no_grad()

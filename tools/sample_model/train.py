@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--guidance-minutes", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--vae-batch", type=int, default=24)
-    parser.add_argument("--start", type=Path, help="train this model on instead of a new one")
+    parser.add_argument("--start", type=Path, help="train this model on instead of a new one; 0 minutes leave a part")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
@@ -59,7 +59,7 @@ def train(options: argparse.Namespace) -> None:
     counts = [options.scenes, *(options.scenes // 10 for _ in SIZES[1:])]
     sets = [make_scenes(count, CAPTIONS_EACH, options.seed + i) for i, count in enumerate(counts)]
     print(f"{sum(counts)} scenes, such as: {sets[0].captions[0]}", flush=True)
-    start = _load(options.start) if options.start else _fresh(sets[0], options, device)
+    start = _load(options, sets[0], device) if options.start else _fresh(sets[0], options, device)
     vae, clip_words, t5_words = start.vae.to(device), start.tokenizer, start.tokenizer_2
     print(f"autoencoder: {reconstruction_psnr(vae, sets[0].rows[:64], device):.1f} dB", flush=True)
     latents = [_latents(s, size, vae, clip_words, t5_words, device) for s, size in zip(sets, SIZES, strict=True)]
@@ -71,7 +71,7 @@ def train(options: argparse.Namespace) -> None:
         torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 — the documented place of this setting
         trained.transformer.compile_repeated_blocks(dynamic=False)
     empty = (_clip_ids(clip_words, [""]).to(device), _t5_ids(t5_words, [""]).to(device))
-    if options.start is None:
+    if options.text_minutes > 0:
         told = train_text(
             trained, sets[0].rows, latents[0].clip_ids, latents[0].t5_ids, minutes=options.text_minutes, batch=512
         )
@@ -83,8 +83,9 @@ def train(options: argparse.Namespace) -> None:
 
     train_flow(trained, sampler, minutes=options.flow_minutes, on_milestone=save)
     save()
-    distil_guidance(trained, sampler, minutes=options.guidance_minutes)
-    save()
+    if options.guidance_minutes > 0:
+        distil_guidance(trained, sampler, minutes=options.guidance_minutes)
+        save()
     print("done", flush=True)
 
 
@@ -103,9 +104,11 @@ def _fresh(scenes: Scenes, options: argparse.Namespace, device: torch.device) ->
     )
 
 
-def _load(folder: Path) -> FluxPipeline:
-    """A model trained before, to be trained on; its autoencoder stays as it is."""
-    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+def _load(options: argparse.Namespace, scenes: Scenes, device: torch.device) -> FluxPipeline:
+    """A model trained before, its autoencoder trained on if there is time for that."""
+    pipe = FluxPipeline.from_pretrained(options.start, dtype=torch.float32)
+    if options.vae_minutes > 0:
+        train_vae(scenes.rows, device, minutes=options.vae_minutes, batch=options.vae_batch, start=pipe.vae)
     pipe.vae.eval().requires_grad_(requires_grad=False)
     return pipe
 

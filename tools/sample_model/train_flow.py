@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -16,6 +18,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.networks import SHIFT
+from tools.sample_model.replay import Replayed, shared_pool
 
 TEXT_LENGTHS = (*(64,) * 18, 128, 512)
 """Prompt lengths in training: the pipeline pads with tokens that are seen, so each length has to be learned."""
@@ -73,6 +76,13 @@ class Batch:
         return self.noise - self.clean
 
 
+class Shape(NamedTuple):
+    """The number of a set of latents, and how many text tokens go with it."""
+
+    number: int
+    text_tokens: int
+
+
 class Sampler:
     """Draws batches of one size and text length at a time; the first set of latents is drawn most."""
 
@@ -81,8 +91,15 @@ class Sampler:
         self.rng = random.Random(seed)
         self.device = sets[0].latents.device
 
-    def draw(self, *, empty_share: float) -> Batch:
-        data = self.sets[0] if self.rng.random() < MAIN_SIZE_SHARE else self.rng.choice(self.sets)
+    def choose(self) -> Shape:
+        """What the next batch is like."""
+        number = 0 if self.rng.random() < MAIN_SIZE_SHARE else self.rng.randrange(len(self.sets))
+        # Each pair of a size and a length is compiled anew, so the rarer sizes come with the usual length only.
+        return Shape(number, TEXT_LENGTHS[0] if number else self.rng.choice(TEXT_LENGTHS))
+
+    def draw(self, shape: Shape, *, empty_share: float) -> Batch:
+        """A batch of that shape, drawn on the device without waiting for it."""
+        data = self.sets[shape.number]
         area = data.latents[0, 0].numel() / self.sets[0].latents[0, 0].numel()
         count = int(self.batch / max(1.0, area))
         index = torch.randint(len(data.latents), (count,), device=self.device)
@@ -91,15 +108,13 @@ class Sampler:
         empty = torch.rand(count, 1, device=self.device) < empty_share
         clip_ids = torch.where(empty, self.empty[0], clip_ids)
         t5_ids = torch.where(empty, self.empty[1], t5_ids)
-        # Each pair of a size and a length is compiled anew, so the rarer sizes come with the usual length only.
-        length = self.rng.choice(TEXT_LENGTHS) if data is self.sets[0] else TEXT_LENGTHS[0]
         clean = pack(data.latents[index].float())
         return Batch(
             clean=clean,
             noise=torch.randn_like(clean),
             sigma=_noise_levels(count, self.device),
             clip_ids=clip_ids,
-            t5_ids=nn.functional.pad(t5_ids, (0, length - t5_ids.shape[1])),
+            t5_ids=nn.functional.pad(t5_ids, (0, shape.text_tokens - t5_ids.shape[1])),
             image_ids=image_positions(data.latents),
         )
 
@@ -172,14 +187,19 @@ Forward = Callable[[Batch, Text, Tensor], Tensor]
 def _optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Callable[[], None] = lambda: None) -> None:
     weights = MasterWeights(trained, task.peak_rate, weight_decay=0.01)
     average = MovingAverage(weights.master, 0.9995)
+    steps: dict[Shape, Replayed] = {}
+    pool = shared_pool()
     begin, milestone, share = time.monotonic(), 1, 0.0
     running = torch.zeros((), device=weights.live[0].device)
     while share < 1:
         share = (time.monotonic() - begin) / (60 * minutes)
-        loss = task.loss(task.sampler.draw(empty_share=task.empty_share))
-        weights.step(loss, share)
+        shape = task.sampler.choose()
+        if shape not in steps:
+            steps[shape] = Replayed(partial(_step, task, weights, shape), pool)
+        weights.schedule(share)
+        loss = steps[shape]()
         average.update(weights.master)
-        running.lerp_(loss.detach(), 0.02 if weights.steps > 1 else 1.0)
+        running.lerp_(loss, 0.02 if weights.steps > 1 else 1.0)
         if weights.steps % 500 == 1:
             seconds = time.monotonic() - begin
             print(f"step {weights.steps} share {share:.2f} loss {running.item():.4f} {seconds:.0f} s", flush=True)
@@ -189,6 +209,12 @@ def _optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Call
             on_milestone()
             weights.show(weights.master)
     weights.show(average.values)
+
+
+def _step(task: Task, weights: MasterWeights, shape: Shape) -> Tensor:
+    loss = task.loss(task.sampler.draw(shape, empty_share=task.empty_share))
+    weights.step(loss)
+    return loss.detach()
 
 
 def forward_of(transformer: FluxTransformer2DModel) -> Forward:

@@ -68,7 +68,8 @@ def train_text(
         things, background = answers(rows[index].to(device))
         read = reader(*text)
         loss = sum((_loss(seen, things, background) for seen in read), start=torch.zeros((), device=device))
-        weights.step(loss, share)
+        weights.schedule(share)
+        weights.step(loss)
         if weights.steps % 50 == 1:
             told = ((read[0][0][..., 0] > 0) == (things[..., 0] > 0)).float().mean().item()
             right += (told - right) * (0.3 if weights.steps > 1 else 1.0)

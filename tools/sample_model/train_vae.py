@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.drawing import draw
 from tools.sample_model.networks import autoencoder
+from tools.sample_model.replay import Replayed
 
 LATENT_NOISE = 0.05
 """Added to latents in training, so that what the transformer gets a little wrong still decodes well."""
@@ -20,18 +21,27 @@ EDGE_WEIGHT = 1.0
 PEAK_RATE = 1.5e-3
 
 
-def train_vae(rows: Tensor, device: torch.device, *, minutes: float, batch: int) -> AutoencoderKL:
+def train_vae(
+    rows: Tensor, device: torch.device, *, minutes: float, batch: int, start: AutoencoderKL | None = None
+) -> AutoencoderKL:
     """Train for that long on scenes drawn anew; returns the averaged weights, latents scaled to unit variance."""
-    vae = autoencoder().to(device).train()
+    vae = (start or autoencoder()).to(device).requires_grad_().train()
     torch.backends.cudnn.benchmark = True
+    rows = rows.to(device)
     weights = MasterWeights(vae, PEAK_RATE, weight_decay=1e-4)
     average = MovingAverage(weights.master, 0.998)
+
+    def step() -> Tensor:
+        loss = _loss(vae, draw(rows[torch.randint(len(rows), (batch,), device=device)]))
+        weights.step(loss)
+        return loss.detach()
+
+    advance = Replayed(step)
     begin, share = time.monotonic(), 0.0
     while share < 1:
         share = (time.monotonic() - begin) / (60 * minutes)
-        pictures = draw(rows[torch.randint(len(rows), (batch,))].to(device))
-        loss = _loss(vae, pictures)
-        weights.step(loss, share)
+        weights.schedule(share)
+        loss = advance()
         average.update(weights.master)
         if weights.steps % 500 == 1:
             print(f"vae step {weights.steps} share {share:.2f} loss {loss.item():.4f}", flush=True)
