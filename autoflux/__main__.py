@@ -1,13 +1,17 @@
-"""`python -m autoflux`, and the `autoflux` program: takes Ctrl-C over before anything slow is imported."""
+"""`python -m autoflux`, and the `autoflux` program: what must be done before anything slow is imported."""
 
+import os
 from typing import NoReturn
 
 from autoflux.cli import interrupt
 
 
 def main() -> NoReturn:
-    """Run the command line."""
+    """Take Ctrl-C over, settle how torch allocates memory here and in all processes started here, run the command."""
     interrupt.install()
+    from autoflux.runtime import allocator  # noqa: PLC0415 — after Ctrl-C
+
+    allocator.apply(os.environ)
     from autoflux.cli.main import main as run  # noqa: PLC0415 — imports click and rich
 
     run()

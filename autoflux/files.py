@@ -10,8 +10,10 @@ from pathlib import Path
 from autoflux.errors import OutputUnwritable
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
     """Write `data` beside `path`, flush it to the disk, then rename it into place.
+
+    The file gets the permissions `mode`, at no moment more; without it those that new files get.
 
     Raises:
         OutputUnwritable: the folder is missing, read-only or full; `path` is as it was before.
@@ -25,7 +27,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).chmod(0o666 & ~_umask() if mode is None else mode)
         Path(temporary).replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -41,6 +41,7 @@ from autoflux.serving.service import Service
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 __all__ = [
     "BEHAVIOUR_VARIABLE",
@@ -82,6 +83,12 @@ class FakePipeline(Pipeline):
 
     def encode(self, prompts: Sequence[str]) -> list[FakeConditioning]:  # type: ignore[override]
         return [FakeConditioning(prompt) for prompt in prompts]
+
+    def pack(self, _conditioning: FakeConditioning) -> dict[str, Tensor]:  # type: ignore[override]
+        return {}  # encoding costs nothing, and tensors would need torch
+
+    def unpack(self, _tensors: dict[str, Tensor], prompt: str) -> FakeConditioning:
+        return FakeConditioning(prompt)
 
     def start(self, request: Request, _conditioning: FakeConditioning) -> FakeState:  # type: ignore[override]
         return FakeState(request)

@@ -11,7 +11,7 @@ from autoflux.planning.values import Plan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class Conditioning(Protocol):
@@ -29,14 +29,28 @@ class State(Protocol):
 
 
 class Pipeline(Protocol):
-    """A loaded model in five verbs. One picture goes encode → start → denoise (once a step) → decode.
+    """A loaded model. One picture goes encode → start → denoise (once a step) → decode.
 
+    `pack` and `unpack` let the session keep encoded prompts, in this run and from one run to the next.
     States in one `denoise` call have the same size but may be at different steps of different prompts. The same
     request gives the same picture however it is grouped, up to rounding (1/255 a channel).
     """
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """One conditioning a prompt, in order."""
+
+    def pack(self, conditioning: Conditioning) -> dict[str, Tensor]:
+        """What `unpack` needs to make the same conditioning again, on any device; empty if it is not worth keeping.
+
+        Nothing of the prompt's text, which may not get onto the disk: `unpack` is told it.
+        """
+
+    def unpack(self, tensors: dict[str, Tensor], prompt: str) -> Conditioning:
+        """The conditioning of that prompt that was packed, bit for bit. The tensors are on the CPU; do not change them.
+
+        Raises:
+            KeyError, ValueError: they are not what `pack` gives, but perhaps what an earlier version gave.
+        """
 
     def start(self, request: Request, conditioning: Conditioning) -> State:
         """Noise from the request's seed, and the schedule of its steps."""

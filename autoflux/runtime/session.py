@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,9 +16,7 @@ from autoflux.planning.values import Plan
 from autoflux.runtime.memory import translated_memory_errors
 from autoflux.runtime.picture import Picture
 from autoflux.runtime.pipeline import Conditioning, Pipeline, State
-
-REMEMBERED_PROMPTS = 64
-"""Encoded prompts kept; one of FLUX.1-dev takes 4.2 MB."""
+from autoflux.runtime.prompt_cache import PromptCache
 
 StepListener = Callable[[int, int], None]
 """Called after each step with the steps done and the steps in all, over all pictures asked for."""
@@ -53,7 +50,10 @@ class Session:
     pipeline: Pipeline
     plan: Plan
     model: Model
-    _prompts: OrderedDict[str, Conditioning] = field(default_factory=OrderedDict, repr=False)
+    _prompts: PromptCache = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._prompts = PromptCache.open(self.model, self.plan)
 
     def generate(self, prompt: str, *, on_step: StepListener | None = None, **order: object) -> list[Picture]:
         """Draw what an `Order` of this prompt asks for: `seed`, `steps`, `guidance`, `width`, `height`, `count`.
@@ -99,12 +99,15 @@ class Session:
         return batch_limit(self.plan, self.model, width, height)
 
     def begin(self, request: Request) -> Drawing:
-        """Encode the prompt, unless it is remembered, and prepare the noise."""
+        """Encode the prompt, unless this run or an earlier one has, and prepare the noise."""
+        return self._begin(request, self._remembered)
+
+    def _begin(self, request: Request, encode: Callable[[str], Conditioning]) -> Drawing:
         began = time.perf_counter()
         check(request, self.model.limits)
         self.batch_limit(request.width, request.height)
         with translated_memory_errors(self.plan):
-            conditioning = self._encode(request.prompt)
+            conditioning = encode(request.prompt)
             state = self.pipeline.start(request, conditioning)
         return Drawing(request, state, began, _prompt_warnings(conditioning))
 
@@ -126,7 +129,9 @@ class Session:
     def warm_up(self) -> None:
         """Draw one step of a default picture, so that the first real one pays for no initialization."""
         (request,) = make_requests(self.model, Order(prompt="warm up", seed=0, steps=1))
-        self.draw([request])
+        drawing = self._begin(request, self._encode)  # a remembered prompt would leave the text encoders cold
+        self.advance([drawing])
+        self.finish([drawing])
 
     def close(self) -> None:
         """Give back the device's memory. A closed session cannot draw."""
@@ -141,13 +146,20 @@ class Session:
     ) -> None:
         self.close()
 
+    def _remembered(self, prompt: str) -> Conditioning:
+        if (kept := self._prompts.find(prompt)) is not None:
+            try:
+                return self.pipeline.unpack(kept, prompt)
+            except (KeyError, ValueError):
+                self._prompts.forget(prompt)  # another version of the pipeline packed it
+        conditioning = self._encode(prompt)
+        if packed := self.pipeline.pack(conditioning):
+            self._prompts.keep(prompt, packed)
+        return conditioning
+
     def _encode(self, prompt: str) -> Conditioning:
-        if prompt not in self._prompts:
-            (self._prompts[prompt],) = self.pipeline.encode([prompt])
-            while len(self._prompts) > REMEMBERED_PROMPTS:
-                self._prompts.popitem(last=False)
-        self._prompts.move_to_end(prompt)
-        return self._prompts[prompt]
+        (conditioning,) = self.pipeline.encode([prompt])
+        return conditioning
 
 
 def _prompt_warnings(conditioning: Conditioning) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Protocol
 
 from autoflux.errors import AutofluxError, PluginFailure, describe
+from autoflux.runtime import allocator
 from autoflux.serving.channel import Channel, worker_end
 from autoflux.serving.messages import (
     Alive,
@@ -103,6 +104,7 @@ def main(connection: Connection, log: str | None) -> None:
     if log:
         _print_into(log)
     faulthandler.enable()
+    allocator.apply(os.environ)  # has been done where the program was started, but not where a service was
     channel = worker_end(connection)
     inbox = Inbox(channel)
     try:

@@ -10,7 +10,7 @@ import torch
 from autoflux.errors import InvalidRequest, OutOfMemory
 from autoflux.models.request import Request
 from autoflux.planning.fit import batch_limit
-from autoflux.runtime import session as sessions
+from autoflux.runtime.prompt_cache import PromptCache
 from autoflux.runtime.session import Session
 from autoflux.testing import FakePipeline, fake_model, fake_plan
 
@@ -27,6 +27,9 @@ class Watched(FakePipeline):
         self.encoded += prompts
         return super().encode(prompts)
 
+    def pack(self, conditioning):
+        return {"prompt": torch.zeros(1000, dtype=torch.uint8)}
+
     def denoise(self, states):
         if self.fail_with:
             raise self.fail_with
@@ -40,7 +43,8 @@ def pipeline() -> Watched:
 
 
 @pytest.fixture
-def session(pipeline) -> Session:
+def session(pipeline, tmp_path, monkeypatch) -> Session:
+    monkeypatch.setenv("AUTOFLUX_CACHE_DIR", str(tmp_path))
     model = fake_model()
     return Session(pipeline, fake_plan(model), model)
 
@@ -51,8 +55,8 @@ def request_of(session: Session, **changes: object) -> Request:
     return plain.replace(**changes)
 
 
-def test_a_prompt_is_encoded_once_while_it_is_remembered(session, pipeline, monkeypatch):
-    monkeypatch.setattr(sessions, "REMEMBERED_PROMPTS", 2)
+def test_a_prompt_is_encoded_once_while_it_is_remembered(session, pipeline):
+    session._prompts = PromptCache("encoder", memory_bytes=2000)
     for prompt in ("a", "b", "a", "c", "a", "b"):
         session.generate(prompt, seed=1)
     # `a` was used again before `c` came, so `b` was the one forgotten.
@@ -93,6 +97,8 @@ def test_a_request_is_checked_also_when_it_did_not_come_from_an_order(session):
         session.draw([request_of(session, steps=0)])
 
 
-def test_warming_up_draws_one_step(session, pipeline):
+def test_warming_up_encodes_and_draws_one_step_whatever_is_remembered(session, pipeline):
+    session.generate("warm up", seed=1, steps=1)
     session.warm_up()
-    assert pipeline.batches == [1]
+    session.warm_up()
+    assert (pipeline.batches, pipeline.encoded) == ([1, 1, 1], ["warm up"] * 3)
