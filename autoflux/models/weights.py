@@ -82,6 +82,18 @@ def read_tensors(file: Path) -> Iterator[Tensor]:
         ) from error
 
 
+def data_ranges(file: Path) -> dict[str, tuple[int, int]]:
+    """First byte and length of each tensor's data in a file that `read_tensors` accepted."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = msgspec.json.decode(opened.read(length))
+    return {
+        name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
 def header_digest(file: Path) -> str:
     """SHA-256 over the header and the size of a file that `read_tensors` accepted: changes with the file's layout."""
     with file.open("rb") as opened:

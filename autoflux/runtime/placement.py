@@ -1,18 +1,22 @@
-"""Where the weights of a component are while they are not used: on the device, or in RAM until their phase."""
+"""Where the weights of a pipeline's components are while they are not used, as the plan says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from autoflux.planning.values import Placement
+from autoflux.planning.values import Placement, Plan, Waiting
+from autoflux.runtime.sources import HostUnits, StagedUnits
+from autoflux.runtime.stores import KeptStore, Store
+from autoflux.runtime.streaming import Holding, StreamedModule, StreamedTransformer, arena_for
+from autoflux.runtime.units import sequence_atoms
 
 
 class Residence:
-    """Holds one component as its plan says.
+    """Holds one component on the device, or in RAM until its phase.
 
     A visiting component's weights never change, so its RAM copy is kept and leaving the device costs nothing: the
     parameters are pointed back at it.
@@ -22,12 +26,12 @@ class Residence:
         self.module = module
         self.device = device
         self.visiting = placement == Placement.VISITING
-        if not self.visiting:
+        if placement == Placement.DEVICE:
             module.to(device)
 
     @contextmanager
     def on_device(self) -> Iterator[nn.Module]:
-        """The module with its weights on the device, for the time of the block."""
+        """The module with its weights on the device, or streamed there, for the time of the block."""
         if not self.visiting:
             yield self.module
             return
@@ -40,3 +44,90 @@ class Residence:
         finally:
             for tensor, data in zip(tensors, in_ram, strict=True):
                 tensor.data = data
+
+
+class Residences:
+    """Every component of a pipeline, held as the plan says; streamed ones share one arena.
+
+    `hold` each as soon as it is loaded, then `settle`.
+    """
+
+    def __init__(self, plan: Plan, *, block_lists: Sequence[str]) -> None:
+        """`block_lists` are the transformer's, in the order they run."""
+        self._plan = plan
+        self._device = torch.device(plan.device)
+        self._block_lists = block_lists
+        self._held: dict[str, Residence] = {}
+        self._transformer: StreamedTransformer | None = None
+        self._others: dict[str, StreamedModule] = {}
+        self._stores: dict[str, Store] = {}
+
+    def __getitem__(self, name: str) -> Residence:
+        return self._held[name]
+
+    def hold(self, name: str, network: nn.Module, *, used: nn.Module | None = None, store: Store | None = None) -> None:
+        """Take a component over. Of a streamed one only `used` is streamed, if given, and the rest stays in RAM; its
+        weights come from `store`, if given, and are otherwise its own.
+
+        Raises:
+            torch.OutOfMemoryError: the device has less memory than the plan counts on.
+        """
+        planned = self._plan.component(name)
+        self._held[name] = Residence(network, planned.placement, self._device)
+        if planned.placement != Placement.STREAMED:
+            return
+        if name == "transformer":
+            holding = Holding(
+                resident=frozenset(planned.resident),
+                storage=planned.storage,
+                native=planned.storage == planned.arithmetic,
+                hoist=self._plan.hoist_modulation,
+            )
+            self._transformer = StreamedTransformer(network, self._block_lists, holding, self._device)
+        else:
+            part = used or network
+            self._others[name] = StreamedModule(part, sequence_atoms(part))
+        if store:
+            self._stores[name] = store
+
+    def settle(self) -> None:
+        """Give the streamed components their memory on the device, once all are held.
+
+        Raises:
+            torch.OutOfMemoryError: the device has less memory than the plan counts on.
+        """
+        parts = {name: [part] for name, part in self._others.items()}
+        if self._transformer:
+            parts["transformer"] = self._transformer.parts
+        if not parts:
+            return
+        arena = arena_for([part for own in parts.values() for part in own], self._plan.ring_bytes, self._device)
+        pinned = self._plan.waiting == Waiting.PINNED
+        for name, own in parts.items():
+            for part in own:
+                store = self._stores.get(name) or (None if pinned else KeptStore(part.units))
+                part.attach(arena, store=store, make_source=HostUnits if pinned else StagedUnits)
+
+    @property
+    def hoists(self) -> bool:
+        """Whether each picture's modulation is computed before its steps, and selected in each."""
+        return self._transformer is not None and self._transformer.holding.hoist
+
+    def modulation(self, embeddings: Sequence[Tensor]) -> Tensor:
+        """See `StreamedTransformer.modulation`."""
+        assert self._transformer is not None, "not streamed"  # noqa: S101
+        return self._transformer.modulation(embeddings)
+
+    def select(self, rows: Tensor) -> None:
+        """See `StreamedTransformer.select`."""
+        assert self._transformer is not None, "not streamed"  # noqa: S101
+        self._transformer.select(rows)
+
+    def close(self) -> None:
+        """Drop the weights, on the device and in RAM."""
+        for part in [*(self._transformer.parts if self._transformer else ()), *self._others.values()]:
+            part.drop()
+        self._transformer = None
+        self._others.clear()
+        self._held.clear()
+        self._stores.clear()

@@ -1,0 +1,222 @@
+"""Where units lie in the ring, how long a pass takes, and which units stay."""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoflux.planning.schedule import (
+    ALIGNMENT,
+    Unit,
+    aligned,
+    bound_seconds,
+    choose_resident,
+    lay_out,
+    pass_seconds,
+)
+
+MB, GB = 10**6, 10**9
+FLUX = [Unit(680 * MB, 3e-3)] * 19 + [Unit(283 * MB, 3e-3)] * 38
+"""FLUX.1-dev's blocks in bf16."""
+
+UNHURRIED = settings(deadline=None)
+"""Other work on the machine fails no test."""
+
+SIZES = st.lists(st.integers(1, 20 * ALIGNMENT), min_size=1, max_size=12)
+
+
+@st.composite
+def schedules(draw):
+    """Units, the residents among them, a ring that the others fit, and a link."""
+    moments = st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 7.0])
+    units = [Unit(size, draw(moments)) for size in draw(SIZES)]
+    resident = draw(st.frozensets(st.integers(0, len(units) - 1)))
+    ring = max(aligned(unit.nbytes) for unit in units) + draw(st.integers(0, 60)) * ALIGNMENT
+    return units, resident, ring, draw(st.sampled_from([256.0, 1024.0, 4096.0]))
+
+
+def literal_pass_seconds(units, resident, ring, bytes_per_second, passes=12):
+    """The ring, byte row by byte row, and both streams: when the last pass begins and ends."""
+    streamed = [i for i in range(len(units)) if i not in resident]
+    offsets = dict(zip(streamed, lay_out([units[i].nbytes for i in streamed], ring).offsets, strict=True))
+    free_at = [0.0] * (ring // ALIGNMENT)
+    copied = now = began = 0.0
+    for _ in range(passes):
+        began = now
+        for i, unit in enumerate(units):
+            if i in resident:
+                now += unit.seconds
+                continue
+            rows = range(offsets[i] // ALIGNMENT, (offsets[i] + aligned(unit.nbytes)) // ALIGNMENT)
+            copied = max([copied, *(free_at[row] for row in rows)]) + unit.nbytes / bytes_per_second
+            now = max(now, copied) + unit.seconds
+            for row in rows:
+                free_at[row] = now
+    return now - began
+
+
+@UNHURRIED
+@given(sizes=SIZES, spare=st.integers(0, 60 * ALIGNMENT))
+def test_units_lie_inside_the_ring(sizes, spare):
+    ring = max(map(aligned, sizes)) + spare
+    layout = lay_out(sizes, ring)
+    assert all(offset % ALIGNMENT == 0 for offset in layout.offsets)
+    assert all(offset + size <= ring for offset, size in zip(layout.offsets, sizes, strict=True))
+    assert all(1 <= distance <= len(sizes) for distance in layout.distances)
+
+
+@UNHURRIED
+@given(sizes=SIZES, spare=st.integers(0, 60), passes=st.integers(2, 4))
+def test_no_copy_overwrites_a_unit_that_has_not_computed(sizes, spare, passes):
+    ring = max(map(aligned, sizes)) + spare * ALIGNMENT
+    offsets, distances = lay_out(sizes, ring)
+    count = len(sizes)
+    holder = [-1] * (ring // ALIGNMENT)
+
+    def rows(number):
+        begin = offsets[number % count] // ALIGNMENT
+        return range(begin, begin + aligned(sizes[number % count]) // ALIGNMENT)
+
+    sent = 0
+    for computing in range(passes * count):
+        # Copies come as early as they may, before each unit computes.
+        while sent - distances[sent % count] < computing:
+            for row in rows(sent):
+                assert holder[row] < computing, f"copy {sent} overwrites unit {holder[row]} before {computing}"
+                holder[row] = sent
+            sent += 1
+        assert sent > computing, "the next unit cannot be copied"
+        assert all(holder[row] == computing for row in rows(computing))
+
+
+@UNHURRIED
+@given(sizes=SIZES, spare=st.integers(0, 60))
+def test_a_copy_waits_for_no_more_than_it_must(sizes, spare):
+    ring = max(map(aligned, sizes)) + spare * ALIGNMENT
+    offsets, distances = lay_out(sizes, ring)
+    for k, distance in enumerate(distances):
+        if distance < len(sizes):
+            other = (k - distance) % len(sizes)
+            assert offsets[other] < offsets[k] + aligned(sizes[k])
+            assert offsets[k] < offsets[other] + aligned(sizes[other])
+
+
+def test_layouts_that_can_be_checked_by_hand():
+    assert lay_out([256] * 4, 512) == ((0, 256, 0, 256), (2, 2, 2, 2))
+    assert lay_out([512, 256, 256], 512) == ((0, 0, 256), (1, 1, 2))
+    assert lay_out([100], 256) == ((0,), (1,))
+    assert lay_out([256] * 3, 10_000) == ((0, 256, 512), (3, 3, 3))
+    assert lay_out([], 0) == ((), ())
+
+
+def test_a_unit_larger_than_the_ring_is_an_error():
+    with pytest.raises(ValueError, match="512 bytes does not fit a ring of 511"):
+        lay_out([256, 300], 511)
+    with pytest.raises(ValueError, match="does not fit"):
+        pass_seconds([Unit(513, 1)], (), 512, 1e9)
+
+
+@UNHURRIED
+@given(schedules())
+def test_a_pass_takes_what_the_literal_ring_takes(schedule):
+    assert pass_seconds(*schedule) == pytest.approx(literal_pass_seconds(*schedule), abs=1e-9)
+
+
+@UNHURRIED
+@given(schedules())
+def test_no_pass_beats_the_bound(schedule):
+    units, resident, _, speed = schedule
+    assert pass_seconds(*schedule) >= bound_seconds(units, resident, speed) - 1e-9
+
+
+@UNHURRIED
+@given(schedules())
+def test_all_resident_takes_what_computing_takes(schedule):
+    units, _, ring, speed = schedule
+    everything = range(len(units))
+    assert pass_seconds(units, everything, ring, speed) == pytest.approx(sum(unit.seconds for unit in units))
+    assert bound_seconds(units, everything, speed) == pytest.approx(sum(unit.seconds for unit in units))
+
+
+@UNHURRIED
+@given(schedules(), st.floats(1, 10))
+def test_a_faster_link_is_never_slower(schedule, times):
+    units, resident, ring, speed = schedule
+    assert pass_seconds(units, resident, ring, speed * times) <= pass_seconds(*schedule) + 1e-9
+
+
+def test_one_unit_copies_and_computes_in_turn():
+    assert pass_seconds([Unit(512, 3.0)], (), 512, 256.0) == pytest.approx(5.0)
+    assert pass_seconds([Unit(512, 3.0)], (), 5120, 256.0) == pytest.approx(5.0)
+
+
+def test_two_slots_hide_the_shorter_of_copying_and_computing():
+    for seconds, longer in ((3.0, 3.0), (1.0, 2.0)):
+        assert pass_seconds([Unit(512, seconds)] * 6, (), 1024, 256.0) == pytest.approx(6 * longer)
+
+
+@UNHURRIED
+@given(schedules(), st.integers(0, 250 * ALIGNMENT))
+def test_chosen_residents_keep_within_the_budget(schedule, budget):
+    units, _, ring, speed = schedule
+    chosen = choose_resident(units, budget, ring, speed)
+    assert chosen <= set(range(len(units)))
+    assert sum(aligned(units[i].nbytes) for i in chosen) <= budget
+    assert pass_seconds(units, chosen, ring, speed) <= pass_seconds(units, (), ring, speed) * 1.25 + 1e-9
+
+
+@UNHURRIED
+@given(schedules())
+def test_a_budget_for_everything_keeps_everything_that_is_worth_it(schedule):
+    units, _, ring, speed = schedule
+    chosen = choose_resident(units, sum(aligned(unit.nbytes) for unit in units), ring, speed)
+    assert pass_seconds(units, chosen, ring, speed) == pytest.approx(sum(unit.seconds for unit in units))
+
+
+@pytest.mark.parametrize(
+    "units", [[], [Unit(256, 1.0)], [Unit(0, 1.0)] * 2, FLUX, FLUX[19:], [Unit(MB * (i + 1), 1e-3) for i in range(9)]]
+)
+def test_one_two_and_many_sizes_can_be_chosen_from(units):
+    total = sum(aligned(unit.nbytes) for unit in units)
+    largest = max((aligned(unit.nbytes) for unit in units), default=0)
+    nothing = choose_resident(units, 0, largest, 1e9)
+    assert not any(units[i].nbytes for i in nothing)
+    half = choose_resident(units, total // 2, 2 * largest, 1e9)
+    assert sum(aligned(units[i].nbytes) for i in half) <= total // 2
+    assert bool(half) == (len(units) > 1)
+    assert choose_resident([Unit(0, 1.0), *units], total, largest, 1e9) >= set(range(1, len(units) + 1))
+
+
+@pytest.mark.parametrize("link", [12e9, 25e9, 55e9])
+def test_more_budget_is_never_slower_for_flux(link):
+    ring = 2 * aligned(FLUX[0].nbytes)
+    taken = [
+        pass_seconds(FLUX, choose_resident(FLUX, budget * GB // 2, ring, link), ring, link) for budget in range(54)
+    ]
+    assert all(more <= less * (1 + 1e-9) for less, more in pairwise(taken))
+    assert taken[-1] == pytest.approx(57 * 3e-3)
+
+
+def test_residents_spread_over_the_pass_beat_residents_at_its_beginning():
+    ring, budget, link = 2 * aligned(FLUX[0].nbytes), 12 * GB, 55e9
+    chosen = choose_resident(FLUX, budget, ring, link)
+    first = frozenset(range(budget // aligned(FLUX[0].nbytes)))
+    spread, front = pass_seconds(FLUX, chosen, ring, link), pass_seconds(FLUX, first, ring, link)
+    assert spread < 0.9 * front
+    assert spread < 1.03 * bound_seconds(FLUX, chosen, link)
+
+
+@pytest.mark.parametrize(("count", "kinds"), [(57, 2), (500, 1), (500, 2), (500, 3), (500, 500)])
+def test_choosing_is_quick(count, kinds):
+    source = random.Random(0)
+    sizes = [source.randrange(MB, 100 * MB) for _ in range(kinds)]
+    units = [Unit(source.choice(sizes), source.random() * 1e-3) for _ in range(count)]
+    total, largest = sum(unit.nbytes for unit in units), max(aligned(unit.nbytes) for unit in units)
+    began = time.process_time()
+    choose_resident(units, total // 4, int(1.1 * largest), 25e9)
+    assert time.process_time() - began < 1.5
