@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from autoflux import DamagedCheckpoint, LoadProgress, Model, Plan, Precision, Residence
+from autoflux import (
+    TILE_PIXELS,
+    DamagedCheckpoint,
+    LoadProgress,
+    Model,
+    Placement,
+    Plan,
+    Precision,
+    Residences,
+    Store,
+    Waiting,
+    leave_on_disk,
+)
 
 # Both are read when the libraries are imported.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import accelerate
 import diffusers
 import transformers
 
@@ -31,6 +44,9 @@ _NETWORKS: dict[str, Any] = {
     "transformer": diffusers.FluxTransformer2DModel,
     "vae": diffusers.AutoencoderKL,
 }
+BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks")
+"""The transformer's, in the order they run."""
+
 _TIED = frozenset({"encoder.embed_tokens.weight"})
 """Names of T5's input table, stored once under another name."""
 
@@ -38,7 +54,7 @@ _TIED = frozenset({"encoder.embed_tokens.weight"})
 class Components:
     """The loaded parts: diffusers' own pipeline object, and where each network's weights live."""
 
-    def __init__(self, pipe: diffusers.FluxPipeline, residences: dict[str, Residence]) -> None:
+    def __init__(self, pipe: diffusers.FluxPipeline, residences: Residences) -> None:
         self.pipe = pipe
         self.residences = residences
 
@@ -50,24 +66,70 @@ def load_components(plan: Plan, model: Model, progress: LoadProgress) -> Compone
         DamagedCheckpoint: weights or configuration do not fit each other.
     """
     _quiet()
-    folder, device = Path(model.path), torch.device(plan.device)
-    residences, networks = {}, {}
-    done = 0
-    for component in model.components:
-        progress(f"loading {component.name.replace('_', ' ')}", done / model.disk_bytes)
-        planned = plan.component(component.name)
-        with _damage_named(folder / component.name):
-            network = _load_network(folder, component.name, DTYPES[planned.arithmetic])
-        networks[component.name] = network
-        residences[component.name] = Residence(network, planned.placement, device)
-        done += component.disk_bytes
+    return assemble(_networks(plan, model, progress), plan, Path(model.path))
+
+
+def assemble(networks: Iterable[tuple[str, torch.nn.Module, Store | None]], plan: Plan, folder: Path) -> Components:
+    """Put each network where the plan says as soon as it comes, and join them to a pipeline.
+
+    `networks` gives name, network, and where its weights are if not in it; `folder` holds tokenizers and scheduler.
+
+    Raises:
+        DamagedCheckpoint: they do not fit each other.
+    """
+    residences, held = Residences(plan, block_lists=BLOCK_LISTS), {}
+    for name, network, store in networks:
+        held[name] = network
+        residences.hold(name, network, used=_decoder(network) if name == "vae" else None, store=store)
     with _damage_named(folder):
-        pipe = diffusers.FluxPipeline(**networks, **_load_small_parts(folder))
+        pipe = diffusers.FluxPipeline(**held, **_load_small_parts(folder))
     pipe.set_progress_bar_config(disable=True)
+    if plan.tile_decode:
+        _decode_in_tiles(pipe.vae)
+    residences.settle()
     return Components(pipe, residences)
 
 
-def _load_network(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Module:
+def _networks(plan: Plan, model: Model, progress: LoadProgress) -> Iterator[tuple[str, torch.nn.Module, Store | None]]:
+    folder, done = Path(model.path), 0
+    for component in model.components:
+        progress(f"loading {component.name.replace('_', ' ')}", done / model.disk_bytes)
+        planned = plan.component(component.name)
+        on_disk = planned.placement == Placement.STREAMED and plan.waiting == Waiting.DISK
+        load = _open_network if on_disk else _load_network
+        with _damage_named(folder / component.name):
+            network, store = load(folder, component.name, DTYPES[planned.arithmetic])
+        yield component.name, network, store
+        done += component.disk_bytes
+
+
+def _decoder(vae: Any) -> torch.nn.Module:
+    """What a decode runs, in order."""
+    parts = (vae.post_quant_conv, vae.decoder)
+    return torch.nn.ModuleList(part for part in parts if part is not None)
+
+
+def _decode_in_tiles(vae: Any) -> None:
+    vae.enable_tiling()
+    vae.tile_sample_min_size = TILE_PIXELS
+    vae.tile_latent_min_size = TILE_PIXELS // 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _open_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
+    """The network without weights, and what reads them when they are needed."""
+    kind = _NETWORKS[name]
+    with accelerate.init_empty_weights(include_buffers=False):
+        if issubclass(kind, diffusers.ModelMixin):
+            network = kind.from_config(kind.load_config(folder / name, local_files_only=True))
+        else:
+            network = kind(kind.config_class.from_pretrained(folder / name, local_files_only=True))
+            # One table, not two of equal shape.
+            network.set_input_embeddings(network.get_input_embeddings())
+    store = leave_on_disk(network, folder / name, dtype)
+    return network.eval().requires_grad_(requires_grad=False), store
+
+
+def _load_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
     network, report = _NETWORKS[name].from_pretrained(
         folder / name,
         dtype=dtype,
@@ -78,8 +140,7 @@ def _load_network(folder: Path, name: str, dtype: torch.dtype) -> torch.nn.Modul
     missing = set(report["missing_keys"]) - _TIED
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)!r}")
-    module: torch.nn.Module = network.eval().requires_grad_(requires_grad=False)
-    return module
+    return network.eval().requires_grad_(requires_grad=False), None
 
 
 def _load_small_parts(folder: Path) -> dict[str, Any]:

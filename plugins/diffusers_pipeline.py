@@ -1,4 +1,4 @@
-"""diffusers' FLUX pipeline taken apart into the five verbs, with the tensor operations of `FluxPipeline.__call__`."""
+"""diffusers' FLUX pipeline taken apart into verbs, with the tensor operations of `FluxPipeline.__call__`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from torch import nn
 
 from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State
 
-from .diffusers_loading import DTYPES, Components
+from .diffusers_loading import BLOCK_LISTS, DTYPES, Components
+
+HOISTED_STEPS = 32
+"""Steps whose modulation is computed at once; FLUX.1-dev's takes 2.1 MB a step and picture."""
+
+PACKED = ("tokens", "pooled", "token_ids")
+"""The tensors of a `FluxConditioning`."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,19 @@ class FluxConditioning:
     pooled: torch.Tensor
     token_ids: torch.Tensor
     dropped_text: str
+
+
+@dataclass(frozen=True)
+class Hoisted:
+    """Modulation of some steps beforehand: `rows` (steps, width), the first of them for step `first`."""
+
+    rows: torch.Tensor
+    first: int
+
+    def row(self, step: int) -> torch.Tensor | None:
+        """(1, width), None if that step is not among them."""
+        at = step - self.first
+        return self.rows[at : at + 1] if 0 <= at < len(self.rows) else None
 
 
 @dataclass
@@ -40,11 +59,12 @@ class FluxState:
     timesteps: torch.Tensor
     scheduler: Any
     guidance: torch.Tensor | None
+    modulation: Hoisted | None = None
     step: int = 0
 
 
 class DiffusersPipeline:
-    """The five verbs over a loaded `FluxPipeline`."""
+    """A pipeline's verbs over a loaded `FluxPipeline`."""
 
     def __init__(self, components: Components, plan: Plan, model: Model) -> None:
         self._pipe = components.pipe
@@ -60,6 +80,17 @@ class DiffusersPipeline:
             for name in ("text_encoder", "text_encoder_2"):
                 stack.enter_context(self._residences[name].on_device())
             return list(map(self._encode, prompts))
+
+    def pack(self, conditioning: Conditioning) -> dict[str, torch.Tensor]:
+        """The three tensors. The text that was dropped is part of the prompt: `unpack` finds it out again."""
+        assert isinstance(conditioning, FluxConditioning)  # noqa: S101 — our own encode made it
+        return {name: getattr(conditioning, name) for name in PACKED}
+
+    def unpack(self, tensors: dict[str, torch.Tensor], prompt: str) -> FluxConditioning:
+        """The tensors on the device, and what the tokenizer, which is quick, says was dropped."""
+        return FluxConditioning(
+            **{name: tensors[name].to(self._device) for name in PACKED}, dropped_text=self._dropped_text(prompt)
+        )
 
     @torch.inference_mode()
     def start(self, request: Request, conditioning: Conditioning) -> FluxState:
@@ -83,6 +114,8 @@ class DiffusersPipeline:
         flux = [state for state in states if isinstance(state, FluxState)]
         times = [state.timesteps[state.step] for state in flux]
         guidance = [state.guidance for state in flux if state.guidance is not None]
+        if self._residences.hoists:
+            self._residences.select(torch.cat([self._modulation(state) for state in flux]))
         with self._residences["transformer"].on_device() as transformer:
             velocity = transformer(
                 hidden_states=torch.cat([state.latents for state in flux]),
@@ -107,11 +140,11 @@ class DiffusersPipeline:
     def block_lists(self) -> dict[str, nn.ModuleList]:
         """Double blocks, then single blocks."""
         transformer = self._pipe.transformer
-        return {name: getattr(transformer, name) for name in ("transformer_blocks", "single_transformer_blocks")}
+        return {name: getattr(transformer, name) for name in BLOCK_LISTS}
 
     def close(self) -> None:
         """Drop the weights."""
-        self._residences.clear()
+        self._residences.close()
         self._pipe = None
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
@@ -128,6 +161,23 @@ class DiffusersPipeline:
         # The last of the kept tokens is the end mark, so one more word piece is lost than the limit says.
         dropped: str = tokenizer.decode(ids[self._text_tokens - 1 : -1])
         return dropped if len(ids) > self._text_tokens else ""
+
+    def _modulation(self, state: FluxState) -> torch.Tensor:
+        row = state.modulation.row(state.step) if state.modulation else None
+        if row is None:
+            times = state.timesteps[state.step : state.step + HOISTED_STEPS]
+            embeddings = [self._embedding(time, state) for time in torch.split(times, 1)]
+            state.modulation = Hoisted(self._residences.modulation(embeddings), state.step)
+            row = state.modulation.rows[:1]
+        return row
+
+    def _embedding(self, time: torch.Tensor, state: FluxState) -> torch.Tensor:
+        """What the transformer's forward makes of timestep, guidance and pooled prompt, with the same roundings."""
+        given = [(time.to(self._dtype) / 1000).to(self._dtype) * 1000]
+        if state.guidance is not None:
+            given.append(state.guidance.to(self._dtype) * 1000)
+        embedding: torch.Tensor = self._pipe.transformer.time_text_embed(*given, state.conditioning.pooled)
+        return embedding
 
     def _schedule(self, steps: int, image_tokens: int) -> tuple[Any, torch.Tensor]:
         scheduler = copy.deepcopy(self._pipe.scheduler)

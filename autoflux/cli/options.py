@@ -71,7 +71,7 @@ _WISHES = (
         type=click.Choice([o.value for o in Offload]),
         envvar="AUTOFLUX_OFFLOAD",
         show_envvar=True,
-        help="Where weights wait: on the device, or a component at a time in RAM.",
+        help="Where weights wait: on the device, or in RAM to come a component at a time or block by block.",
     ),
     click.option(
         "--precision",

@@ -60,7 +60,11 @@ def show(prepared: Prepared) -> None:
 
 def summary(plan: Plan) -> str:
     """The plan in one line."""
-    where = {Offload.NONE: "all weights there", Offload.COMPONENT: "one component there at a time"}[plan.offload]
+    where = {
+        Offload.NONE: "all weights there",
+        Offload.COMPONENT: "one component there at a time",
+        Offload.STREAM: "streamed block by block",
+    }[plan.offload]
     precision = plan.component("transformer").storage.value
     picture = plan.predicted.picture
     return (
@@ -87,7 +91,11 @@ def _predictions(plan: Plan) -> Table:
 def _components(plan: Plan, model: Model) -> Table:
     table = _table("component", "parameters", "precision", "weights", "place", title="Where the weights go")
     home = plan.device if plan.vram_limit_bytes is not None else "RAM"
-    places = {Placement.DEVICE: home, Placement.VISITING: f"RAM, visits {home}"}
+    places = {
+        Placement.DEVICE: home,
+        Placement.VISITING: f"RAM, visits {home}",
+        Placement.STREAMED: f"RAM, streams to {home}",
+    }
     for part in plan.components:
         component = model.component(part.name)
         table.add_row(
@@ -95,7 +103,7 @@ def _components(plan: Plan, model: Model) -> Table:
             f"{component.parameter_count:,}",
             part.storage.value,
             format_bytes(component.bytes_as(part.storage)),
-            places[part.placement],
+            places[part.placement] + (f", {len(part.resident)} blocks stay" if part.resident else ""),
         )
     return table
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
 from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
-from autoflux.planning.footprint import Footprint, footprint
+from autoflux.planning.footprint import Footprint, activations, footprint
 from autoflux.planning.profiles import select_profile
-from autoflux.planning.timeline import Rates, Timeline, choose_rates, timeline
-from autoflux.planning.values import ComponentPlan, Offload, Picture, Placement, Profile, Wishes
+from autoflux.planning.streaming import pinned_bytes, stream_layout
+from autoflux.planning.timeline import Rates, Timeline, block_seconds, choose_rates, timeline
+from autoflux.planning.values import Arrangement, ComponentPlan, Offload, Picture, Placement, Profile, Waiting, Wishes
 from autoflux.units import format_bytes
 
 MAX_BATCH = 16
@@ -29,7 +30,7 @@ class Candidate:
     precision: Precision
     profile: Profile
     picture: Picture
-    components: tuple[ComponentPlan, ...]
+    arrangement: Arrangement
     rates: Rates
     footprint: Footprint
     timeline: Timeline
@@ -89,7 +90,7 @@ def candidates(
         _candidate(hardware, model, site, precision, picture, offload)
         for site in sites
         for precision in _precisions(site, wishes)
-        for offload in _offloads(site, wishes)
+        for offload in _offloads(site, wishes, model)
     ]
 
 
@@ -181,34 +182,29 @@ def _precisions(site: _Site, wishes: Wishes) -> Sequence[Precision]:
     return site.profile.precision if wishes.precision is None else (wishes.precision,)
 
 
-def _offloads(site: _Site, wishes: Wishes) -> Sequence[Offload]:
-    if site.one_memory and wishes.offload == Offload.COMPONENT:
+def _offloads(site: _Site, wishes: Wishes, model: Model) -> Sequence[Offload]:
+    if site.one_memory and wishes.offload not in (None, Offload.NONE):
         raise ContradictoryWishes(
-            f"offload 'component' makes no sense on {site.kind.value!r}, whose memory is the host's own",
+            f"offload {wishes.offload.value!r} makes no sense on {site.kind.value!r}, whose memory is the host's own",
             hint="drop --offload or choose another --device",
         )
     if wishes.offload is not None:
         return (wishes.offload,)
-    return (Offload.NONE,) if site.one_memory else tuple(Offload)
+    if site.one_memory:
+        return (Offload.NONE,)
+    streamable = bool(model.component("transformer").blocks)
+    return tuple(Offload) if streamable else (Offload.NONE, Offload.COMPONENT)
 
 
 def _candidate(
     hardware: Hardware, model: Model, site: _Site, precision: Precision, picture: Picture, offload: Offload
 ) -> Candidate:
     accelerator, priors = site.accelerator, site.profile.priors
-    placement = Placement.VISITING if offload == Offload.COMPONENT else Placement.DEVICE
-    components = tuple(
-        ComponentPlan(name=c.name, storage=precision, arithmetic=precision, placement=placement)
-        for c in model.components
-    )
     measured = accelerator.matmul_tflops if accelerator else hardware.host.matmul_tflops
-    rates = choose_rates(hardware, measured, accelerator.link if accelerator else None, precision, priors)
-    batches = {
-        batch: footprint(
-            model, components, site.kind, priors, picture.replace(batch=batch), unified_memory=site.one_memory
-        )
-        for batch in range(1, MAX_BATCH + 1)
-    }
+    link = accelerator.link if accelerator else None
+    rates = choose_rates(hardware, measured, link, precision, priors, pinned=offload == Offload.STREAM)
+    held = _held(hardware, model, site, rates, precision, picture, offload)
+    batches = {batch: _need(model, site, held, picture.replace(batch=batch)) for batch in range(1, MAX_BATCH + 1)}
     return Candidate(
         device=accelerator.device if accelerator else "cpu",
         kind=site.kind,
@@ -217,11 +213,97 @@ def _candidate(
         precision=precision,
         profile=site.profile,
         picture=picture,
-        components=components,
-        rates=rates,
+        arrangement=held.arrangement,
+        rates=held.rates,
         footprint=batches[1],
-        timeline=timeline(model, components, rates, priors, picture),
+        timeline=timeline(model, held.arrangement, held.rates, priors, picture, streamed_step=held.seconds_per_step),
         max_batch=max((batch for batch, need in batches.items() if site.holds(need)), default=1),
         vram_limit_bytes=site.vram_limit_bytes,
         ram_limit_bytes=site.ram_limit_bytes,
     )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Where the weights are, and what follows from that."""
+
+    arrangement: Arrangement
+    rates: Rates
+    seconds_per_step: float | None = None
+
+
+_PLACEMENTS = {
+    Offload.NONE: Placement.DEVICE,
+    Offload.COMPONENT: Placement.VISITING,
+    Offload.STREAM: Placement.STREAMED,
+}
+
+
+def _held(
+    hardware: Hardware,
+    model: Model,
+    site: _Site,
+    rates: Rates,
+    precision: Precision,
+    picture: Picture,
+    offload: Offload,
+) -> _Held:
+    components = tuple(
+        ComponentPlan(name=c.name, storage=precision, arithmetic=precision, placement=_PLACEMENTS[offload])
+        for c in model.components
+    )
+    if offload != Offload.STREAM:
+        return _Held(Arrangement(components=components), rates)
+    pinnable = hardware.host.pinnable_bytes.value
+    # Tiles meet in faint seams, and slower memory costs time: each is for when nothing better fits.
+    tried = [
+        _streamed(model, site, _waiting_rates(hardware, rates, waiting), components, picture, waiting, tile_decode=tile)
+        for tile in (False, True)
+        for waiting in Waiting
+    ]
+    fitting = (
+        held
+        for held in tried
+        if pinned_bytes(model, held.arrangement) <= pinnable and site.holds(_need(model, site, held, picture))
+    )
+    return next(fitting, tried[-1])
+
+
+def _waiting_rates(hardware: Hardware, rates: Rates, waiting: Waiting) -> Rates:
+    """Copies run at the slowest part of their way, as reading ahead and copying go on at once."""
+    slower = {
+        Waiting.PINNED: None,
+        Waiting.PAGEABLE: hardware.host.copy_gb_per_s,
+        Waiting.DISK: rates.disk_gb_per_s,
+    }[waiting]
+    if slower is None or slower.value >= rates.link_gb_per_s.value:
+        return rates
+    return rates.replace(link_gb_per_s=slower)
+
+
+def _need(model: Model, site: _Site, held: _Held, picture: Picture) -> Footprint:
+    return footprint(model, held.arrangement, site.kind, site.profile.priors, picture, unified_memory=site.one_memory)
+
+
+def _streamed(
+    model: Model,
+    site: _Site,
+    rates: Rates,
+    components: tuple[ComponentPlan, ...],
+    picture: Picture,
+    waiting: Waiting,
+    *,
+    tile_decode: bool,
+) -> _Held:
+    priors = site.profile.priors
+    working = activations(model, components, priors, picture, tile_decode=tile_decode).peak
+    layout = stream_layout(
+        model,
+        components[0].storage,
+        budget_bytes=(site.vram_limit_bytes or 0) - priors.context_bytes - working,
+        block_seconds=block_seconds(model, rates, priors, picture),
+        bytes_per_second=rates.link_gb_per_s.value * 1e9,
+    )
+    placed = tuple(c.replace(resident=layout.resident) if c.name == "transformer" else c for c in components)
+    arrangement = Arrangement(components=placed, waiting=waiting, ring_bytes=layout.ring_bytes, tile_decode=tile_decode)
+    return _Held(arrangement, rates, layout.seconds_per_step)

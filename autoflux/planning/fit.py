@@ -30,7 +30,7 @@ def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
 def _need(plan: Plan, model: Model, width: int, height: int, batch: int) -> Footprint:
     picture = Picture(width=width, height=height, steps=1, text_tokens=plan.predicted.picture.text_tokens, batch=batch)
     kind = DeviceKind(plan.device.partition(":")[0])
-    return footprint(model, plan.components, kind, plan.priors, picture, unified_memory=plan.unified_memory)
+    return footprint(model, plan.arrangement, kind, plan.priors, picture, unified_memory=plan.unified_memory)
 
 
 def _shortfall(plan: Plan, need: Footprint) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
-from autoflux.planning.values import ComponentPlan, PhaseBytes, Picture, Placement, Priors
+from autoflux.planning.streaming import arena_bytes, stage_bytes
+from autoflux.planning.values import Arrangement, ComponentPlan, PhaseBytes, Picture, Placement, Priors, Waiting
 from autoflux.values import Value
 
 PHASE_OF = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer": "denoise", "vae": "decode"}
@@ -16,6 +17,9 @@ PHASE_OF = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer":
 ENCODE_ACTIVATIONS = 12.0
 """Peak bytes of a T5 encode in units of tokens x hidden size x item bytes: the gated feed-forward holds two vectors of
 2.5 times the hidden size, and its product, beside q, k, v and the residual."""
+
+TILE_PIXELS = 512
+"""Side of the parts in which a picture is decoded when it is tiled."""
 
 
 class Footprint(Value, frozen=True, kw_only=True):
@@ -27,22 +31,25 @@ class Footprint(Value, frozen=True, kw_only=True):
 
 def footprint(
     model: Model,
-    components: Sequence[ComponentPlan],
+    arrangement: Arrangement,
     kind: DeviceKind,
     priors: Priors,
     picture: Picture,
     *,
     unified_memory: bool = False,
 ) -> Footprint:
-    """What drawing a picture takes when the components are held as planned.
+    """What drawing a picture takes when the weights are arranged so.
 
     On a unified chip (`unified_memory`) weights lie in one place only, so they count as device memory and not as RAM.
     """
+    components = arrangement.components
     weights = {c.name: model.component(c.name).bytes_as(c.storage) for c in components}
+    arena = arena_bytes(model, arrangement)
+    working = activations(model, components, priors, picture, tile_decode=arrangement.tile_decode)
     phases = PhaseBytes(
-        encode=_held(components, weights, "encode") + _encode_activations(model, components, picture),
-        denoise=_held(components, weights, "denoise") + denoise_activations(model, components, priors, picture),
-        decode=_held(components, weights, "decode") + _decode_activations(model, components, priors, picture),
+        encode=_held(components, weights, "encode") + arena + working.encode,
+        denoise=_held(components, weights, "denoise") + arena + working.denoise,
+        decode=_held(components, weights, "decode") + arena + working.decode,
     )
     if kind == DeviceKind.CPU:
         nothing = PhaseBytes(encode=0, denoise=0, decode=0)
@@ -52,14 +59,39 @@ def footprint(
         denoise=phases.denoise + priors.context_bytes,
         decode=phases.decode + priors.context_bytes,
     )
-    # Weights for the device pass through RAM one component at a time; those that wait in RAM stay there.
-    waiting = sum(weights[c.name] for c in components if c.placement == Placement.VISITING)
-    passing = max((weights[c.name] for c in components if c.placement == Placement.DEVICE), default=0)
-    in_ram = 0 if unified_memory else waiting + passing
+    in_ram = 0 if unified_memory else _in_ram(model, arrangement, weights)
     return Footprint(vram=on_device, ram_bytes=priors.host_bytes + in_ram)
 
 
-def denoise_activations(model: Model, components: Sequence[ComponentPlan], priors: Priors, picture: Picture) -> int:
+def _in_ram(model: Model, arrangement: Arrangement, weights: dict[str, int]) -> int:
+    # Weights for the device pass through RAM one component at a time; those that wait in RAM stay there.
+    components, streamed = arrangement.components, arrangement.streamed
+    visiting = sum(weights[c.name] for c in components if c.placement == Placement.VISITING)
+    passing = max((weights[c.name] for c in components if c.placement == Placement.DEVICE), default=0)
+    if not streamed:
+        return visiting + passing
+    stage = 0 if arrangement.waiting == Waiting.PINNED else stage_bytes(model, streamed[0].storage)
+    kept = 0 if arrangement.waiting == Waiting.DISK else sum(weights[c.name] for c in streamed)
+    return visiting + passing + kept + stage
+
+
+def activations(
+    model: Model,
+    components: Sequence[ComponentPlan],
+    priors: Priors,
+    picture: Picture,
+    *,
+    tile_decode: bool,
+) -> PhaseBytes:
+    """Peak bytes by phase beside the weights and the context."""
+    return PhaseBytes(
+        encode=_encode_activations(model, components, picture),
+        denoise=_denoise_activations(model, components, priors, picture),
+        decode=_decode_activations(model, components, priors, picture, tiled=tile_decode),
+    )
+
+
+def _denoise_activations(model: Model, components: Sequence[ComponentPlan], priors: Priors, picture: Picture) -> int:
     """Peak bytes of one denoise step beside the weights."""
     tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
     unit = tokens * model.architecture.hidden_size * _item_bytes(components, "transformer")
@@ -67,7 +99,11 @@ def denoise_activations(model: Model, components: Sequence[ComponentPlan], prior
 
 
 def _held(components: Sequence[ComponentPlan], weights: dict[str, int], phase: str) -> int:
-    return sum(weights[c.name] for c in components if c.placement == Placement.DEVICE or PHASE_OF[c.name] == phase)
+    return sum(
+        weights[c.name]
+        for c in components
+        if c.placement == Placement.DEVICE or (c.placement == Placement.VISITING and PHASE_OF[c.name] == phase)
+    )
 
 
 def _encode_activations(model: Model, components: Sequence[ComponentPlan], picture: Picture) -> int:
@@ -75,11 +111,15 @@ def _encode_activations(model: Model, components: Sequence[ComponentPlan], pictu
     return int(ENCODE_ACTIVATIONS * unit)
 
 
-def _decode_activations(model: Model, components: Sequence[ComponentPlan], priors: Priors, picture: Picture) -> int:
+def _decode_activations(
+    model: Model, components: Sequence[ComponentPlan], priors: Priors, picture: Picture, *, tiled: bool
+) -> int:
     # Pictures of a batch are decoded one at a time. The widest tensors at full resolution have the channels of the
     # level below, before the first residual block of the last level narrows them.
     channels = model.architecture.vae_channels
-    unit = picture.width * picture.height * channels[min(1, len(channels) - 1)] * _item_bytes(components, "vae")
+    side = TILE_PIXELS if tiled else max(picture.width, picture.height)
+    pixels = min(picture.width, side) * min(picture.height, side)
+    unit = pixels * channels[min(1, len(channels) - 1)] * _item_bytes(components, "vae")
     return int(priors.decode_activations * unit)
 
 

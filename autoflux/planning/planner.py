@@ -9,7 +9,19 @@ from autoflux.hardware.values import DeviceKind, Hardware, Source
 from autoflux.models.request import Request, check
 from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
-from autoflux.planning.values import Choice, Origin, Picture, Plan, Predicted, Profile, Rejected, Wishes
+from autoflux.planning.streaming import pinned_bytes
+from autoflux.planning.values import (
+    Choice,
+    Offload,
+    Origin,
+    Picture,
+    Plan,
+    Predicted,
+    Profile,
+    Rejected,
+    Waiting,
+    Wishes,
+)
 from autoflux.units import format_bytes, format_seconds
 
 
@@ -78,6 +90,7 @@ def _plan(
         seconds_to_start=best.timeline.start,
         peak_vram_bytes=best.footprint.vram,
         peak_ram_bytes=best.footprint.ram_bytes,
+        pinned_bytes=pinned_bytes(model, best.arrangement),
     )
     return Plan(
         model=model.name,
@@ -90,7 +103,11 @@ def _plan(
         device=best.device,
         unified_memory=best.unified_memory,
         offload=best.offload,
-        components=best.components,
+        components=best.arrangement.components,
+        waiting=best.arrangement.waiting,
+        ring_bytes=best.arrangement.ring_bytes,
+        hoist_modulation=best.offload == Offload.STREAM,
+        tile_decode=best.arrangement.tile_decode,
         max_batch=best.max_batch,
         vram_limit_bytes=best.vram_limit_bytes,
         ram_limit_bytes=best.ram_limit_bytes,
@@ -142,8 +159,22 @@ def _precision_reason(best: Candidate) -> str:
     return f"the profile {best.profile.name!r} prefers {better}, which does not fit"
 
 
+_WAITING = {
+    Waiting.PINNED: "pinned RAM",
+    Waiting.PAGEABLE: "ordinary RAM, as less can be pinned",
+    Waiting.DISK: "their files, as RAM is too small",
+}
+
+
 def _offload_reason(best: Candidate) -> str:
-    if best.offload == "component":
+    if best.offload == Offload.STREAM:
+        staying = sum(len(component.resident) for component in best.arrangement.components)
+        return (
+            f"{staying} of the transformer's blocks fit the device for good, the others pass through "
+            f"{format_bytes(best.arrangement.ring_bytes)} of it while earlier ones compute; they wait in "
+            f"{_WAITING[best.arrangement.waiting]}"
+        )
+    if best.offload == Offload.COMPONENT:
         return f"all weights together need more than {format_bytes(best.vram_limit_bytes or 0)} of device memory"
     where = "RAM" if best.vram_limit_bytes is None else "the device"
     need = best.footprint.ram_bytes if best.vram_limit_bytes is None else best.footprint.vram.peak
@@ -188,7 +219,7 @@ def _warnings(best: Candidate, wishes: Wishes) -> tuple[str, ...]:
 def _refusal(model: Model, tried: Sequence[Candidate], wishes: Wishes) -> DoesNotFit:
     nearest = min(tried, key=lambda c: c.missing_bytes)
     parts = ", ".join(
-        f"{c.name} {format_bytes(model.component(c.name).bytes_as(c.storage))}" for c in nearest.components
+        f"{c.name} {format_bytes(model.component(c.name).bytes_as(c.storage))}" for c in nearest.arrangement.components
     )
     wish = "--vram" if nearest.vram_limit_bytes is not None and nearest.missing_vram_bytes > 0 else "--ram"
     limited = wishes.vram_bytes if wish == "--vram" else wishes.ram_bytes

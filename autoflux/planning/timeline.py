@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from autoflux.hardware.values import Figure, Hardware, Link, Source
 from autoflux.models.flops import decode_flop, encode_flop, image_tokens, step_flop
 from autoflux.models.values import Model, Precision
 from autoflux.planning.footprint import PHASE_OF
-from autoflux.planning.values import ComponentPlan, Picture, Placement, Priors
+from autoflux.planning.streaming import modulation_bytes
+from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Placement, Priors
 from autoflux.values import Value
 
 
@@ -37,11 +38,17 @@ class Timeline(Value, frozen=True, kw_only=True):
 
 
 def choose_rates(
-    hardware: Hardware, measured: Mapping[str, Figure], link: Link | None, precision: Precision, priors: Priors
+    hardware: Hardware,
+    measured: Mapping[str, Figure],
+    link: Link | None,
+    precision: Precision,
+    priors: Priors,
+    *,
+    pinned: bool,
 ) -> Rates:
-    """A measured rate beats the profile's."""
+    """A measured rate beats the profile's. `pinned` is whether weights wait in pinned memory."""
     matmul = measured.get(precision.value)
-    copies = link.to_device_gb_per_s(pinned=False) if link else None
+    copies = link.to_device_gb_per_s(pinned=pinned) if link else None
     return Rates(
         matmul_tflops=matmul or _assumed(priors.matmul_tflops),
         link_gb_per_s=copies or _assumed(priors.link_gb_per_s),
@@ -49,31 +56,49 @@ def choose_rates(
     )
 
 
-def timeline(
-    model: Model, components: Sequence[ComponentPlan], rates: Rates, priors: Priors, picture: Picture
-) -> Timeline:
-    """What each part takes when the components are held as planned."""
+def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture) -> float:
+    """What one block of the transformer computes for, whether double or single."""
     architecture = model.architecture
-    flop_per_s = rates.matmul_tflops.value * 1e12
     tokens = picture.text_tokens + image_tokens(architecture, picture.width, picture.height)
     blocks = architecture.double_blocks + architecture.single_blocks
-    arithmetic = picture.batch * step_flop(architecture, tokens) / (flop_per_s * priors.step_efficiency)
+    flop = picture.batch * step_flop(architecture, tokens)
+    # The device computes one block while the host prepares the next, so the slower of the two counts.
+    return max(flop / (rates.matmul_tflops.value * 1e12 * priors.step_efficiency) / blocks, priors.block_seconds)
+
+
+def timeline(
+    model: Model,
+    arrangement: Arrangement,
+    rates: Rates,
+    priors: Priors,
+    picture: Picture,
+    *,
+    streamed_step: float | None = None,
+) -> Timeline:
+    """What each part takes when the weights are arranged so; `streamed_step` is what a schedule gives a step."""
+    architecture = model.architecture
+    flop_per_s = rates.matmul_tflops.value * 1e12
     decode = decode_flop(architecture, picture.width, picture.height)
-    visiting = {c.name: model.component(c.name).bytes_as(c.storage) for c in components if _visits(c)}
     link = rates.link_gb_per_s.value * 1e9
-    text = sum(size for name, size in visiting.items() if PHASE_OF[name] == "encode")
+    copies = {c.name: _copied_bytes(model, c) / link for c in arrangement.components}
+    text = sum(seconds for name, seconds in copies.items() if PHASE_OF[name] == "encode")
+    blocks = architecture.double_blocks + architecture.single_blocks
     return Timeline(
-        encode=encode_flop(architecture, picture.text_tokens) / (flop_per_s * priors.step_efficiency) + text / link,
-        # The device computes one block while the host prepares the next, so the slower of the two counts.
-        step=max(arithmetic, blocks * priors.block_seconds),
+        encode=encode_flop(architecture, picture.text_tokens) / (flop_per_s * priors.step_efficiency) + text,
+        step=streamed_step or blocks * block_seconds(model, rates, priors, picture),
         decode=decode / (flop_per_s * priors.vae_efficiency),
-        visits=(sum(visiting.values()) - text) / link,
+        visits=sum(copies.values()) - text,
         start=priors.start_seconds + model.disk_bytes / (rates.disk_gb_per_s.value * 1e9),
     )
 
 
-def _visits(component: ComponentPlan) -> bool:
-    return component.placement == Placement.VISITING
+def _copied_bytes(model: Model, component: ComponentPlan) -> int:
+    """What is copied to the device once a batch of pictures; a streamed step's copies are part of the step."""
+    if component.placement == Placement.DEVICE:
+        return 0
+    if component.placement == Placement.STREAMED and component.name == "transformer":
+        return modulation_bytes(model, component.storage)
+    return model.component(component.name).bytes_as(component.storage)
 
 
 def _assumed(value: float) -> Figure:

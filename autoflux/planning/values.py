@@ -19,6 +19,8 @@ class Offload(StrEnum):
     """All weights stay on the device."""
     COMPONENT = "component"
     """Each component lies in RAM and comes to the device, whole, for its phase."""
+    STREAM = "stream"
+    """Weights lie in RAM and pass through the device block by block while it computes; as many as fit stay there."""
 
 
 class Placement(StrEnum):
@@ -28,6 +30,19 @@ class Placement(StrEnum):
     """On the device all the time."""
     VISITING = "visiting"
     """In RAM, copied to the device whole for its phase."""
+    STREAMED = "streamed"
+    """In RAM, copied to the device block by block, in each pass, but for the blocks that stay."""
+
+
+class Waiting(StrEnum):
+    """Where streamed weights wait, fastest first."""
+
+    PINNED = "pinned"
+    """In RAM that the device copies from directly."""
+    PAGEABLE = "pageable"
+    """In ordinary RAM, copied through a small pinned buffer: less can be pinned than there is."""
+    DISK = "disk"
+    """In their files, read ahead into a small pinned buffer: RAM is too small for them."""
 
 
 class Origin(StrEnum):
@@ -119,6 +134,22 @@ class ComponentPlan(Value, frozen=True, kw_only=True):
     storage: Precision
     arithmetic: Precision
     placement: Placement
+    resident: tuple[int, ...] = ()
+    """Numbers of the blocks that stay on the device while the others are streamed."""
+
+
+class Arrangement(Value, frozen=True, kw_only=True):
+    """Where all weights are. What has a default is for streamed ones."""
+
+    components: tuple[ComponentPlan, ...]
+    waiting: Waiting = Waiting.PINNED
+    ring_bytes: int = 0
+    tile_decode: bool = False
+
+    @property
+    def streamed(self) -> tuple[ComponentPlan, ...]:
+        """The components that are streamed."""
+        return tuple(c for c in self.components if c.placement == Placement.STREAMED)
 
 
 class PhaseBytes(Value, frozen=True, kw_only=True):
@@ -184,6 +215,14 @@ class Plan(Value, frozen=True, kw_only=True):
     unified_memory: bool = False
     offload: Offload
     components: tuple[ComponentPlan, ...]
+    waiting: Waiting = Waiting.PINNED
+    """Where streamed weights wait."""
+    ring_bytes: int = 0
+    """Device memory that streamed weights pass through."""
+    hoist_modulation: bool = False
+    """Compute the modulation of all steps before the first, so that its weights are not needed in the loop."""
+    tile_decode: bool = False
+    """Decode large pictures in parts, because whole they would not fit."""
     max_batch: int
     vram_limit_bytes: int | None
     """Ceiling of device memory, None on the CPU."""
@@ -192,6 +231,16 @@ class Plan(Value, frozen=True, kw_only=True):
     choices: tuple[Choice, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """Where all weights are."""
+        return Arrangement(
+            components=self.components,
+            waiting=self.waiting,
+            ring_bytes=self.ring_bytes,
+            tile_decode=self.tile_decode,
+        )
 
     def component(self, name: str) -> ComponentPlan:
         """The plan of the component of that name; KeyError if there is none."""

@@ -214,7 +214,7 @@ def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
     assert pipe.scheduler.config.shift == networks.SHIFT
 
 
-def trained_line(device: str, replayed: bool) -> list[float]:
+def trained_line(device: str, *, replayed: bool) -> list[float]:
     """Losses of a small fit, whose batch is the same in every step."""
     torch.manual_seed(0)
     line = torch.nn.Linear(4, 4).to(device)

@@ -1,0 +1,156 @@
+"""Plans that stream: FLUX.1-dev's real sizes on made-up machines."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoflux.errors import DoesNotFit
+from autoflux.models.values import Block, BlockList, Component, Model, ParameterCount, Precision
+from autoflux.planning.schedule import Unit as Load
+from autoflux.planning.schedule import bound_seconds
+from autoflux.planning.streaming import arena_bytes, pinned_bytes, stage_bytes, streamed_bytes
+from autoflux.planning.values import Offload, Placement, Plan, Waiting, Wishes
+from tests.conftest import FLUX_DEV, GB, card, figure, size
+from tests.planning.test_planner import PROFILES
+
+MODULATION = 3072 * 3072
+
+
+def block(total: int, modulation: int) -> Block:
+    counts = ParameterCount(matmul=total - modulation, modulation=modulation)
+    return Block(parameters=counts, disk_bytes=2 * total)
+
+
+def component(name: str, rest: int, **lists: tuple[int, Block]) -> Component:
+    return Component(
+        name=name,
+        class_name="Network",
+        disk_precision=Precision.BFLOAT16,
+        block_lists=tuple(BlockList(path=path, blocks=(one,) * count) for path, (count, one) in lists.items()),
+        rest=block(rest, 0),
+    )
+
+
+FLUX = Model(
+    name="flux",
+    path="/models/flux",
+    revision="1",
+    architecture=FLUX_DEV,
+    components=(
+        component("text_encoder", 38_000_000, layers=(12, block(7_087_872, 0))),
+        component("text_encoder_2", 131_600_384, block=(24, block(192_946_176, 0))),
+        component(
+            "transformer",
+            64_124_992,
+            transformer_blocks=(19, block(339_831_296, 12 * MODULATION)),
+            single_transformer_blocks=(38, block(141_591_808, 3 * MODULATION)),
+        ),
+        component("vae", 83_819_683),
+    ),
+)
+
+
+@pytest.fixture
+def flux_machine(machine):
+    """A machine with one card that copies 24 GB/s from pinned memory and 6 from other."""
+
+    def make(vram_gb: float, *, ram_gb: float = 64, pinnable_gb: float | None = None, tflops: float = 100.0):
+        plain = card(vram_gb, tflops=tflops)
+        (pageable,) = plain.link.transfers
+        pinned = pageable.replace(pinned=True, to_device_gb_per_s=figure(24.0))
+        made = machine(plain.replace(link=plain.link.replace(transfers=(pageable, pinned))), ram_gb=ram_gb)
+        host = made.host.replace(copy_gb_per_s=figure(9.0))
+        if pinnable_gb is not None:
+            host = host.replace(pinnable_bytes=size(int(pinnable_gb * GB)))
+        return made.replace(host=host)
+
+    return make
+
+
+def plan(hardware, **wishes) -> Plan:
+    from autoflux.planning.planner import make_plan
+
+    return make_plan(hardware, FLUX, PROFILES, Wishes(**{"device": "cuda", **wishes}), ("diffusers",))
+
+
+def test_a_card_that_holds_a_third_streams_the_rest(flux_machine):
+    made = plan(flux_machine(12, pinnable_gb=60))
+    assert made.offload == Offload.STREAM
+    assert {c.placement for c in made.components} == {Placement.STREAMED}
+    assert made.hoist_modulation
+    assert made.waiting == Waiting.PINNED
+    assert 5 < len(made.component("transformer").resident) < 40
+    assert made.predicted.peak_vram_bytes.peak <= made.vram_limit_bytes
+    assert made.predicted.pinned_bytes == pinned_bytes(FLUX, made.arrangement)
+    assert made.predicted.pinned_bytes > streamed_bytes(FLUX, made.arrangement)
+    assert "pinned RAM" in next(c.reason for c in made.choices if c.topic == "offload")
+    assert Plan.from_json(made.to_json()) == made
+
+
+def test_the_step_is_close_to_what_link_and_arithmetic_allow(flux_machine):
+    made = plan(flux_machine(12, pinnable_gb=60, tflops=300))
+    blocks = FLUX.component("transformer").blocks
+    seconds = made.predicted.seconds_per_step
+    arithmetic = 74.36 / (300 * 0.62)
+    loads = [Load(2 * (b.parameters.total - b.parameters.modulation), arithmetic / 57) for b in blocks]
+    resident = made.component("transformer").resident
+    assert bound_seconds(loads, resident, 24e9) <= seconds <= 1.06 * bound_seconds(loads, resident, 24e9)
+
+
+@given(vram=st.floats(3.0, 40.0), more=st.floats(0.0, 8.0), tflops=st.sampled_from([20.0, 100.0, 690.0]))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_more_memory_never_gives_a_slower_picture(flux_machine, vram, more, tflops):
+    def taken(gb: float) -> float:
+        made = plan(flux_machine(gb, ram_gb=128, pinnable_gb=120, tflops=tflops), offload=Offload.STREAM)
+        assert made.predicted.peak_vram_bytes.peak <= made.vram_limit_bytes
+        return made.predicted.seconds_per_image
+
+    try:
+        less = taken(vram)
+    except DoesNotFit:
+        return
+    assert taken(vram + more) <= less * 1.005
+
+
+def test_a_small_card_decodes_in_tiles_only_when_it_has_to(flux_machine):
+    small, middle = plan(flux_machine(3.3, pinnable_gb=60)), plan(flux_machine(8, pinnable_gb=60))
+    assert (small.tile_decode, middle.tile_decode) == (True, False)
+    assert small.predicted.peak_vram_bytes.decode < middle.predicted.peak_vram_bytes.decode
+
+
+def test_what_cannot_be_pinned_goes_through_a_small_buffer(flux_machine):
+    made = plan(flux_machine(8, pinnable_gb=4))
+    assert made.waiting == Waiting.PAGEABLE
+    assert made.predicted.pinned_bytes == stage_bytes(FLUX, Precision.BFLOAT16) < 4 * GB
+    # The host's own copying is then the slowest part: 9 GB/s.
+    assert made.predicted.seconds_per_step > streamed_bytes(FLUX, made.arrangement) / 9.01e9
+
+
+def test_a_host_with_little_ram_reads_weights_from_the_disk_in_every_step(flux_machine):
+    made = plan(flux_machine(8, ram_gb=16, pinnable_gb=8))
+    assert made.waiting == Waiting.DISK
+    assert made.predicted.peak_ram_bytes < 16 * GB
+    # The disk reads 2 GB/s.
+    assert made.predicted.seconds_per_step > streamed_bytes(FLUX, made.arrangement) / 2.01e9
+
+
+def test_a_card_below_the_smallest_ring_is_refused_with_need_and_have(flux_machine):
+    with pytest.raises(DoesNotFit) as caught:
+        plan(flux_machine(2, pinnable_gb=60))
+    assert "offload 'stream'" in caught.value.message
+    assert "may use 1.7" in caught.value.message
+
+
+def test_the_arena_is_the_ring_and_what_stays(flux_machine):
+    made = plan(flux_machine(12, pinnable_gb=60))
+    arrangement = made.arrangement
+    blocks = FLUX.component("transformer").blocks
+    staying = sum(2 * (blocks[i].parameters.total - blocks[i].parameters.modulation) for i in _resident(made))
+    rest = 2 * 64_124_992
+    assert arena_bytes(FLUX, arrangement) == pytest.approx(made.ring_bytes + staying + rest, rel=1e-3)
+
+
+def _resident(made: Plan) -> tuple[int, ...]:
+    return made.component("transformer").resident
