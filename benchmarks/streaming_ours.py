@@ -1,0 +1,381 @@
+"""Seconds a step and memory of FLUX.1-dev's transformer under autoflux's streaming engine (random weights).
+
+python -m benchmarks.streaming                    # every setting, one process, a table and JSON
+python -m benchmarks.streaming --tiny             # the same code on a small transformer, which a CPU can run
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from autoflux.models.values import Precision
+from autoflux.planning.schedule import Unit as Load
+from autoflux.planning.schedule import aligned, choose_resident
+from autoflux.runtime.order import layer_atoms
+from autoflux.runtime.ring import Arena
+from autoflux.runtime.streamer import Streamer
+from autoflux.runtime.streaming import Holding, StreamedModule, StreamedTransformer, arena_for
+from autoflux.runtime.telemetry import SILENT, Recording
+from autoflux.runtime.units import block_atoms, make_units, sequence_atoms
+from benchmarks.full_size import (
+    FLUX_DEV,
+    FLUX_TINY,
+    T5_TINY,
+    T5_XXL,
+    Measurement,
+    best_device,
+    measure,
+    text_encoder,
+    text_inputs,
+    transformer,
+    transformer_inputs,
+)
+
+GB = 1e9
+LISTS = ("transformer_blocks", "single_transformer_blocks")
+STEP_TFLOP = {1024: (59.5, 14.9)}
+"""Linear and attention, FLUX.1-dev, one picture of 1024x1024 with 512 text tokens."""
+T5_TFLOP = 4.8
+"""One prompt of 512 tokens."""
+BLOCKS = 57
+UNHOISTED_SHARE = 2 / 3
+"""Of a double block, what is not modulation."""
+NARROW_SPEED = 0.7
+"""Assumed time of a block in 8 bits against bf16, to choose residents with."""
+ALL = 1 << 50
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """One setting and what it took."""
+
+    name: str
+    settings: dict[str, Any]
+    median_seconds: float
+    best_seconds: float
+    worst_seconds: float
+    allocated_gb: float
+    on_card_gb: float
+    streamed_gb: float = 0.0
+    pinned_gb: float = 0.0
+    weights_gb: float = 0.0
+    identical: bool | None = None
+    largest_difference: float | None = None
+    bound_seconds: float | None = None
+    setup_seconds: float = 0.0
+    watched_seconds: float | None = None
+    """A step with telemetry on."""
+
+    @property
+    def ratio(self) -> float | None:
+        return self.median_seconds / self.bound_seconds if self.bound_seconds else None
+
+
+class Ceilings(msgspec.Struct, kw_only=True):
+    """What this machine can do at best."""
+
+    link_gb_per_s: float
+    tflops: dict[str, float]
+
+
+class Bench:
+    """One built transformer, measured in one setting after the other."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = best_device()
+        self.size = FLUX_TINY if options.tiny else FLUX_DEV
+        self.pixels = 128 if options.tiny else 1024
+        self.text_tokens = 16 if options.tiny else 512
+        self.rows: list[Row] = []
+        self.ceilings = measure_ceilings(self.device, tiny=options.tiny)
+        self.block_seconds = 1e-3
+        self.model = transformer(self.size, device=self.device)
+        self.inputs = self.inputs_for(1)
+
+    def inputs_for(self, batch: int) -> dict[str, torch.Tensor]:
+        return transformer_inputs(
+            self.size, device=self.device, pixels=self.pixels, text_tokens=self.text_tokens, batch=batch
+        )
+
+    def step(self, inputs: dict[str, torch.Tensor] | None = None) -> Callable[[], torch.Tensor]:
+        given = inputs or self.inputs
+        return lambda: self.model(**given, return_dict=False)[0]
+
+    def embedding(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the transformer computes from timestep, guidance and pooled prompt, as its forward does."""
+        dtype = inputs["hidden_states"].dtype
+        times, guidance = inputs["timestep"].to(dtype) * 1000, inputs["guidance"].to(dtype) * 1000
+        return self.model.time_text_embed(times, guidance, inputs["pooled_projections"])
+
+    def forget(self) -> None:
+        """Give back what the setting before has left with torch's allocator."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def add(self, name: str, measured: Measurement, **more: Any) -> Row:
+        row = Row(
+            name=name,
+            settings=more.pop("settings", {}),
+            median_seconds=measured.median_seconds,
+            best_seconds=measured.best_seconds,
+            worst_seconds=measured.worst_seconds,
+            allocated_gb=measured.allocated_bytes / GB,
+            on_card_gb=measured.on_card_bytes / GB,
+            **more,
+        )
+        self.rows.append(row)
+        print(told(row), flush=True)
+        return row
+
+    def resident(self, name: str, *, batch: int = 1, compiled: bool = False) -> tuple[Row, torch.Tensor]:
+        """Everything on the device, as diffusers does it: the baseline and the reference output."""
+        inputs = self.inputs_for(batch)
+        self.model.to(self.device)
+        if compiled:
+            self.model.compile_repeated_blocks(fullgraph=True)
+        measured = measure(self.step(inputs), steps=self.options.steps)
+        with torch.no_grad():
+            output = self.step(inputs)()
+        row = self.add(name, measured, bound_seconds=self.arithmetic_seconds("bfloat16", batch))
+        if compiled:
+            for block in block_atoms(self.model, LISTS):
+                block.module._compiled_call_impl = None  # noqa: SLF001 — there is no public way back
+        return row, output
+
+    @contextmanager
+    def held(
+        self, holding: Holding, *, ring_bytes: int, resident_bytes: int = 0, layers: bool = False
+    ) -> Iterator[tuple[StreamedTransformer, Arena]]:
+        """The transformer under the engine, those blocks resident that make the fastest pass in `resident_bytes`."""
+        atoms = layer_atoms(self.model, self._traced) if layers else None
+        made = StreamedTransformer(self.model, LISTS, holding, self.device, atoms=atoms)
+        link = self.ceilings.link_gb_per_s * GB
+        loads = [Load(unit.nbytes, self.block_seconds) for unit in made.blocks.units]
+        everything = sum(aligned(load.nbytes) for load in loads) <= resident_bytes
+        made.blocks.resident = (
+            frozenset(range(len(loads))) if everything else choose_resident(loads, resident_bytes, ring_bytes, link)
+        )
+        arena = arena_for(made.parts, ring_bytes, self.device)
+        made.attach(arena)
+        try:
+            yield made, arena
+        finally:
+            made.detach()
+
+    def _traced(self) -> torch.Tensor:
+        inputs = {name: torch.empty_like(tensor, device="cpu") for name, tensor in self.inputs.items()}
+        output: torch.Tensor = self.model(**inputs, return_dict=False)[0]
+        return output
+
+    def streamed(
+        self,
+        name: str,
+        holding: Holding,
+        reference: torch.Tensor | None,
+        *,
+        ring_bytes: int,
+        resident_bytes: int = 0,
+        batch: int = 1,
+        layers: bool = False,
+    ) -> torch.Tensor:
+        """Measure one setting; returns its output."""
+        self.forget()
+        inputs = self.inputs_for(batch)
+        began = time.perf_counter()
+        with self.held(holding, ring_bytes=ring_bytes, resident_bytes=resident_bytes, layers=layers) as (made, arena):
+            setup = time.perf_counter() - began
+            more: dict[str, Any] = {}
+            with torch.no_grad():
+                if holding.hoist:
+                    made.select(made.modulation(self.embedding(inputs).split(1)))
+                output = self.step(inputs)()
+            measured = measure(self.step(inputs), steps=self.options.steps)
+            streamer = made.blocks.streamer
+            if name in self.options.watched:
+                more["watched_seconds"] = self.watched(streamer, inputs)
+            streamed = streamer.streamed_bytes
+            precision = holding.storage.value if holding.native else "bfloat16"
+            arithmetic = self.arithmetic_seconds(precision, batch)
+            self.add(
+                name,
+                measured,
+                settings=msgspec.to_builtins(replace(holding, resident=sorted(made.blocks.resident))),
+                streamed_gb=streamed / GB,
+                pinned_gb=streamer.pinned_bytes / GB,
+                weights_gb=arena.nbytes / GB,
+                identical=None if reference is None else bool(torch.equal(output, reference)),
+                largest_difference=None if reference is None else relative(output, reference),
+                bound_seconds=max(arithmetic or 0, streamed / GB / self.ceilings.link_gb_per_s) or None,
+                setup_seconds=setup,
+                **more,
+            )
+        return output
+
+    def watched(self, streamer: Streamer, inputs: dict[str, torch.Tensor]) -> float:
+        """Seconds of a step with telemetry on."""
+        streamer.record(Recording(streamer.lane))
+        seconds = measure(self.step(inputs), steps=self.options.steps).median_seconds
+        streamer.record(SILENT)
+        return seconds
+
+    def text_encoder(self, *, ring_units: int) -> None:
+        """T5-XXL streamed whole through a ring of so many of its blocks, once an encode."""
+        self.forget()
+        size = T5_TINY if self.options.tiny else T5_XXL
+        model = text_encoder(size, device="cpu")
+        inputs = text_inputs(size, device=self.device, text_tokens=self.text_tokens)
+        part = StreamedModule(model, sequence_atoms(model))
+        arena = arena_for([part], ring_units * max(unit.nbytes for unit in part.units), self.device)
+        began = time.perf_counter()
+        part.attach(arena)
+        setup = time.perf_counter() - began
+        measured = measure(lambda: model(**inputs)[0], steps=self.options.steps)
+        streamed = part.streamer.streamed_bytes
+        arithmetic = T5_TFLOP / self.ceilings.tflops["bfloat16"] if self.ceilings.tflops else 0
+        self.add(
+            f"T5 encode, bf16, streamed, ring of {ring_units}",
+            measured,
+            streamed_gb=streamed / GB,
+            pinned_gb=part.streamer.pinned_bytes / GB,
+            weights_gb=arena.nbytes / GB,
+            bound_seconds=max(arithmetic, streamed / GB / self.ceilings.link_gb_per_s),
+            setup_seconds=setup,
+        )
+        part.detach()
+
+    def arithmetic_seconds(self, precision: str, batch: int) -> float | None:
+        if self.pixels not in STEP_TFLOP or precision not in self.ceilings.tflops:
+            return None
+        linear, attention = STEP_TFLOP[self.pixels]
+        return batch * (linear / self.ceilings.tflops[precision] + attention / self.ceilings.tflops["bfloat16"])
+
+
+def relative(output: torch.Tensor, reference: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the reference."""
+    return ((output.float() - reference.float()).norm() / reference.float().norm()).item()
+
+
+def measure_ceilings(device: torch.device, *, tiny: bool) -> Ceilings:
+    """The link with large pinned copies, and square matrix products of half a second each."""
+    if device.type != "cuda":
+        return Ceilings(link_gb_per_s=5.0, tflops={})
+    from autoflux.runtime.pinned import PinnedBuffer
+
+    nbytes = 1 << (26 if tiny else 30)
+    source, target = PinnedBuffer(nbytes, device), torch.empty(nbytes, dtype=torch.uint8, device=device)
+    link = nbytes / GB / min(timed(lambda: target.copy_(source.tensor, non_blocking=True)) for _ in range(6))
+    side = 8192
+    wide = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    narrow, whole = wide.to(torch.float8_e4m3fn), (wide * 40).clamp(-127, 127).to(torch.int8)
+    ones = torch.ones(side, 1, device=device)
+    products: dict[str, Callable[[], torch.Tensor]] = {
+        "bfloat16": lambda: wide @ wide,
+        "float8_e4m3fn": lambda: torch._scaled_mm(  # noqa: SLF001
+            narrow, narrow.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+        ),
+        "int8": lambda: torch._int_mm(whole, whole.t()),  # noqa: SLF001
+    }
+    return Ceilings(link_gb_per_s=link, tflops={name: sustained(product, side) for name, product in products.items()})
+
+
+def sustained(product: Callable[[], torch.Tensor], side: int) -> float:
+    """TFLOP/s over half a second, after which a card runs at the clock that it can keep."""
+    timed(product)
+    once = timed(product)
+    count = max(5, int(0.5 / once))
+    seconds = timed(lambda: [product() for _ in range(count)][-1])
+    return count * 2 * side**3 / seconds / 1e12
+
+
+def timed(work: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def told(row: Row) -> str:
+    """One line of the table."""
+    same = {True: "same bits", False: f"differs {row.largest_difference or 0:.1e}", None: ""}[row.identical]
+    ratio = f"{row.ratio:.3f} x bound {row.bound_seconds:.4f}" if row.ratio else ""
+    return (
+        f"{row.name:44s} {row.median_seconds:7.4f} s ({row.best_seconds:.4f}-{row.worst_seconds:.4f})"
+        f" {row.allocated_gb:6.2f} GB {row.on_card_gb:6.2f} on card, streams {row.streamed_gb:5.2f}"
+        f" pins {row.pinned_gb:5.2f} holds {row.weights_gb:5.2f}; {ratio} {same} setup {row.setup_seconds:.1f} s"
+    ) + (f" watched {row.watched_seconds:.4f} s" if row.watched_seconds else "")
+
+
+def run(bench: Bench) -> None:
+    """Every setting, those that narrow the weights last."""
+    eager, reference = bench.resident("resident, bf16, eager")
+    bench.block_seconds = eager.median_seconds / len(block_atoms(bench.model, LISTS))
+    batch_four = bench.resident("resident, bf16, eager, batch 4", batch=4)[1]
+    compiled, compiled_reference = bench.resident("resident, bf16, compiled", compiled=True)
+    bench.model.to("cpu")
+    whole = max(unit.nbytes for unit in make_units(block_atoms(bench.model, LISTS), 0))
+    largest_layer = max(aligned(p.numel() * p.element_size()) for p in bench.model.parameters())
+    plain, ring = Holding(hoist=False), int(2.01 * whole * UNHOISTED_SHARE)
+    bench.streamed("bf16, nothing hoisted, all streamed", plain, reference, ring_bytes=2 * whole)
+    bench.streamed("bf16, all streamed, batch 4", plain, batch_four, ring_bytes=2 * whole, batch=4)
+    bench.streamed("smallest", plain, reference, ring_bytes=int(largest_layer * 1.01), layers=True)
+    hoisted = Holding()
+    bench.streamed("bf16, hoisted, all streamed", hoisted, reference, ring_bytes=ring)
+    bench.block_seconds = compiled.median_seconds / BLOCKS
+    compiled_hoisted = replace(hoisted, compiled=True)
+    held = bench.streamed(
+        "bf16, hoisted, compiled, all resident",
+        compiled_hoisted,
+        compiled_reference,
+        ring_bytes=ring,
+        resident_bytes=ALL,
+    )
+    some = int(bench.options.resident_gb * GB)
+    bench.streamed("bf16, hoisted, compiled, <= 12 GB", compiled_hoisted, held, ring_bytes=ring, resident_bytes=some)
+    few = int(bench.options.narrow_resident_gb * GB)
+    for storage in bench.options.narrow:
+        bench.block_seconds = NARROW_SPEED * compiled.median_seconds / BLOCKS
+        narrow = replace(compiled_hoisted, storage=storage, native=bench.options.native)
+        name = f"{storage}, hoisted, compiled"
+        bench.streamed(f"{name}, <= 5 GB", narrow, compiled_reference, ring_bytes=ring // 2, resident_bytes=few)
+        bench.streamed(f"{name}, resident", narrow, compiled_reference, ring_bytes=ring // 2, resident_bytes=ALL)
+    bench.model = None
+    for ring_units in (1, 2):
+        bench.text_encoder(ring_units=ring_units)
+
+
+def main() -> None:
+    """Measure everything and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--resident-gb", type=float, default=9.2)
+    parser.add_argument("--narrow-resident-gb", type=float, default=3.0)
+    parser.add_argument("--narrow", type=Precision, nargs="+", default=[Precision.FLOAT8])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.watched = ("bf16, hoisted, all streamed",)
+    options.native = torch.cuda.is_available()
+    bench = Bench(options)
+    print(bench.ceilings, flush=True)
+    try:
+        run(bench)
+    finally:
+        if options.json:
+            report = {"ceilings": bench.ceilings, "rows": bench.rows, "torch": str(torch.__version__)}
+            options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+
+
+if __name__ == "__main__":
+    main()
