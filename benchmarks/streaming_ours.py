@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +374,12 @@ def main() -> None:
         run(bench)
     finally:
         if options.json:
-            report = {"ceilings": bench.ceilings, "rows": bench.rows, "torch": str(torch.__version__)}
+            report = {
+                "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu",
+                "versions": {name: version(name) for name in ("torch", "diffusers")},
+                "ceilings": bench.ceilings,
+                "rows": bench.rows,
+            }
             options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
 
 

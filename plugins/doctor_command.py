@@ -27,7 +27,14 @@ from autoflux import (
 from . import doctor_checks as checks
 from .doctor_checks import Finding, State
 
-OWN_VARIABLES = ("AUTOFLUX_CACHE_DIR", "AUTOFLUX_CONFIG_DIR", "AUTOFLUX_DEBUG", "AUTOFLUX_PLUGINS", "AUTOFLUX_FAKE")
+OWN_VARIABLES = (
+    "AUTOFLUX_CACHE_DIR",
+    "AUTOFLUX_CONFIG_DIR",
+    "AUTOFLUX_DEBUG",
+    "AUTOFLUX_FAKE",
+    "AUTOFLUX_PLUGINS",
+    "AUTOFLUX_PROMPT_CACHE",
+)
 """Those that belong to no option of a command."""
 
 STYLES = {State.OK: "green", State.WARNING: "yellow", State.FAILURE: "bold red"}

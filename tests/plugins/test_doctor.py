@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from autoflux.plugins import doctor_checks as checks
 from autoflux.plugins.doctor_checks import Finding, State
+from autoflux.plugins.doctor_command import OWN_VARIABLES
 
+import autoflux
 from autoflux import user_profiles
 from autoflux.cli import generate
 from autoflux.cli.main import run
@@ -246,3 +249,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_every_variable_that_the_program_reads_is_known_to_the_doctor():
+    root = Path(autoflux.__file__).parents[1]
+    sources = [file for folder in ("autoflux", "plugins") for file in (root / folder).rglob("*.py")]
+    read = {name for file in sources for name in re.findall(r'"(AUTOFLUX_[A-Z_]+[A-Z])"', file.read_text())}
+    options = {name for name in read if f'envvar="{name}"' in "".join(file.read_text() for file in sources)}
+    assert len(read - options) > 4
+    assert read - options <= set(OWN_VARIABLES)

@@ -318,21 +318,21 @@ SETTINGS = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tale=tales(), **SETTINGS)
 @pytest.mark.parametrize("policy", ["early", "late"])
 def test_copies_as_early_and_as_late_as_they_may_come(policy, tale, resident, spare, wraps):
     tell(tale, resident=resident, spare=spare, wraps=wraps, copies_first=lambda: policy == "early")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tale=tales(), seed=st.integers(0, 1000), **SETTINGS)
 def test_copies_in_any_order_with_computing(tale, seed, resident, spare, wraps):
     mixed = random.Random(seed)
     tell(tale, resident=resident, spare=spare, wraps=wraps, copies_first=lambda: mixed.random() < 0.5)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(tale=tales(largest=700), seed=st.integers(0, 1000), stage=st.integers(0, 40_000), **SETTINGS)
 def test_staged_copies_in_any_order(tale, seed, stage, resident, spare, wraps):
     mixed = random.Random(seed)
