@@ -134,7 +134,7 @@ class DiffusersPipeline:
     @torch.inference_mode()
     def decode(self, states: Sequence[State]) -> list[Image]:
         """Decode one picture at a time: the VAE's memory peak is the largest of the pipeline."""
-        with self._residences["vae"].on_device():
+        with self._residences.decoding():
             return [self._decode(state) for state in states if isinstance(state, FluxState)]
 
     def block_lists(self) -> dict[str, nn.ModuleList]:

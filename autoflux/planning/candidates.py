@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
@@ -17,6 +17,9 @@ from autoflux.units import format_bytes
 
 MAX_BATCH = 16
 """Pictures drawn at once at most; beyond it latency grows and nothing is gained."""
+
+TILES_MUST_GAIN = 1.05
+"""How much longer a picture may take whole than decoded in tiles, before tiles are taken although whole would fit."""
 
 
 @dataclass(frozen=True)
@@ -254,19 +257,38 @@ def _held(
     )
     if offload != Offload.STREAM:
         return _Held(Arrangement(components=components), rates)
-    pinnable = hardware.host.pinnable_bytes.value
-    # Tiles meet in faint seams, and slower memory costs time: each is for when nothing better fits.
     tried = [
-        _streamed(model, site, _waiting_rates(hardware, rates, waiting), components, picture, waiting, tile_decode=tile)
-        for tile in (False, True)
+        _streamed(model, site, _waiting_rates(hardware, rates, waiting), arrangement, picture)
         for waiting in Waiting
+        for arrangement in _ways(components, waiting)
     ]
-    fitting = (
-        held
-        for held in tried
-        if pinned_bytes(model, held.arrangement) <= pinnable and site.holds(_need(model, site, held, picture))
-    )
-    return next(fitting, tried[-1])
+    fitting = [held for held in tried if _fits(hardware, model, site, held, picture)]
+    if not fitting:
+        return tried[0]
+    return min(fitting, key=lambda held: _seconds_per_image(model, site, held, picture) * _handicap(held))
+
+
+def _ways(components: tuple[ComponentPlan, ...], waiting: Waiting) -> Iterator[Arrangement]:
+    plain = Arrangement(components=components, waiting=waiting)
+    for tile in (False, True):
+        for park in (False, True):
+            yield plain.replace(tile_decode=tile, park_for_decode=park)
+
+
+def _handicap(held: _Held) -> float:
+    """Tiles meet in faint seams, so they have to be worth it."""
+    return TILES_MUST_GAIN if held.arrangement.tile_decode else 1.0
+
+
+def _fits(hardware: Hardware, model: Model, site: _Site, held: _Held, picture: Picture) -> bool:
+    pinned = pinned_bytes(model, held.arrangement)
+    return pinned <= hardware.host.pinnable_bytes.value and site.holds(_need(model, site, held, picture))
+
+
+def _seconds_per_image(model: Model, site: _Site, held: _Held, picture: Picture) -> float:
+    priors = site.profile.priors
+    times = timeline(model, held.arrangement, held.rates, priors, picture, streamed_step=held.seconds_per_step)
+    return times.image(picture)
 
 
 def _waiting_rates(hardware: Hardware, rates: Rates, waiting: Waiting) -> Rates:
@@ -285,25 +307,20 @@ def _need(model: Model, site: _Site, held: _Held, picture: Picture) -> Footprint
     return footprint(model, held.arrangement, site.kind, site.profile.priors, picture, unified_memory=site.one_memory)
 
 
-def _streamed(
-    model: Model,
-    site: _Site,
-    rates: Rates,
-    components: tuple[ComponentPlan, ...],
-    picture: Picture,
-    waiting: Waiting,
-    *,
-    tile_decode: bool,
-) -> _Held:
+def _streamed(model: Model, site: _Site, rates: Rates, arrangement: Arrangement, picture: Picture) -> _Held:
     priors = site.profile.priors
-    working = activations(model, components, priors, picture, tile_decode=tile_decode).peak
+    components = arrangement.components
+    working = activations(model, components, priors, picture, tile_decode=arrangement.tile_decode)
+    room = (site.vram_limit_bytes or 0) - priors.context_bytes
+    # What is parked while a picture is decoded leaves its room to the decoder.
+    beside = max(working.encode, working.denoise) if arrangement.park_for_decode else working.peak
     layout = stream_layout(
         model,
         components[0].storage,
-        budget_bytes=(site.vram_limit_bytes or 0) - priors.context_bytes - working,
+        budget_bytes=room - beside,
+        ring_limit_bytes=room - working.decode,
         block_seconds=block_seconds(model, rates, priors, picture),
         bytes_per_second=rates.link_gb_per_s.value * 1e9,
     )
     placed = tuple(c.replace(resident=layout.resident) if c.name == "transformer" else c for c in components)
-    arrangement = Arrangement(components=placed, waiting=waiting, ring_bytes=layout.ring_bytes, tile_decode=tile_decode)
-    return _Held(arrangement, rates, layout.seconds_per_step)
+    return _Held(arrangement.replace(components=placed, ring_bytes=layout.ring_bytes), rates, layout.seconds_per_step)

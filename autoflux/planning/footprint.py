@@ -49,7 +49,9 @@ def footprint(
     phases = PhaseBytes(
         encode=_held(components, weights, "encode") + arena + working.encode,
         denoise=_held(components, weights, "denoise") + arena + working.denoise,
-        decode=_held(components, weights, "decode") + arena + working.decode,
+        decode=_held(components, weights, "decode")
+        + (arrangement.ring_bytes if arrangement.park_for_decode else arena)
+        + working.decode,
     )
     if kind == DeviceKind.CPU:
         nothing = PhaseBytes(encode=0, denoise=0, decode=0)

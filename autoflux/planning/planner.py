@@ -108,6 +108,7 @@ def _plan(
         ring_bytes=best.arrangement.ring_bytes,
         hoist_modulation=best.offload == Offload.STREAM,
         tile_decode=best.arrangement.tile_decode,
+        park_for_decode=best.arrangement.park_for_decode,
         max_batch=best.max_batch,
         vram_limit_bytes=best.vram_limit_bytes,
         ram_limit_bytes=best.ram_limit_bytes,

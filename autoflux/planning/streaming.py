@@ -26,12 +26,18 @@ class StreamLayout(NamedTuple):
 
 
 def stream_layout(
-    model: Model, precision: Precision, *, budget_bytes: int, block_seconds: float, bytes_per_second: float
+    model: Model,
+    precision: Precision,
+    *,
+    budget_bytes: int,
+    ring_limit_bytes: int,
+    block_seconds: float,
+    bytes_per_second: float,
 ) -> StreamLayout:
     """The fastest way to share `budget_bytes` between a ring and blocks that stay.
 
-    The text encoders and the decoder pass through the same ring, whole blocks at a time. If not even the smallest
-    ring fits, that one is returned.
+    The ring alone takes at most `ring_limit_bytes`. The text encoders and the decoder pass through it too, whole blocks
+    at a time. If not even the smallest ring fits, that one is returned.
     """
     transformer = model.component("transformer")
     rest = _staying(transformer, precision, ())
@@ -41,7 +47,7 @@ def stream_layout(
     found: list[StreamLayout] = []
     for times in RING_UNITS:
         ring = max(int(times * largest), least)
-        if found and rest + ring > budget_bytes:
+        if found and (rest + ring > budget_bytes or ring > ring_limit_bytes):
             break
         resident = choose_resident(units, max(0, budget_bytes - rest - ring), ring, bytes_per_second)
         seconds = pass_seconds(units, resident, ring, bytes_per_second)
@@ -51,12 +57,13 @@ def stream_layout(
 
 def arena_bytes(model: Model, arrangement: Arrangement) -> int:
     """Device memory of streamed weights: the ring, and what stays. 0 if nothing is streamed."""
-    staying = sum(
-        _staying(model.component(c.name), c.storage, c.resident)
-        for c in arrangement.streamed
-        if c.name == "transformer"
-    )
-    return arrangement.ring_bytes + staying if arrangement.streamed else 0
+    return arrangement.ring_bytes + staying_bytes(model, arrangement) if arrangement.streamed else 0
+
+
+def staying_bytes(model: Model, arrangement: Arrangement) -> int:
+    """Weights on the device beside the ring."""
+    transformers = (c for c in arrangement.streamed if c.name == "transformer")
+    return sum(_staying(model.component(c.name), c.storage, c.resident) for c in transformers)
 
 
 def streamed_bytes(model: Model, arrangement: Arrangement) -> int:
@@ -77,7 +84,8 @@ def pinned_bytes(model: Model, arrangement: Arrangement) -> int:
         return stage_bytes(model, precision)
     others = (c for c in arrangement.streamed if c.name != "transformer")
     return (
-        streamed_bytes(model, arrangement)
+        (staying_bytes(model, arrangement) if arrangement.park_for_decode else 0)
+        + streamed_bytes(model, arrangement)
         + modulation_bytes(model, precision)
         + sum(model.component(c.name).bytes_as(c.storage) for c in others)
     )

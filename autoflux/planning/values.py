@@ -145,6 +145,7 @@ class Arrangement(Value, frozen=True, kw_only=True):
     waiting: Waiting = Waiting.PINNED
     ring_bytes: int = 0
     tile_decode: bool = False
+    park_for_decode: bool = False
 
     @property
     def streamed(self) -> tuple[ComponentPlan, ...]:
@@ -223,6 +224,8 @@ class Plan(Value, frozen=True, kw_only=True):
     """Compute the modulation of all steps before the first, so that its weights are not needed in the loop."""
     tile_decode: bool = False
     """Decode large pictures in parts, because whole they would not fit."""
+    park_for_decode: bool = False
+    """Take the blocks that stay off the device while a picture is decoded, to make room, and bring them back."""
     max_batch: int
     vram_limit_bytes: int | None
     """Ceiling of device memory, None on the CPU."""
@@ -240,6 +243,7 @@ class Plan(Value, frozen=True, kw_only=True):
             waiting=self.waiting,
             ring_bytes=self.ring_bytes,
             tile_decode=self.tile_decode,
+            park_for_decode=self.park_for_decode,
         )
 
     def component(self, name: str) -> ComponentPlan:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from autoflux.planning.values import Placement, Plan, Waiting
+from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
-from autoflux.runtime.stores import KeptStore, Store
+from autoflux.runtime.stores import Store
 from autoflux.runtime.streaming import Holding, StreamedModule, StreamedTransformer, arena_for
 from autoflux.runtime.units import sequence_atoms
 
@@ -61,6 +62,7 @@ class Residences:
         self._transformer: StreamedTransformer | None = None
         self._others: dict[str, StreamedModule] = {}
         self._stores: dict[str, Store] = {}
+        self._arena: Arena | None = None
 
     def __getitem__(self, name: str) -> Residence:
         return self._held[name]
@@ -101,12 +103,25 @@ class Residences:
             parts["transformer"] = self._transformer.parts
         if not parts:
             return
-        arena = arena_for([part for own in parts.values() for part in own], self._plan.ring_bytes, self._device)
+        every = [part for own in parts.values() for part in own]
+        self._arena = arena = arena_for(every, self._plan.ring_bytes, self._device, parks=self._plan.park_for_decode)
         pinned = self._plan.waiting == Waiting.PINNED
         for name, own in parts.items():
             for part in own:
-                store = self._stores.get(name) or (None if pinned else KeptStore(part.units))
-                part.attach(arena, store=store, make_source=HostUnits if pinned else StagedUnits)
+                part.attach(arena, store=self._stores.get(name), make_source=HostUnits if pinned else StagedUnits)
+
+    @contextmanager
+    def decoding(self) -> Iterator[nn.Module]:
+        """The autoencoder on the device, or streamed there, with room for its activations."""
+        arena = self._arena if self._plan.park_for_decode else None
+        if arena:
+            arena.park()
+        try:
+            with self._held["vae"].on_device() as vae:
+                yield vae
+        finally:
+            if arena:
+                arena.unpark()
 
     @property
     def hoists(self) -> bool:
@@ -131,3 +146,4 @@ class Residences:
         self._others.clear()
         self._held.clear()
         self._stores.clear()
+        self._arena = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -19,24 +20,36 @@ class Tenant(Protocol):
 
 
 class Arena:
-    """One allocation of device memory for weights: those that stay from the front, the ring behind them.
+    """Device memory for weights, allocated once: those that stay, and a ring for those that pass through.
 
-    Every component of a pipeline streams through the same ring, in its phase.
+    Every component of a pipeline streams through the same ring, in its phase. An arena that `parks` can give the memory
+    of what stays to others for a while: whoever has weights there keeps a copy on the host to bring back.
     """
 
-    def __init__(self, device: torch.device, *, resident_bytes: int, ring_bytes: int, lane: Lane | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        resident_bytes: int,
+        ring_bytes: int,
+        parks: bool = False,
+        lane: Lane | None = None,
+    ) -> None:
         # Outside of inference mode, so that views of it may become parameters there and elsewhere.
         with torch.inference_mode(mode=False):
-            self.memory = torch.empty(aligned(resident_bytes) + aligned(ring_bytes), dtype=torch.uint8, device=device)
+            self.resident = torch.empty(aligned(resident_bytes), dtype=torch.uint8, device=device)
+            ring = torch.empty(aligned(ring_bytes), dtype=torch.uint8, device=device)
         self.device = device
-        self._resident = self.memory[: aligned(resident_bytes)]
+        self.parks = parks
+        self.ring = Ring(ring, lane or lane_for(device))
         self._taken: list[Tensor] = []
-        self.ring = Ring(self.memory[aligned(resident_bytes) :], lane or lane_for(device))
+        self._bring_back: list[Callable[[], None]] = []
+        self._parked = False
 
     @property
     def nbytes(self) -> int:
-        """Device memory it takes."""
-        return self.memory.numel()
+        """Device memory it takes when nothing is parked."""
+        return self.resident.numel() + self.ring.memory.numel()
 
     def take(self, nbytes: int) -> Tensor:
         """Room for weights that stay.
@@ -46,14 +59,43 @@ class Arena:
         """
         begin = max((memory.storage_offset() + memory.numel() for memory in self._taken), default=0)
         end = begin + aligned(nbytes)
-        if end > self._resident.numel():
-            raise ValueError(f"{end} bytes of resident weights in an arena made for {self._resident.numel()}")
-        self._taken.append(self._resident[begin:end])
+        if end > self.resident.numel():
+            raise ValueError(f"{end} bytes of resident weights in an arena made for {self.resident.numel()}")
+        self._taken.append(self.resident[begin:end])
         return self._taken[-1]
 
     def give_back(self, memory: Tensor) -> None:
         """Undo a `take`. The room is taken again once what lies behind it has been given back too."""
         self._taken = [taken for taken in self._taken if taken is not memory]
+
+    def when_unparked(self, bring_back: Callable[[], None]) -> None:
+        """Call `bring_back` when what stays has its memory again, without what was in it."""
+        self._bring_back.append(bring_back)
+
+    def leave(self, bring_back: Callable[[], None]) -> None:
+        """Undo `when_unparked`."""
+        self._bring_back.remove(bring_back)
+
+    def park(self) -> None:
+        """Give the memory of what stays to others. Nothing may be computed with those weights until `unpark`."""
+        assert self.parks, "an arena whose tenants keep no copies"  # noqa: S101
+        if not self._parked:
+            # Views, such as the parameters of modules, stay as they are and find the new memory afterwards.
+            self.resident.untyped_storage().resize_(0)
+            self._parked = True
+
+    def unpark(self) -> None:
+        """Take memory for what stays again, and let everyone bring their weights back.
+
+        Raises:
+            torch.OutOfMemoryError: others still have it.
+        """
+        if self._parked:
+            self.resident.untyped_storage().resize_(self.resident.numel())
+            self._parked = False
+            self.ring.clear()
+            for bring_back in self._bring_back:
+                bring_back()
 
 
 class Ring:

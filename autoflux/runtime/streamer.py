@@ -56,7 +56,11 @@ class Streamer:
         staying = [units[i] for i in sorted(resident)] + ([rest] if rest else [])
         self._layout: RingLayout = lay_out([unit.nbytes for unit in self._streamed], self._ring.memory.numel())
         self._store = store or ModuleStore()
-        self._staying = [(unit, self._settle(unit)) for unit in staying]
+        self._kept = make_source(staying, arena.device, self._store) if arena.parks else None
+        self._staying = [(unit, arena.take(unit.nbytes)) for unit in staying]
+        self._settle()
+        if self._kept:
+            arena.when_unparked(self._bring_back)
         self._source = make_source(self._streamed, arena.device, self._store)
         self._targets = [
             self._ring.memory[offset : offset + unit.nbytes]
@@ -91,8 +95,8 @@ class Streamer:
 
     @property
     def pinned_bytes(self) -> int:
-        """Host memory pinned for them."""
-        return self._source.pinned_bytes
+        """Host memory pinned for them, and for what stays if it can be parked."""
+        return self._source.pinned_bytes + (self._kept.pinned_bytes if self._kept else 0)
 
     @property
     def streamed(self) -> tuple[Unit, ...]:
@@ -123,6 +127,7 @@ class Streamer:
     def detach(self) -> None:
         """Take the hooks away and put every weight back where it came from."""
         self._unhook()
+        self._arena.unpark()
         if self._ring.held_by(self):
             self._ring.lend(None)
         try:
@@ -131,7 +136,7 @@ class Streamer:
                 self._source.expect(i)
                 self._restore(unit, self._source.get(i))
         finally:
-            self._source.close()
+            self._close_sources()
             for unit, memory in self._staying:
                 self._restore(unit, memory)
                 self._arena.give_back(memory)
@@ -144,7 +149,14 @@ class Streamer:
         try:
             self._wait_for_copies()
         finally:
-            self._source.close()
+            self._close_sources()
+
+    def _close_sources(self) -> None:
+        self._source.close()
+        if self._kept:
+            self._arena.leave(self._bring_back)
+            self._kept.close()
+            self._kept = None
 
     def _unhook(self) -> None:
         self.record(SILENT)
@@ -158,16 +170,34 @@ class Streamer:
         self._lane.set_copied(copied)
         copied.synchronize()
 
-    def _settle(self, unit: Unit) -> Tensor:
-        memory = self._arena.take(unit.nbytes)
+    def _settle(self) -> None:
+        """Write what stays into its memory for the first time."""
+        if self._kept:
+            self._ring.clear()  # the memory may come from a tensor that is still computed with
+            self._bring_back()
+        for unit, memory in self._staying:
+            if not self._kept:
+                self._write(unit, memory)
+            unit.point_at(memory)
+
+    def _write(self, unit: Unit, memory: Tensor) -> None:
         if memory.device.type == "cpu" or isinstance(self._store, ModuleStore):
             self._store.read(unit, memory)
         else:
             waiting = torch.empty(unit.nbytes, dtype=torch.uint8)
             self._store.read(unit, waiting)
-            memory.copy_(waiting)
-        unit.point_at(memory)
-        return memory
+            memory[: unit.nbytes].copy_(waiting)
+
+    def _bring_back(self) -> None:
+        """Copy what stays into its memory again."""
+        assert self._kept is not None  # noqa: S101 — called by an arena that parks
+        for i, (unit, memory) in enumerate(self._staying):
+            self._kept.expect(i)
+            self._lane.copy(memory[: unit.nbytes], self._kept.get(i))
+            copied = self._lane.mark()
+            self._lane.set_copied(copied)
+            self._kept.sent(i, copied)
+            self._lane.computation_waits(copied)
 
     def _restore(self, unit: Unit, memory: Tensor) -> None:
         for piece, view in zip(unit.pieces, unit.views(memory), strict=True):

@@ -155,7 +155,7 @@ class StreamedTransformer:
             self._modulation.restore()
 
 
-def arena_for(parts: Iterable[StreamedModule], ring_bytes: int, device: torch.device) -> Arena:
+def arena_for(parts: Iterable[StreamedModule], ring_bytes: int, device: torch.device, *, parks: bool = False) -> Arena:
     """An arena with room for what stays of all parts, and a ring for the largest of their units at least."""
     every = list(parts)
     ring = max(part.largest_streamed for part in every)
@@ -163,6 +163,7 @@ def arena_for(parts: Iterable[StreamedModule], ring_bytes: int, device: torch.de
         device,
         resident_bytes=sum(part.staying_bytes for part in every),
         ring_bytes=max(ring, ring_bytes) if ring else 0,
+        parks=parks,
     )
 
 

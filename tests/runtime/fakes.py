@@ -67,7 +67,8 @@ def output_of(model: nn.Module, **inputs: Any) -> Tensor:
 def poisoned_arena(*, resident_bytes=0, ring_bytes=0, lane=None) -> Arena:
     """An arena in which what was never copied shows."""
     arena = Arena(CPU, resident_bytes=resident_bytes, ring_bytes=ring_bytes, lane=lane or DirectLane())
-    arena.memory.fill_(POISON)
+    for memory in (arena.resident, arena.ring.memory):
+        memory.fill_(POISON)
     return arena
 
 

@@ -20,9 +20,10 @@ from autoflux.errors import ContradictoryWishes
 from autoflux.planning.schedule import aligned, lay_out
 from autoflux.runtime.lanes import DirectLane
 from autoflux.runtime.order import layer_atoms
+from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.streamer import Streamer
-from autoflux.runtime.units import Atom, block_atoms, make_units, sequence_atoms
+from autoflux.runtime.units import Atom, block_atoms, make_units, rest_of, sequence_atoms
 from tests.runtime.fakes import (
     CPU,
     LISTS,
@@ -539,9 +540,11 @@ def test_weights_stay_in_their_places_in_the_arena(model, cut):
     streamer = Streamer(model, units, arena, {1})
     output_of(model)
     places = [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
-    begin, end = arena.memory.data_ptr(), arena.memory.data_ptr() + arena.memory.numel()
-    assert all(begin <= place < end for place in places)
-    assert arena.memory.numel() == streamer.resident_bytes + max(unit.nbytes for unit in streamer.streamed)
+    spans = [
+        range(memory.data_ptr(), memory.data_ptr() + memory.numel()) for memory in (arena.resident, arena.ring.memory)
+    ]
+    assert all(any(place in span for span in spans) for place in places)
+    assert arena.nbytes == streamer.resident_bytes + max(unit.nbytes for unit in streamer.streamed)
     for _ in range(3):
         output_of(model)
         assert [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())] == places
@@ -664,7 +667,8 @@ def test_detach_restores_everything(model, expected, cut, make_source):
             assert torch.equal(output_of(model), expected[0])
         streamer.detach()
         assert_same(snapshot(model), before)
-        arena.memory.fill_(0)
+        arena.resident.fill_(0)
+        arena.ring.memory.fill_(0)
         streamer.detach()
         assert_same(snapshot(model), before)
         assert torch.equal(output_of(model), expected[0])
@@ -744,3 +748,32 @@ def test_a_ring_of_one_unit_holds_one_unit():
     units = layer_units(chain)
     assert lay_out([unit.nbytes for unit in units], units[0].nbytes).distances == (1, 1, 1)
     assert attached(chain, units)._ring.memory.device == CPU
+
+
+@pytest.mark.parametrize("make_source", [HostUnits, StagedUnits])
+def test_what_stays_gives_its_memory_away_and_comes_back(model, expected, make_source):
+    before = snapshot(model)
+    units = CUTS["blocks"](model)
+    lane = LateLane()
+    arena = Arena(
+        CPU,
+        resident_bytes=sum(aligned(unit.nbytes) for unit in (units[1], units[3], rest_of(model, units))),
+        ring_bytes=max(unit.nbytes for unit in units),
+        parks=True,
+        lane=lane,
+    )
+    streamer = Streamer(model, units, arena, {1, 3}, make_source=make_source)
+    assert torch.equal(output_of(model), expected[0])
+    for _ in range(2):
+        arena.park()
+        assert arena.resident.untyped_storage().nbytes() == 0
+        arena.park()
+        arena.unpark()
+        assert torch.equal(output_of(model), expected[0])
+    if make_source is HostUnits:
+        assert streamer.pinned_bytes == sum(unit.nbytes for unit in (*units, rest_of(model, units)))
+    arena.park()
+    streamer.detach()
+    assert_same(snapshot(model), before)
+    assert torch.equal(output_of(model), expected[0])
+    assert not list(read_ahead_threads())
