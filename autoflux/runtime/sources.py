@@ -21,6 +21,9 @@ class Source(Protocol):
 
     pinned_bytes: int
 
+    def ready(self) -> bool:
+        """Whether the next `get` would not wait."""
+
     def get(self, index: int) -> Tensor:
         """The bytes of that unit, uint8, from which the device can copy; waits until they are there."""
 
@@ -46,6 +49,9 @@ class HostUnits:
             unit.point_at(buffer.tensor)
             self._buffers.append(buffer)
         self.pinned_bytes = sum(buffer.nbytes for buffer in self._buffers if buffer.pinned)
+
+    def ready(self) -> bool:
+        return True
 
     def get(self, index: int) -> Tensor:
         return self._buffers[index].tensor
@@ -85,6 +91,10 @@ class StagedUnits:
         self._thread = threading.Thread(target=self._read_ahead, name="read-ahead", daemon=True)
         if units:
             self._thread.start()
+
+    def ready(self) -> bool:
+        with self._changed:
+            return self._failure is None and self._read > self._sent
 
     def get(self, index: int) -> Tensor:
         with self._changed:

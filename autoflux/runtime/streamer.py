@@ -236,9 +236,11 @@ class Streamer:
         return _around(atoms, before, after)
 
     def _bring(self, k: int) -> None:
-        in_order = self._next % len(self._streamed) == k and self._next < self._sending
+        count = len(self._streamed)
+        in_order = self._next % count == k and (self._next < self._sending or self._may_send(count))
         if not in_order or not self._ring.held_by(self):
             self._begin(k)
+        self._send(needed=True)
         self._recorder.asked(self._numbers[k])
         self._lane.computation_waits(self._arrived[k])
         self._recorder.began(self._numbers[k])
@@ -258,10 +260,16 @@ class Streamer:
         self._source.expect(k)
         self._send()
 
-    def _send(self) -> None:
-        """Copy every unit whose room has been released."""
+    def _send(self, *, needed: bool = False) -> None:
+        """Copy every unit whose room has been released, as far as their bytes are there.
+
+        Waits only for the next unit to compute, and only when it is `needed` now: while the host waits, it launches
+        nothing, and units that have arrived would not be computed.
+        """
         count = len(self._streamed)
         while self._may_send(count):
+            if not self._source.ready() and not (needed and self._sending == self._next):
+                return
             k = self._sending % count
             blocker = self._sending - self._layout.distances[k]
             if blocker >= self._floor:

@@ -465,6 +465,38 @@ def test_a_unit_that_broke_off_is_brought_again_after_its_source_failed(lane):
         assert torch.equal(chain(x, skipped=skipped), plain(x, skipped=skipped))
 
 
+class Slow(HostUnits):
+    """A source whose units are never there before they are needed; writes down when it is asked."""
+
+    def __init__(self, *given) -> None:
+        super().__init__(*given)
+        self.diary: list[str] = []
+
+    def ready(self) -> bool:
+        return False
+
+    def get(self, index):
+        self.diary.append(f"get {index}")
+        return super().get(index)
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_nobody_waits_for_a_unit_before_it_is_needed(lane):
+    chain, plain, x = Chain((16, 16, 16, 16)), Chain((16, 16, 16, 16)), torch.ones(1, 16)
+    made: list[Slow] = []
+
+    def make(*given) -> Slow:
+        made.append(Slow(*given))
+        return made[-1]
+
+    attached(chain, layer_units(chain), ring=3, lane=LANES[lane](), make_source=make)
+    for i, layer in enumerate(chain.layers):
+        layer.register_forward_hook(lambda *_, i=i: made[0].diary.append(f"computed {i}"))
+    for _ in range(2):
+        assert torch.equal(chain(x), plain(x))
+    assert made[0].diary == 2 * [done for i in range(len(chain.layers)) for done in (f"get {i}", f"computed {i}")]
+
+
 def test_skipping_the_first_layer_of_a_unit_brings_the_unit():
     chain, diary = Chain((16, 16, 16, 16)), Diary(2)
     attached(chain, layer_units(chain, 2 * layer_units(chain)[0].nbytes), lane=diary)
