@@ -78,14 +78,13 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def transformer(
-    size: FluxSize = FLUX_DEV, *, device: torch.device | str, dtype: torch.dtype = torch.bfloat16, seed: int = 0
-) -> Any:
-    """A `FluxTransformer2DModel` with random weights."""
+def empty_transformer(size: FluxSize = FLUX_DEV) -> Any:
+    """A `FluxTransformer2DModel` whose parameters are on `meta`."""
+    from accelerate import init_empty_weights
     from diffusers import FluxTransformer2DModel
 
-    with torch.device("meta"):
-        model = FluxTransformer2DModel(
+    with init_empty_weights(include_buffers=False):
+        return FluxTransformer2DModel(
             in_channels=LATENT_CHANNELS,
             num_layers=size.num_double,
             num_single_layers=size.num_single,
@@ -95,13 +94,11 @@ def transformer(
             pooled_projection_dim=size.pooled_width,
             guidance_embeds=True,
         )
-    return fill_randomly(model, device=device, dtype=dtype, seed=seed)
 
 
-def text_encoder(
-    size: T5Size = T5_XXL, *, device: torch.device | str, dtype: torch.dtype = torch.bfloat16, seed: int = 0
-) -> Any:
-    """A `T5EncoderModel` with random weights."""
+def empty_text_encoder(size: T5Size = T5_XXL) -> Any:
+    """A `T5EncoderModel` whose parameters are on `meta`."""
+    from accelerate import init_empty_weights
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
@@ -113,9 +110,24 @@ def text_encoder(
         vocab_size=size.vocabulary,
         feed_forward_proj="gated-gelu",
     )
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):
         model = T5EncoderModel(config)
-    return fill_randomly(model, device=device, dtype=dtype, seed=seed)
+        model.set_input_embeddings(model.get_input_embeddings())
+    return model
+
+
+def transformer(
+    size: FluxSize = FLUX_DEV, *, device: torch.device | str, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> Any:
+    """A `FluxTransformer2DModel` with random weights."""
+    return fill_randomly(empty_transformer(size), device=device, dtype=dtype, seed=seed)
+
+
+def text_encoder(
+    size: T5Size = T5_XXL, *, device: torch.device | str, dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> Any:
+    """A `T5EncoderModel` with random weights."""
+    return fill_randomly(empty_text_encoder(size), device=device, dtype=dtype, seed=seed)
 
 
 def fill_randomly(

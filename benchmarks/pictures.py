@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 import autoflux
@@ -29,67 +30,58 @@ from autoflux.models.inventory import take_stock
 from autoflux.models.values import Model
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
-from benchmarks.full_size import FLUX_DEV, FLUX_TINY, LATENT_CHANNELS, T5_TINY, T5_XXL, fill_randomly
+from benchmarks.full_size import (
+    FLUX_DEV,
+    FLUX_TINY,
+    T5_TINY,
+    T5_XXL,
+    empty_text_encoder,
+    empty_transformer,
+    fill_randomly,
+)
 
 GB = 10**9
 SAMPLE = Path(autoflux.__file__).parent / "models" / "sample"
 
 
 def networks_on_meta(*, tiny: bool) -> dict[str, Any]:
-    """The four networks of FLUX.1-dev without weights."""
+    """The four networks of FLUX.1-dev without weights; small ones have T5's real vocabulary, for its tokenizer."""
     from accelerate import init_empty_weights
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    flux, t5 = (FLUX_TINY, T5_TINY) if tiny else (FLUX_DEV, T5_XXL)
-    channels = [16, 32, 64, 64] if tiny else [128, 256, 512, 512]
+    flux = FLUX_TINY if tiny else FLUX_DEV
+    clip = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=flux.pooled_width,
+        intermediate_size=4 * flux.pooled_width,
+        num_hidden_layers=2 if tiny else 12,
+        num_attention_heads=2 if tiny else 12,
+        projection_dim=flux.pooled_width,
+        eos_token_id=2,
+    )
     with init_empty_weights(include_buffers=False):
-        return {
-            "text_encoder": CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=49408,
-                    hidden_size=flux.pooled_width,
-                    intermediate_size=4 * flux.pooled_width,
-                    num_hidden_layers=2 if tiny else 12,
-                    num_attention_heads=2 if tiny else 12,
-                    projection_dim=flux.pooled_width,
-                    eos_token_id=2,
-                )
-            ),
-            "text_encoder_2": T5EncoderModel(
-                T5Config(
-                    num_layers=t5.layers,
-                    d_model=t5.width,
-                    d_ff=t5.hidden_width,
-                    num_heads=t5.heads,
-                    d_kv=t5.head_width,
-                    vocab_size=T5_XXL.vocabulary,
-                    feed_forward_proj="gated-gelu",
-                )
-            ),
-            "transformer": FluxTransformer2DModel(
-                in_channels=LATENT_CHANNELS,
-                num_layers=flux.num_double,
-                num_single_layers=flux.num_single,
-                num_attention_heads=flux.heads,
-                joint_attention_dim=flux.text_width,
-                pooled_projection_dim=flux.pooled_width,
-                guidance_embeds=True,
-            ),
-            "vae": AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=channels,
-                layers_per_block=2,
-                latent_channels=16,
-                norm_num_groups=8 if tiny else 32,
-                sample_size=1024,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-                shift_factor=0.1159,
-                scaling_factor=0.3611,
-            ),
-        }
+        text_encoder = CLIPTextModel(clip)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=[16, 32, 64, 64] if tiny else [128, 256, 512, 512],
+            layers_per_block=2,
+            latent_channels=16,
+            norm_num_groups=8 if tiny else 32,
+            sample_size=1024,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            shift_factor=0.1159,
+            scaling_factor=0.3611,
+        )
+    t5 = msgspec.structs.replace(T5_TINY, vocabulary=T5_XXL.vocabulary) if tiny else T5_XXL
+    return {
+        "text_encoder": text_encoder,
+        "text_encoder_2": empty_text_encoder(t5),
+        "transformer": empty_transformer(flux),
+        "vae": vae,
+    }
 
 
 def write_hollow_model(folder: Path, networks: dict[str, Any]) -> Model:

@@ -48,6 +48,7 @@ STEP_TFLOP = {1024: (59.5, 14.9)}
 """Linear and attention, FLUX.1-dev, one picture of 1024x1024 with 512 text tokens."""
 T5_TFLOP = 4.8
 """One prompt of 512 tokens."""
+CUDNN = "_native_cudnn"
 BLOCKS = 57
 UNHOISTED_SHARE = 2 / 3
 """Of a double block, what is not modulation."""
@@ -117,6 +118,23 @@ class Bench:
         dtype = inputs["hidden_states"].dtype
         times, guidance = inputs["timestep"].to(dtype) * 1000, inputs["guidance"].to(dtype) * 1000
         return self.model.time_text_embed(times, guidance, inputs["pooled_projections"])
+
+    @property
+    def attentions(self) -> tuple[str | None, ...]:
+        """diffusers' attention backends to compare; None is its default."""
+        return (None, CUDNN) if self.device.type == "cuda" else (None,)
+
+    @contextmanager
+    def attention(self, backend: str | None) -> Iterator[None]:
+        """Compute attention with that backend for the time of the block."""
+        if backend is None:
+            yield
+            return
+        self.model.set_attention_backend(backend)
+        try:
+            yield
+        finally:
+            self.model.reset_attention_backend()
 
     def forget(self) -> None:
         """Give back what the setting before has left with torch's allocator."""
@@ -324,6 +342,9 @@ def run(bench: Bench) -> None:
     bench.block_seconds = eager.median_seconds / len(block_atoms(bench.model, LISTS))
     batch_four = bench.resident("resident, bf16, eager, batch 4", batch=4)[1]
     compiled, compiled_reference = bench.resident("resident, bf16, compiled", compiled=True)
+    if bench.device.type == "cuda":
+        with bench.attention(CUDNN):
+            bench.resident("resident, bf16, compiled, cuDNN attention", compiled=True)
     bench.model.to("cpu")
     whole = max(unit.nbytes for unit in make_units(block_atoms(bench.model, LISTS), 0))
     largest_layer = max(aligned(p.numel() * p.element_size()) for p in bench.model.parameters())
@@ -349,8 +370,17 @@ def run(bench: Bench) -> None:
         bench.block_seconds = NARROW_SPEED * compiled.median_seconds / BLOCKS
         narrow = replace(compiled_hoisted, storage=storage, native=bench.options.native)
         name = f"{storage}, hoisted, compiled"
-        bench.streamed(f"{name}, <= 5 GB", narrow, compiled_reference, ring_bytes=ring // 2, resident_bytes=few)
-        bench.streamed(f"{name}, resident", narrow, compiled_reference, ring_bytes=ring // 2, resident_bytes=ALL)
+        for attention in bench.attentions:
+            said = ", cuDNN attention" if attention == CUDNN else ""
+            with bench.attention(attention):
+                for held, resident_bytes in (("<= 5 GB", few), ("resident", ALL)):
+                    bench.streamed(
+                        f"{name}{said}, {held}",
+                        narrow,
+                        compiled_reference,
+                        ring_bytes=ring // 2,
+                        resident_bytes=resident_bytes,
+                    )
     bench.model = None
     for ring_units in (1, 2):
         bench.text_encoder(ring_units=ring_units)

@@ -84,7 +84,8 @@ def _predictions(plan: Plan) -> Table:
         peaks = predicted.peak_vram_bytes
         for phase, need in (("encode", peaks.encode), ("denoise", peaks.denoise), ("decode", peaks.decode)):
             table.add_row(f"device memory, {phase}", f"{format_bytes(need)} of {format_bytes(plan.vram_limit_bytes)}")
-    table.add_row("RAM", f"{format_bytes(predicted.peak_ram_bytes)} of {format_bytes(plan.ram_limit_bytes)}")
+    pinned = f", {format_bytes(predicted.pinned_bytes)} pinned" if predicted.pinned_bytes else ""
+    table.add_row("RAM", f"{format_bytes(predicted.peak_ram_bytes)} of {format_bytes(plan.ram_limit_bytes)}{pinned}")
     return table
 
 

@@ -133,6 +133,7 @@ def _choices(wishes: Wishes, backend: str, best: Candidate, others: Sequence[Can
         choice("precision", best.precision, wishes.precision, _precision_reason(best), Origin.PROFILE),
         choice("offload", best.offload, wishes.offload, _offload_reason(best), Origin.DERIVED),
         choice("backend", backend, wishes.backend, "the first that is installed", Origin.DERIVED),
+        *_decode_choice(best),
         Choice(
             topic="batch",
             value=f"up to {best.max_batch}",
@@ -140,6 +141,21 @@ def _choices(wishes: Wishes, backend: str, best: Candidate, others: Sequence[Can
             origin=Origin.DERIVED,
         ),
     )
+
+
+def _decode_choice(best: Candidate) -> tuple[Choice, ...]:
+    held = best.arrangement
+    if not held.streamed:
+        return ()
+    what, why = [], []
+    if held.tile_decode:
+        what.append("in tiles")
+        why.append("whole it would not fit, or leave so little room for blocks that a picture took much longer")
+    if held.park_for_decode:
+        what.append("parked")
+        why.append("the blocks that stay leave the device meanwhile, which costs less than keeping its room free")
+    value, reason = " and ".join(what) or "whole", "; ".join(why) or "there is room for it beside the weights"
+    return (Choice(topic="decode", value=value, reason=reason, origin=Origin.DERIVED),)
 
 
 def _device_reason(best: Candidate, others: Sequence[Candidate]) -> str:

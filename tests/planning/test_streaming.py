@@ -128,6 +128,7 @@ def test_what_stays_makes_room_for_the_decoder(flux_machine):
     peaks = made.predicted.peak_vram_bytes
     assert peaks.denoise > 10 * GB
     assert peaks.decode < 6 * GB
+    assert next(c.value for c in made.choices if c.topic == "decode") == "parked"
     # What is brought back has to wait in pinned RAM as well.
     assert made.predicted.pinned_bytes > 33 * GB
 
