@@ -3,8 +3,9 @@
     python benchmarks/adherence.py [--model DIR] [--prompts 300] [--steps 12] [--json FILE]
 
 A picture is right when every thing asked for is there in its colour and shape and nothing else is. Runs diffusers' own
-FluxPipeline on the CPU. With `--judge` it judges drawn scenes instead of the model, which tells how far the judge can
-be trusted.
+FluxPipeline, on the CPU unless told otherwise. With `--judge` it judges drawn scenes instead of the model, which tells
+how far the judge can be trusted; with `--autoencoder` drawn scenes that went through the model's autoencoder, which is
+the most that the model could reach.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -138,10 +139,12 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=64)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--judge", action="store_true", help="judge drawn scenes, to test the judge itself")
+    parser.add_argument("--autoencoder", action="store_true", help="judge drawn scenes encoded and decoded again")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     asked = prompts(options.prompts)
     begin = time.perf_counter()
-    draw = _drawn_scenes if options.judge else _model_pictures(options)
+    draw = _artist(options)
     verdicts = [judge(draw(prompt), prompt) for prompt in asked]
     seconds = (time.perf_counter() - begin) / len(asked)
     for prompt, verdict in zip(asked, verdicts, strict=True):
@@ -164,9 +167,17 @@ def _summary(verdicts: list[Verdict]) -> dict[str, float | int]:
     return summary
 
 
+def _artist(options: argparse.Namespace) -> Callable[[Prompt], NDArray[np.uint8]]:
+    if options.judge:
+        return _drawn_scenes
+    return _encoded_scenes(options) if options.autoencoder else _model_pictures(options)
+
+
 def _circumstances(options: argparse.Namespace) -> dict[str, object]:
+    what = "scenes through the autoencoder" if options.autoencoder else "sample model"
     return {
-        "what": "drawn scenes" if options.judge else "sample model",
+        "what": "drawn scenes" if options.judge else what,
+        "device": options.device,
         "steps": options.steps,
         "guidance": options.guidance,
         "text_tokens": options.text_tokens,
@@ -179,15 +190,35 @@ def _circumstances(options: argparse.Namespace) -> dict[str, object]:
 def _drawn_scenes(prompt: Prompt) -> NDArray[np.uint8]:
     from tools.sample_model.drawing import draw, rows
 
-    pixels = (draw(rows([prompt.scene]))[0] + 1) * 127.5
-    return np.asarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0))
+    return _pixels(draw(rows([prompt.scene]))[0])
+
+
+def _encoded_scenes(options: argparse.Namespace) -> Callable[[Prompt], NDArray[np.uint8]]:
+    import torch
+    from diffusers import AutoencoderKL
+
+    from tools.sample_model.drawing import draw, rows
+
+    vae = AutoencoderKL.from_pretrained(options.model / "vae").to(options.device).eval()
+
+    @torch.inference_mode()
+    def picture(prompt: Prompt) -> NDArray[np.uint8]:
+        latents = vae.encode(draw(rows([prompt.scene])).to(options.device)).latent_dist.mode()
+        return _pixels(vae.decode(latents).sample[0].cpu())
+
+    return picture
+
+
+def _pixels(picture: Any) -> NDArray[np.uint8]:
+    """(3, height, width) in -1..1 to (height, width, 3) in bytes."""
+    return np.asarray(((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0))
 
 
 def _model_pictures(options: argparse.Namespace) -> Any:
     import torch
     from diffusers import FluxPipeline
 
-    pipe = FluxPipeline.from_pretrained(options.model)
+    pipe = FluxPipeline.from_pretrained(options.model).to(options.device)
     pipe.set_progress_bar_config(disable=True)
 
     def picture(prompt: Prompt) -> NDArray[np.uint8]:
