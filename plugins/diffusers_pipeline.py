@@ -114,9 +114,9 @@ class DiffusersPipeline:
         flux = [state for state in states if isinstance(state, FluxState)]
         times = [state.timesteps[state.step] for state in flux]
         guidance = [state.guidance for state in flux if state.guidance is not None]
-        if self._residences.hoists:
-            self._residences.select(torch.cat([self._modulation(state) for state in flux]))
-        with self._residences["transformer"].on_device() as transformer:
+        with self._residences.denoising() as transformer:
+            if self._residences.hoists:
+                self._residences.select(torch.cat([self._modulation(state) for state in flux]))
             velocity = transformer(
                 hidden_states=torch.cat([state.latents for state in flux]),
                 timestep=torch.stack(times).to(self._dtype) / 1000,

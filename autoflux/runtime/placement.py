@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from autoflux.errors import ContradictoryWishes
 from autoflux.planning.values import Placement, Plan, Waiting
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.stores import Store
-from autoflux.runtime.streaming import Holding, StreamedModule, StreamedTransformer, arena_for
+from autoflux.runtime.streaming import NARROW, Holding, StreamedModule, StreamedTransformer, arena_for
 from autoflux.runtime.units import sequence_atoms
 
 
@@ -72,12 +73,18 @@ class Residences:
         weights come from `store`, if given, and are otherwise its own.
 
         Raises:
+            ContradictoryWishes: weights that stay on the disk are to be held in another format than there.
             torch.OutOfMemoryError: the device has less memory than the plan counts on.
         """
         planned = self._plan.component(name)
         self._held[name] = Residence(network, planned.placement, self._device)
         if planned.placement != Placement.STREAMED:
             return
+        if store and planned.storage in NARROW:
+            raise ContradictoryWishes(
+                f"the weights of {name!r} are to wait on the disk and to be held as {planned.storage.value}",
+                hint="choose a wide --precision, or leave more RAM with --ram",
+            )
         if name == "transformer":
             holding = Holding(
                 resident=frozenset(planned.resident),
@@ -109,6 +116,14 @@ class Residences:
         for name, own in parts.items():
             for part in own:
                 part.attach(arena, store=self._stores.get(name), make_source=HostUnits if pinned else StagedUnits)
+
+    @contextmanager
+    def denoising(self) -> Iterator[nn.Module]:
+        """The transformer on the device, or streamed there; back on it, should a decode have failed to leave room."""
+        if self._arena:
+            self._arena.unpark()
+        with self._held["transformer"].on_device() as transformer:
+            yield transformer
 
     @contextmanager
     def decoding(self) -> Iterator[nn.Module]:

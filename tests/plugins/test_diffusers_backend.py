@@ -14,7 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import autoflux
-from autoflux import DamagedCheckpoint, DoesNotFit, InvalidRequest, Offload, Order, Placement, Waiting, Wishes
+from autoflux import (
+    DamagedCheckpoint,
+    DoesNotFit,
+    InvalidRequest,
+    Offload,
+    Order,
+    Placement,
+    Waiting,
+    Wishes,
+)
 from autoflux.models.request import make_requests
 from autoflux.runtime.picture import read_request
 from autoflux.runtime.placement import Residence
@@ -224,6 +233,18 @@ def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident
         requests = [request for order in orders for request in make_requests(session.model, order)]
         for picture, expected in zip(streamed.draw(requests), session.draw(requests), strict=True):
             assert np.abs(np.asarray(picture.image).astype(int) - np.asarray(expected.image)).max() <= 1
+
+
+def test_what_a_failed_decode_left_parked_is_back_for_the_next_picture(session, tiny_model):
+    parts = tuple(c.replace(placement=Placement.STREAMED) for c in session.plan.components)
+    plan = session.plan.replace(
+        offload=Offload.STREAM, components=parts, ring_bytes=400_000, hoist_modulation=True, park_for_decode=True
+    )
+    (expected,) = session.generate(PROMPTS[0], seed=1, steps=2)
+    with autoflux.load(str(tiny_model), plan=plan) as streamed:
+        streamed.pipeline._residences._arena.park()
+        (picture,) = streamed.generate(PROMPTS[0], seed=1, steps=2)
+    assert np.array_equal(np.asarray(picture.image), np.asarray(expected.image))
 
 
 @pytest.mark.gpu
