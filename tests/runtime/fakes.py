@@ -15,8 +15,6 @@ from autoflux.runtime.lanes import DirectLane
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.units import make_units, rest_of
 
-torch.set_num_threads(1)  # tensors this small only wait for more
-
 CPU = torch.device("cpu")
 LISTS = ("transformer_blocks", "single_transformer_blocks")
 POISON = 0xFF

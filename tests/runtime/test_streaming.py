@@ -1,0 +1,91 @@
+"""All parts of the engine together: a transformer prepared, attached, run and given back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autoflux.models.values import Precision
+from autoflux.planning.schedule import aligned
+from autoflux.runtime.order import layer_atoms
+from autoflux.runtime.quantized import QuantizedLinear, quantize_linears
+from autoflux.runtime.streaming import Holding, StreamedModule, StreamedTransformer, arena_for
+from autoflux.runtime.units import sequence_atoms
+from tests.runtime.fakes import CPU, LISTS, tiny_inputs, tiny_transformer
+
+
+def embedding_of(model, inputs) -> torch.Tensor:
+    return model.time_text_embed(inputs["timestep"] * 1000, inputs["guidance"] * 1000, inputs["pooled_projections"])
+
+
+@torch.no_grad()
+def run(made: StreamedTransformer, model, inputs) -> torch.Tensor:
+    if made.holding.hoist:
+        made.select(made.modulation([embedding_of(model, inputs)]))
+    return model(**inputs)[0]
+
+
+@pytest.mark.parametrize("holding", [Holding(hoist=False), Holding(), Holding(resident=frozenset({0, 3}))])
+@pytest.mark.parametrize("block_bytes", [0, 200_000, 1 << 30])
+def test_the_output_is_that_of_the_plain_transformer_and_everything_is_put_back(holding, block_bytes):
+    model, inputs = tiny_transformer(), tiny_inputs()
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+    names = list(model.state_dict())
+    resident = holding.resident if block_bytes == 0 else frozenset()
+    made = StreamedTransformer(
+        model, LISTS, Holding(resident=resident, hoist=holding.hoist, block_bytes=block_bytes), CPU
+    )
+    arena = arena_for(made.parts, 0, CPU)
+    made.attach(arena)
+    for _ in range(2):
+        assert torch.equal(run(made, model, inputs), expected)
+    made.detach()
+    assert list(model.state_dict()) == names
+    with torch.no_grad():
+        assert torch.equal(model(**inputs)[0], expected)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("storage", [Precision.INT8, Precision.FLOAT8])
+def test_narrow_weights_are_streamed_narrow_and_compute_as_they_do_in_place(storage, native):
+    plain, model, inputs = tiny_transformer(), tiny_transformer(), tiny_inputs()
+    for lists in LISTS:
+        for block in plain.get_submodule(lists):
+            quantize_linears(block, storage, native=native, keep=lambda name, _linear: "norm" in name)
+    with torch.no_grad():
+        expected = plain(**inputs)[0]
+    wide = StreamedTransformer(tiny_transformer(), LISTS, Holding(), CPU)
+    made = StreamedTransformer(model, LISTS, Holding(storage=storage, native=native), CPU)
+    assert made.blocks.largest_streamed < 0.5 * wide.blocks.largest_streamed
+    made.attach(arena_for(made.parts, 0, CPU))
+    assert torch.equal(run(made, model, inputs), expected)
+    kinds = {type(m) for n, m in model.named_modules() if n.endswith(("to_q", "proj_mlp"))}
+    assert kinds == {QuantizedLinear}
+
+
+def test_the_smallest_setting_holds_one_layer():
+    model, inputs = tiny_transformer(), tiny_inputs()
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+    atoms = layer_atoms(model, lambda: model(**{k: _fake(v) for k, v in inputs.items()}))
+    made = StreamedTransformer(model, LISTS, Holding(hoist=False), CPU, atoms=atoms)
+    arena = arena_for(made.parts, 0, CPU)
+    largest = max(sum(aligned(p.numel() * p.element_size()) for p in atom.module.parameters()) for atom in atoms)
+    assert arena.nbytes == largest
+    made.attach(arena)
+    assert torch.equal(run(made, model, inputs), expected)
+
+
+def test_an_arena_has_room_for_what_stays_of_all_and_the_largest_that_passes():
+    first = StreamedModule(torch.nn.ModuleList([torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)]), [])
+    second_module = torch.nn.ModuleList([torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)])
+    second = StreamedModule(second_module, sequence_atoms(second_module), resident={1})
+    arena = arena_for([first, second], 100, CPU)
+    assert arena.resident.numel() == first.staying_bytes + second.staying_bytes
+    assert arena.ring.memory.numel() == second.largest_streamed == aligned(4 * 64 * 64) + aligned(4 * 64)
+    assert arena_for([first], 100, CPU).ring.memory.numel() == 0
+
+
+def _fake(value):
+    return torch.empty_like(value) if isinstance(value, torch.Tensor) else value
