@@ -20,7 +20,7 @@ from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.networks import SHIFT
 from tools.sample_model.replay import Replayed, shared_pool
 
-TEXT_LENGTHS = (*(64,) * 18, 128, 512)
+TEXT_LENGTHS = (*(64,) * 19, 512)
 """Prompt lengths in training: the pipeline pads with tokens that are seen, so each length has to be learned."""
 
 MAIN_SIZE_SHARE = 0.9
