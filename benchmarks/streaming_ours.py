@@ -28,6 +28,7 @@ from autoflux.runtime.streamer import Streamer
 from autoflux.runtime.streaming import Holding, StreamedModule, StreamedTransformer, arena_for
 from autoflux.runtime.telemetry import SILENT, Recording
 from autoflux.runtime.units import block_atoms, make_units, sequence_atoms
+from benchmarks.ceilings import measure_ceilings
 from benchmarks.full_size import (
     FLUX_DEV,
     FLUX_TINY,
@@ -80,13 +81,6 @@ class Row(msgspec.Struct, kw_only=True):
     @property
     def ratio(self) -> float | None:
         return self.median_seconds / self.bound_seconds if self.bound_seconds else None
-
-
-class Ceilings(msgspec.Struct, kw_only=True):
-    """What this machine can do at best."""
-
-    link_gb_per_s: float
-    tflops: dict[str, float]
 
 
 class Bench:
@@ -283,46 +277,6 @@ class Bench:
 def relative(output: torch.Tensor, reference: torch.Tensor) -> float:
     """Norm of the difference over the norm of the reference."""
     return ((output.float() - reference.float()).norm() / reference.float().norm()).item()
-
-
-def measure_ceilings(device: torch.device, *, tiny: bool) -> Ceilings:
-    """The link with large pinned copies, and square matrix products of half a second each."""
-    if device.type != "cuda":
-        return Ceilings(link_gb_per_s=5.0, tflops={})
-    from autoflux.runtime.pinned import PinnedBuffer
-
-    nbytes = 1 << (26 if tiny else 30)
-    source, target = PinnedBuffer(nbytes, device), torch.empty(nbytes, dtype=torch.uint8, device=device)
-    link = nbytes / GB / min(timed(lambda: target.copy_(source.tensor, non_blocking=True)) for _ in range(6))
-    side = 8192
-    wide = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    narrow, whole = wide.to(torch.float8_e4m3fn), (wide * 40).clamp(-127, 127).to(torch.int8)
-    ones = torch.ones(side, 1, device=device)
-    products: dict[str, Callable[[], torch.Tensor]] = {
-        "bfloat16": lambda: wide @ wide,
-        "float8_e4m3fn": lambda: torch._scaled_mm(  # noqa: SLF001
-            narrow, narrow.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16, use_fast_accum=True
-        ),
-        "int8": lambda: torch._int_mm(whole, whole.t()),  # noqa: SLF001
-    }
-    return Ceilings(link_gb_per_s=link, tflops={name: sustained(product, side) for name, product in products.items()})
-
-
-def sustained(product: Callable[[], torch.Tensor], side: int) -> float:
-    """TFLOP/s over half a second, after which a card runs at the clock that it can keep."""
-    timed(product)
-    once = timed(product)
-    count = max(5, int(0.5 / once))
-    seconds = timed(lambda: [product() for _ in range(count)][-1])
-    return count * 2 * side**3 / seconds / 1e12
-
-
-def timed(work: Callable[[], Any]) -> float:
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def told(row: Row) -> str:

@@ -10,6 +10,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 WORDS = ["a red circle on a blue background", "two large green squares above the small yellow star, centred"]
 TEXT_TOKENS = 32
+TRANSFORMER = {
+    "in_channels": 64,
+    "num_layers": 2,
+    "num_single_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 32,
+    "axes_dims_rope": (4, 6, 6),
+}
+"""Two double and three single blocks, hidden size 32."""
 
 
 def write_tiny_flux(folder: Path, *, seed: int = 0, guidance: bool = True) -> Path:
@@ -60,17 +71,7 @@ def write_tiny_flux(folder: Path, *, seed: int = 0, guidance: bool = True) -> Pa
             )
         ),
         tokenizer_2=t5_tokenizer,
-        transformer=FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=2,
-            num_single_layers=3,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            pooled_projection_dim=32,
-            axes_dims_rope=(4, 6, 6),
-            guidance_embeds=guidance,
-        ),
+        transformer=FluxTransformer2DModel(**TRANSFORMER, guidance_embeds=guidance),
     )
     pipe.save_pretrained(folder)
     settings = {

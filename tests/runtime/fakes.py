@@ -14,6 +14,7 @@ from autoflux.planning.schedule import aligned
 from autoflux.runtime.lanes import DirectLane
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.units import make_units, rest_of
+from tests.tiny_model import TRANSFORMER
 
 CPU = torch.device("cpu")
 LISTS = ("transformer_blocks", "single_transformer_blocks")
@@ -25,17 +26,7 @@ def tiny_transformer(seed=0, dtype=torch.float32):
     """FLUX with two double and three single blocks, every weight a number of its own."""
     from diffusers import FluxTransformer2DModel
 
-    model = FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=2,
-        num_single_layers=3,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        axes_dims_rope=(4, 6, 6),
-        guidance_embeds=True,
-    )
+    model = FluxTransformer2DModel(**TRANSFORMER, guidance_embeds=True)
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
         weight.data = (torch.randn(weight.shape, generator=generator) * 0.2).to(dtype)
