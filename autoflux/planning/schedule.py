@@ -24,6 +24,11 @@ STEADY_PASSES = 4
 """Passes until the simulation repeats itself: the first starts with an empty ring."""
 
 
+_Step = tuple[float, int, int]
+"""A unit's turn: seconds it computes, bytes that are copied for it, and its distance, which is 0 if it stays. Not a
+named tuple, which takes longer to make and to unpack: the search simulates hundreds of thousands."""
+
+
 class Unit(NamedTuple):
     """What one copy moves, and how long the device computes with it."""
 
@@ -40,6 +45,27 @@ class RingLayout(NamedTuple):
 
     offsets: tuple[int, ...]
     distances: tuple[int, ...]
+
+
+class Span(NamedTuple):
+    """Seconds from the beginning of a pass."""
+
+    begin: float
+    end: float
+
+
+class Passage(NamedTuple):
+    """One unit's way through a pass; `copy` is None if it stays. Copies run ahead: one may begin before its pass."""
+
+    copy: Span | None
+    compute: Span
+
+
+class PassTrace(NamedTuple):
+    """A pass, unit by unit in order. In steady state the next pass is the same, `seconds` later."""
+
+    seconds: float
+    passages: tuple[Passage, ...]
 
 
 def aligned(nbytes: int) -> int:
@@ -75,27 +101,59 @@ def _distance(spans: Sequence[tuple[int, int]], k: int) -> int:
 
 def pass_seconds(units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float) -> float:
     """Seconds one pass takes, once the first ones are over."""
-    streamed = [i for i in range(len(units)) if i not in resident]
-    if not streamed:
+    if all(i in resident for i in range(len(units))):
         return sum(unit.seconds for unit in units)
-    layout = lay_out([units[i].nbytes for i in streamed], ring_bytes)
-    steps: list[tuple[float, float, int]] = []
-    distances = iter(layout.distances)
-    for i, unit in enumerate(units):
-        steps.append((unit.seconds, 0.0, 0) if i in resident else (unit.seconds, unit.nbytes, next(distances)))
+    steps = _steps(units, resident, ring_bytes)
     released: list[float] = []
     now = copied = began = 0.0
     for _ in range(STEADY_PASSES):
         began = now
-        for seconds, nbytes, distance in steps:
-            if distance:
-                free = released[-distance] if distance <= len(released) else 0.0
-                copied = max(copied, free) + nbytes / bytes_per_second
-                now = max(now, copied) + seconds
-                released.append(now)
-            else:
-                now += seconds
+        copied, now = _advance(steps, bytes_per_second, released, copied, now)
     return now - began
+
+
+def trace_pass(units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float) -> PassTrace:
+    """When each unit is copied and computes in the pass that `pass_seconds` measures."""
+    steps = _steps(units, resident, ring_bytes)
+    released: list[float] = []
+    copied = now = 0.0
+    for _ in range(STEADY_PASSES - 1):
+        copied, now = _advance(steps, bytes_per_second, released, copied, now)
+    began = now
+    passages = []
+    for step in steps:
+        copied, now = _advance((step,), bytes_per_second, released, copied, now)
+        seconds, nbytes, distance = step
+        copy = Span(copied - nbytes / bytes_per_second - began, copied - began) if distance else None
+        passages.append(Passage(copy, Span(now - seconds - began, now - began)))
+    return PassTrace(now - began, tuple(passages))
+
+
+def _steps(units: Sequence[Unit], resident: Collection[int], ring_bytes: int) -> list[_Step]:
+    streamed = [unit.nbytes for i, unit in enumerate(units) if i not in resident]
+    distances = iter(lay_out(streamed, ring_bytes).distances)
+    return [
+        (unit.seconds, 0, 0) if i in resident else (unit.seconds, unit.nbytes, next(distances))
+        for i, unit in enumerate(units)
+    ]
+
+
+def _advance(
+    steps: Iterable[_Step], bytes_per_second: float, released: list[float], copied: float, now: float
+) -> tuple[float, float]:
+    """Run `steps`: when the last copy and the last computation have ended, given when those before them did.
+
+    `released` holds when each streamed unit so far has computed, and is added to.
+    """
+    for seconds, nbytes, distance in steps:
+        if distance:
+            free = released[-distance] if distance <= len(released) else 0.0
+            copied = max(copied, free) + nbytes / bytes_per_second
+            now = max(now, copied) + seconds
+            released.append(now)
+        else:
+            now += seconds
+    return copied, now
 
 
 def bound_seconds(units: Iterable[Unit], resident: Collection[int], bytes_per_second: float) -> float:
