@@ -57,5 +57,5 @@ def _umask() -> int:
 
 
 def _unwritable(path: Path, folder: Path, error: OSError) -> OutputUnwritable:
-    hint = f"create the folder {str(folder)!r} first" if not folder.is_dir() else "choose another place with --out"
+    hint = f"create the folder {str(folder)!r} first" if not folder.is_dir() else "choose another place"
     return OutputUnwritable(f"cannot write {str(path)!r}: {error.strerror or error}", hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +12,12 @@ from rich.table import Table
 from autoflux.api import Prepared, prepare
 from autoflux.cli.options import PictureSize, model_option, wishes_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
+from autoflux.errors import UsageError
+from autoflux.files import check_writable, write_atomic
 from autoflux.models.values import Model
+from autoflux.planning.drawing import draw
+from autoflux.planning.drawing_svg import to_svg
+from autoflux.planning.drawing_text import to_text
 from autoflux.planning.values import Offload, Placement, Plan, Wishes
 from autoflux.plugin_manager import Plugins
 from autoflux.units import format_bytes, format_seconds
@@ -22,10 +28,17 @@ from autoflux.units import format_bytes, format_seconds
 @click.option("--size", type=PictureSize(), help="Size of the picture to plan for, such as 1024 or 1344x768.")
 @click.option("--steps", type=int, help="Denoise steps of the picture to plan for.")
 @click.option("--refresh", is_flag=True, help="Measure the machine again first.")
+@click.option("--drawing", is_flag=True, help="Draw the plan below the tables: blocks, memory, a step.")
+@click.option(
+    "--svg",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the drawing as SVG, replaced if it exists.",
+)
 @wishes_options
 @json_option
 @click.pass_obj
-def command(
+def command(  # noqa: PLR0913 — one for each option
     plugins: Plugins,
     *,
     model: str,
@@ -33,17 +46,27 @@ def command(
     size: tuple[int, int] | None,
     steps: int | None,
     refresh: bool,
+    drawing: bool,
+    svg: Path | None,
     as_json: bool,
 ) -> None:
     """Show how a model would run here: the choice, the reasons, the time and the memory. Loads nothing."""
+    if drawing and as_json:
+        raise UsageError("--drawing is text and --json is not: use one of them", hint="--svg FILE goes with --json")
+    if svg is not None:
+        check_writable(svg.parent)
     width, height = size or (None, None)
     wishes = wishes.replace(width=width, height=height, steps=steps)
     with stderr.status("taking stock") as status:
         prepared = prepare(model, wishes, plugins, refresh=refresh, on_stage=status.update)
+    if svg is not None:
+        write_atomic(svg, to_svg(draw(prepared.plan, prepared.model, prepared.hardware)).encode())
     if as_json:
         succeed(prepared.plan.to_data())
-    else:
-        show(prepared)
+        return
+    show(prepared)
+    if drawing:
+        _show_drawing(prepared)
 
 
 def show(prepared: Prepared) -> None:
@@ -56,6 +79,13 @@ def show(prepared: Prepared) -> None:
             stdout.print(table)
     for warning in (*plan.warnings, *(f"{p.subject}: {p.message}" for p in prepared.hardware.problems)):
         warn(warning)
+
+
+def _show_drawing(prepared: Prepared) -> None:
+    drawing = draw(prepared.plan, prepared.model, prepared.hardware)
+    text = to_text(drawing, columns=stdout.width, unicode=not stdout.options.ascii_only)
+    stdout.print()
+    stdout.print(text, markup=False, emoji=False, soft_wrap=True)
 
 
 def summary(plan: Plan) -> str:

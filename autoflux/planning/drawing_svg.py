@@ -29,7 +29,7 @@ COLOURS = {
     "stays": ("#0072b2", "#56b4e9"),
     "streamed": ("#c97b00", "#e69f00"),
     "visits": ("#b8578f", "#cc79a7"),
-    "activations": ("#00875f", "#1fb489"),
+    "activations": ("#009e73", "#1fb489"),
     "room": ("#e4e8ed", "#262d36"),
     "paper": ("#ffffff", "#11161c"),
     "ink": ("#1a2027", "#e8edf2"),
@@ -63,10 +63,10 @@ def _content(root: ET.Element, drawing: Drawing) -> float:
     if drawing.blocks:
         top = _section(root, "The transformer's blocks, as wide as their weights", drawing.blocks_caption, top)
         top = _block_map(root, drawing, top)
-    top = _section(root, f"{drawing.memory.capitalize()}, phase by phase", drawing.memory_caption, top)
+    top = _section(root, f"{_capital(drawing.memory)}, phase by phase", drawing.memory_caption, top)
     top = _memory(root, drawing, top)
     if drawing.lanes:
-        top = _section(root, "One step", drawing.step_caption, top)
+        top = _section(root, "One step, block by block", drawing.step_caption, top)
         top = _step(root, drawing, top)
     return top + 8
 
@@ -74,9 +74,13 @@ def _content(root: ET.Element, drawing: Drawing) -> float:
 def _description(drawing: Drawing) -> str:
     phases = "; ".join(f"{phase.name} {format_bytes(phase.nbytes)}" for phase in drawing.phases)
     return (
-        f"Blocks: {drawing.blocks_caption}. {drawing.memory.capitalize()}: {phases}; {drawing.memory_caption}. "
+        f"Blocks: {drawing.blocks_caption}. {_capital(drawing.memory)}: {phases}; {drawing.memory_caption}. "
         f"A step: {drawing.step_caption}."
     )
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _style() -> str:
@@ -90,7 +94,8 @@ def _style() -> str:
     return (
         ".autoflux-plan text{font:12px system-ui,'DejaVu Sans',sans-serif}"
         ".autoflux-plan .title{font-size:17px;font-weight:600}.autoflux-plan .heading{font-size:13px;font-weight:600}"
-        ".autoflux-plan .small{font-size:10px}.autoflux-plan .stroke{stroke-width:1.2}"
+        ".autoflux-plan .small{font-size:10px}.autoflux-plan .tiny{font-size:9px}"
+        ".autoflux-plan .stroke{stroke-width:1.2}"
         ".autoflux-plan .waits{fill:url(#autoflux-plan-waits)}.autoflux-plan .dashed{stroke-dasharray:5 3}"
         f"{light}{edges[0]}.autoflux-plan .on{{fill:#0b0f14}}.autoflux-plan .on-stays{{fill:#ffffff}}"
         f"@media (prefers-color-scheme:dark){{{dark}{edges[1]}.autoflux-plan .on-stays{{fill:#0b0f14}}}}"
@@ -224,8 +229,8 @@ def _stretch(
         return
     block = drawing.blocks[stretch.block]
     _rect(root, (x, y, max(0.4, width - 0.8), 26), block.part.value, f"{lane.name} {block.name}: {took}")
-    if width >= 15:
-        _text(root, (x + width / 2, y + 17), str(block.number), f"small {_on(block.part)}", "middle")
+    if width >= 14:
+        _text(root, (x + width / 2, y + 17), str(block.number), f"tiny {_on(block.part)}", "middle")
 
 
 def _ticks(seconds: float) -> Iterator[tuple[float, str]]:

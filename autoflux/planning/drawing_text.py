@@ -46,7 +46,7 @@ def to_text(drawing: Drawing, *, columns: int = MOST_COLUMNS, unicode: bool = Tr
     columns = max(40, min(columns, MOST_COLUMNS))
     glyphs = UNICODE if unicode else ASCII
     sections = [
-        [drawing.title],
+        ["".join(character if character.isprintable() else "?" for character in drawing.title)],
         _blocks(drawing, glyphs, columns),
         _memory(drawing, glyphs, columns),
         _step(drawing, glyphs, columns),

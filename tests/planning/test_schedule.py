@@ -18,6 +18,7 @@ from autoflux.planning.schedule import (
     choose_resident,
     lay_out,
     pass_seconds,
+    trace_pass,
 )
 
 MB, GB = 10**6, 10**9
@@ -125,6 +126,55 @@ def test_a_unit_larger_than_the_ring_is_an_error():
 @given(schedules())
 def test_a_pass_takes_what_the_literal_ring_takes(schedule):
     assert pass_seconds(*schedule) == pytest.approx(literal_pass_seconds(*schedule), abs=1e-9)
+
+
+@UNHURRIED
+@given(schedules())
+def test_a_trace_is_the_pass_that_is_measured(schedule):
+    units, resident, _, speed = schedule
+    trace = trace_pass(*schedule)
+    assert trace.seconds == pytest.approx(pass_seconds(*schedule), rel=1e-12)
+    assert [passage.copy is None for passage in trace.passages] == [i in resident for i in range(len(units))]
+    assert trace.passages[-1].compute.end == pytest.approx(trace.seconds)
+    for unit, (copy, compute) in zip(units, trace.passages, strict=True):
+        assert compute.end - compute.begin == pytest.approx(unit.seconds, abs=1e-9)
+        assert copy is None or copy.end - copy.begin == pytest.approx(unit.nbytes / speed, abs=1e-9)
+
+
+@UNHURRIED
+@given(schedules())
+def test_in_a_trace_neither_stream_does_two_things_at_once(schedule):
+    trace = trace_pass(*schedule)
+    computes = [passage.compute for passage in trace.passages]
+    assert computes[0].begin >= -1e-9
+    for stream in (computes, [passage.copy for passage in trace.passages if passage.copy]):
+        assert all(before.end <= after.begin + 1e-9 for before, after in pairwise(stream))
+        # Nor does the end of a pass overlap the beginning of the next.
+        assert not stream or stream[-1].end <= stream[0].begin + trace.seconds + 1e-9
+
+
+@UNHURRIED
+@given(schedules())
+def test_in_a_trace_a_unit_waits_for_its_copy_and_a_copy_for_its_room(schedule):
+    units, resident, ring, _ = schedule
+    trace = trace_pass(*schedule)
+    streamed = [i for i in range(len(units)) if i not in resident]
+    distances = lay_out([units[i].nbytes for i in streamed], ring).distances
+    for k, distance in enumerate(distances):
+        copy, compute = trace.passages[streamed[k]]
+        assert copy.end <= compute.begin + 1e-9
+        # The last unit to lie there may have computed in the pass before.
+        earlier = 0.0 if k >= distance else trace.seconds
+        freed = trace.passages[streamed[k - distance]].compute.end - earlier
+        assert freed <= copy.begin + 1e-9
+
+
+def test_a_trace_that_can_be_checked_by_hand():
+    one = trace_pass([Unit(512, 3.0), Unit(512, 1.0)], {1}, 512, 256.0)
+    # The copy of the next pass begins when the unit has computed, beside what stays.
+    assert one == (5.0, (((-1.0, 1.0), (1.0, 4.0)), (None, (4.0, 5.0))))
+    assert trace_pass([Unit(512, 3.0)], {0}, 512, 256.0) == (3.0, ((None, (0.0, 3.0)),))
+    assert trace_pass([], (), 0, 1.0) == (0.0, ())
 
 
 @UNHURRIED

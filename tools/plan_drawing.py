@@ -1,0 +1,130 @@
+"""Draw the plan that docs/streaming.md shows: FLUX.1-dev on a made-up machine, from their sizes alone.
+
+python -m tools.plan_drawing docs/images/plan-12gb.svg
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+
+from autoflux.files import write_atomic
+from autoflux.hardware.values import Accelerator, DeviceKind, Disk, Figure, Hardware, Host, Link, Size, Source, Transfer
+from autoflux.models.values import Architecture, Block, BlockList, Component, Model, ParameterCount, Precision
+from autoflux.planning.drawing import draw
+from autoflux.planning.drawing_svg import to_svg
+from autoflux.planning.planner import make_plan
+from autoflux.planning.profiles import parse_profile
+from autoflux.planning.values import Profile, Wishes
+from autoflux.units import GB
+
+HIDDEN = 3072
+
+
+def flux_dev() -> Model:
+    """FLUX.1-dev by the parameters of its networks, as counted on the diffusers models of its configurations."""
+    return Model(
+        name="FLUX.1-dev",
+        path="FLUX.1-dev",
+        revision="",
+        architecture=Architecture(
+            hidden_size=HIDDEN,
+            head_count=24,
+            double_blocks=19,
+            single_blocks=38,
+            patch_pixels=16,
+            guidance=True,
+            text_hidden_size=4096,
+            text_layers=24,
+            text_parameters=4_762_310_656,
+            vae_channels=(128, 256, 512, 512),
+            vae_layers=2,
+            latent_channels=16,
+        ),
+        components=(
+            _component("text_encoder", 38_006_016, ("layers", 12, 7_087_872, 0)),
+            _component("text_encoder_2", 131_602_432, ("block", 24, 192_946_176, 0)),
+            _component(
+                "transformer",
+                64_124_992,
+                ("transformer_blocks", 19, 339_831_296, 12 * HIDDEN**2),
+                ("single_transformer_blocks", 38, 141_591_808, 3 * HIDDEN**2),
+            ),
+            _component("vae", 83_819_683),
+        ),
+    )
+
+
+def _component(name: str, rest: int, *lists: tuple[str, int, int, int]) -> Component:
+    return Component(
+        name=name,
+        class_name="Network",
+        disk_precision=Precision.BFLOAT16,
+        block_lists=tuple(
+            BlockList(path=path, blocks=(_block(total, modulation),) * count)
+            for path, count, total, modulation in lists
+        ),
+        rest=_block(rest, 0),
+    )
+
+
+def _block(total: int, modulation: int) -> Block:
+    parameters = ParameterCount(matmul=total - modulation, modulation=modulation)
+    return Block(parameters=parameters, disk_bytes=2 * total)
+
+
+def machine(*, vram_gb: float, tflops: float, link_gb_per_s: float = 24.0, ram_gb: float = 64.0) -> Hardware:
+    """A machine with one card of those figures, all of them assumed."""
+    ram, disk = _size(ram_gb), Disk(path="/", free_bytes=_size(1000), read_gb_per_s=_figure(2.0))
+    host = Host(
+        system="Linux",
+        processor="made up",
+        cores=8,
+        total_bytes=ram,
+        available_bytes=ram,
+        pinnable_bytes=ram,
+        copy_gb_per_s=_figure(9.0),
+    )
+    rate, memory = _figure(link_gb_per_s), _size(vram_gb)
+    card = Accelerator(
+        kind=DeviceKind.CUDA,
+        index=0,
+        name="made up",
+        capability="8.9",
+        total_bytes=memory,
+        free_bytes=memory,
+        usable_bytes=memory,
+        unified_memory=False,
+        link=Link(
+            transfers=(Transfer(block_bytes=2**26, pinned=True, to_device_gb_per_s=rate, to_host_gb_per_s=rate),)
+        ),
+        matmul_tflops={Precision.BFLOAT16.value: _figure(tflops)},
+    )
+    return Hardware(fingerprint="made up", probed_at="", versions={}, accelerators=(card,), host=host, disk=disk)
+
+
+def _figure(value: float) -> Figure:
+    return Figure(value=value, source=Source.ASSUMED)
+
+
+def _size(gigabytes: float) -> Size:
+    return Size(value=int(gigabytes * GB), source=Source.ASSUMED)
+
+
+def shipped_profiles() -> list[Profile]:
+    """The profiles that come with autoflux."""
+    files = sorted(resources.files("autoflux.profiles").iterdir(), key=lambda file: file.name)
+    return [parse_profile(file.read_text(), file.name) for file in files if file.name.endswith(".toml")]
+
+
+def main(target: Path) -> None:
+    """Write the drawing for a card of 12 GB."""
+    model, hardware = flux_dev(), machine(vram_gb=12, tflops=200)
+    plan = make_plan(hardware, model, shipped_profiles(), Wishes(device="cuda"), ("diffusers",))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, to_svg(draw(plan, model, hardware)).encode())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/plan-12gb.svg"))
