@@ -28,15 +28,17 @@ COLOURS = {
     "context": ("#8d949e", "#8d949e"),
     "stays": ("#0072b2", "#56b4e9"),
     "streamed": ("#c97b00", "#e69f00"),
-    "visits": ("#b8578f", "#cc79a7"),
+    "visits": ("#c4639c", "#cc79a7"),
     "activations": ("#009e73", "#1fb489"),
     "room": ("#e4e8ed", "#262d36"),
     "paper": ("#ffffff", "#11161c"),
     "ink": ("#1a2027", "#e8edf2"),
     "faint": ("#4d5763", "#a9b4c0"),
     "hatch": ("#6b7682", "#8a96a3"),
+    "on": ("#0b0f14", "#0b0f14"),
+    "on-stays": ("#ffffff", "#0b0f14"),
 }
-"""Fills in light and in dark: the hues of Okabe and Ito's palette, darkened until they stand out from white paper."""
+"""Fills in light and in dark, `on` for what is written on fills: the hues of Okabe and Ito's palette, darkened until they stand out from white paper."""
 
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -97,8 +99,7 @@ def _style() -> str:
         ".autoflux-plan .small{font-size:10px}.autoflux-plan .tiny{font-size:9px}"
         ".autoflux-plan .stroke{stroke-width:1.2}"
         ".autoflux-plan .waits{fill:url(#autoflux-plan-waits)}.autoflux-plan .dashed{stroke-dasharray:5 3}"
-        f"{light}{edges[0]}.autoflux-plan .on{{fill:#0b0f14}}.autoflux-plan .on-stays{{fill:#ffffff}}"
-        f"@media (prefers-color-scheme:dark){{{dark}{edges[1]}.autoflux-plan .on-stays{{fill:#0b0f14}}}}"
+        f"{light}{edges[0]}@media (prefers-color-scheme:dark){{{dark}{edges[1]}}}"
     )
 
 
@@ -201,7 +202,7 @@ def _phase(root: ET.Element, drawing: Drawing, phase: DrawnPhase, scale: float, 
 
 
 def _on(part: Part) -> str:
-    return "on on-stays" if part == Part.STAYS else "on"
+    return "on-stays" if part == Part.STAYS else "on"
 
 
 def _step(root: ET.Element, drawing: Drawing, top: float) -> float:

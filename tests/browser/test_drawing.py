@@ -1,0 +1,45 @@
+"""Drawings of plans as a browser lays them out: no words over others or beyond the edge."""
+
+from __future__ import annotations
+
+import base64
+from itertools import combinations
+
+import pytest
+
+from autoflux.planning.drawing_svg import to_svg
+from tests.planning.test_drawing import CASES
+
+pytestmark = pytest.mark.browser
+
+WORDS = """() => [...document.querySelectorAll('text')].map(text => {
+    const box = text.getBBox();
+    return {words: text.textContent, left: box.x, right: box.x + box.width, top: box.y, bottom: box.y + box.height};
+})"""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_words_stand_clear_of_each_other_and_of_the_edge(open_page, name):
+    drawing, _ = CASES[name]
+    page = open_page("data:image/svg+xml;base64," + base64.b64encode(to_svg(drawing).encode()).decode())
+    words = page.evaluate(WORDS)
+    width, height = page.evaluate("() => [document.documentElement.viewBox.baseVal].map(b => [b.width, b.height])")[0]
+    assert len(words) > 10
+    for word in words:
+        assert 0 <= word["left"] < word["right"] <= width, word
+        assert 0 <= word["top"] < word["bottom"] <= height, word
+    overlapping = [
+        (one["words"], other["words"])
+        for one, other in combinations(words, 2)
+        if min(one["right"], other["right"]) - max(one["left"], other["left"]) > 0
+        and min(one["bottom"], other["bottom"]) - max(one["top"], other["top"]) > 2
+    ]
+    assert not overlapping
+
+
+@pytest.mark.parametrize(("dark", "paper"), [(False, "rgb(255, 255, 255)"), (True, "rgb(17, 22, 28)")])
+def test_the_paper_is_as_the_screen_is(open_page, dark, paper):
+    drawing, _ = CASES["streamed"]
+    encoded = base64.b64encode(to_svg(drawing).encode()).decode()
+    page = open_page(f"data:image/svg+xml;base64,{encoded}", dark=dark)
+    assert page.evaluate("() => getComputedStyle(document.querySelector('.paper')).fill") == paper
