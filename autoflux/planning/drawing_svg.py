@@ -38,7 +38,8 @@ COLOURS = {
     "on": ("#0b0f14", "#0b0f14"),
     "on-stays": ("#ffffff", "#0b0f14"),
 }
-"""Fills in light and in dark, `on` for what is written on fills: the hues of Okabe and Ito's palette, darkened until they stand out from white paper."""
+"""Fills in light and in dark, and `on` for words on fills: the hues of Okabe and Ito's palette, darkened until they
+stand out from white paper."""
 
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 
+from autoflux.planning.drawing import Drawing
 from autoflux.planning.drawing_svg import to_svg
 from tests.planning.test_drawing import CASES
 
@@ -18,12 +19,18 @@ WORDS = """() => [...document.querySelectorAll('text')].map(text => {
 })"""
 
 
+def _address(drawing: Drawing) -> str:
+    """A page with the drawing in it, as a part of its own document."""
+    page = f"<!doctype html><meta charset=utf-8>{to_svg(drawing)}"
+    return "data:text/html;base64," + base64.b64encode(page.encode()).decode()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_words_stand_clear_of_each_other_and_of_the_edge(open_page, name):
     drawing, _ = CASES[name]
-    page = open_page("data:image/svg+xml;base64," + base64.b64encode(to_svg(drawing).encode()).decode())
+    page = open_page(_address(drawing))
     words = page.evaluate(WORDS)
-    width, height = page.evaluate("() => [document.documentElement.viewBox.baseVal].map(b => [b.width, b.height])")[0]
+    _, _, width, height = map(float, page.get_attribute("svg", "viewBox").split())
     assert len(words) > 10
     for word in words:
         assert 0 <= word["left"] < word["right"] <= width, word
@@ -40,6 +47,5 @@ def test_words_stand_clear_of_each_other_and_of_the_edge(open_page, name):
 @pytest.mark.parametrize(("dark", "paper"), [(False, "rgb(255, 255, 255)"), (True, "rgb(17, 22, 28)")])
 def test_the_paper_is_as_the_screen_is(open_page, dark, paper):
     drawing, _ = CASES["streamed"]
-    encoded = base64.b64encode(to_svg(drawing).encode()).decode()
-    page = open_page(f"data:image/svg+xml;base64,{encoded}", dark=dark)
+    page = open_page(_address(drawing), dark=dark)
     assert page.evaluate("() => getComputedStyle(document.querySelector('.paper')).fill") == paper
