@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autoflux.hardware import nvml
 from autoflux.hardware.child import Measured
 from autoflux.hardware.nvml import Card
-from autoflux.hardware.report import DeviceReport, TorchReport
+from autoflux.hardware.report import NO_ROOM, DeviceReport, TorchReport
 from autoflux.hardware.values import Accelerator, DeviceKind, Link, Problem, Size, Source
 from autoflux.units import MB, format_bytes
 
@@ -77,6 +77,8 @@ def _accelerator(device: DeviceReport, card: Card | None, available_bytes: int, 
         unified_memory=device.unified_memory,
         link=None if device.unified_memory else _link(device, card),
         matmul_tflops=device.matmul_tflops,
+        attention_tflops=device.attention_tflops,
+        blocks=device.blocks,
     )
     return (
         refresh(accelerator, (), available_bytes=available_bytes, wddm=wddm) if device.unified_memory else accelerator
@@ -90,6 +92,7 @@ def _link(device: DeviceReport, card: Card | None) -> Link:
         current_generation=device.current_generation,
         current_width=device.current_width,
         transfers=device.transfers,
+        pin_seconds_per_gb=device.pin_seconds_per_gb,
     )
 
 
@@ -124,6 +127,8 @@ def _errors(device: DeviceReport) -> list[Problem]:
 def _hint(error: str) -> str:
     if any(word in error.lower() for word in BUSY_WORDS):
         return "another process holds the card; end it, then `autoflux probe --refresh`"
+    if error.endswith(NO_ROOM):
+        return "end what else uses the card, then `autoflux probe --refresh`"
     return "`autoflux doctor` looks for the cause"
 
 

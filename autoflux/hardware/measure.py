@@ -1,90 +1,53 @@
-"""The measuring child: `python -m autoflux.hardware.measure`. The only file of this room that imports torch.
+"""The measuring child: `python -m autoflux.hardware.measure`. It alone imports torch, and `blocks.py` for it.
 
 It runs as a process of its own, because a broken driver can crash or hang whoever asks it, because torch takes
 seconds to import, and because the context it creates on a card takes memory until the process ends. It says what it
 finds line by line on stdout (`report.py`), so that what was found before a crash is kept.
+
+A probe is to take less than 20 s with one card. What is spent where on a card that is neither slow nor full:
+
+    torch, the card's context                 5 s   not ours
+    copies: 2 x 0.3 waking, 24 x 0.1          3 s   `copies.WAKE_SECONDS`, `COPY_SECONDS`
+    pinning: 3 x 0.1                        0.3 s   `copies.PIN_ROUNDS`
+    matrix products: 5 formats x 0.5        2.5 s   `timing.SUSTAINED_SECONDS`
+    attention: 2 x 0.5                        1 s   the same
+    blocks: 2 x 0.5                           1 s   the same
+    the processor: 2 formats x 0.5, copies  1.5 s   the same, `timing.BUDGET_SECONDS`
+    the disk, in the parent                   3 s   `disk.READ_SECONDS`, `disk.WRITE_SECONDS`
+
+Where things are slow, sizes end where a call would take more than `timing.LARGEST_SECONDS`.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
-import statistics
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import click
 
-from autoflux.hardware import nvml
-from autoflux.hardware.report import DeviceReport, Done, HostReport, Message, Stage, TorchReport, encode
-from autoflux.hardware.timing import keep_busy, round_seconds
-from autoflux.hardware.values import DeviceKind, Figure, Source, Transfer
-from autoflux.units import MIB
-
-COPY_BYTES = (1 * MIB, 16 * MIB, 64 * MIB, 256 * MIB)
-"""From the smallest piece worth streaming to beyond a FLUX double block in 8 bits (340 MB)."""
-
-WAKE_SECONDS = 0.3
-"""An idle card sits in a low-power link state and its clocks are down. On one H200 (PCIe 5 x16) both are up in less."""
-
-DEVICE_SIDES = (1024, 2048, 4096)
-HOST_SIDES = (256, 512, 1024, 2048)
-"""Sides of the square matrices, tried upwards; the smaller ones also warm the card up. One H200 multiplies bfloat16 at
-800 TFLOP/s for some 30 ms and then, at its power limit, at 690, both at 4096 and at 8192. A picture takes seconds, so
-the lower figure is the true one."""
-
-LARGEST_SECONDS = 0.25
-"""A larger product is tried only if it will take less than this."""
+from autoflux.hardware import copies, nvml, products
+from autoflux.hardware.device import Device, Findings, first_line
+from autoflux.hardware.products import ATTENTIONS, DEVICE_PRODUCTS, HOST_PRODUCTS, Attention, Product
+from autoflux.hardware.report import NO_ROOM, DeviceReport, Done, HostReport, Message, Stage, TorchReport, encode
+from autoflux.hardware.values import DeviceKind, Figure
+from autoflux.units import GB, MIB, format_bytes
 
 LEAST_CAPABILITY = {"float8_e4m3fn": (8, 9), "int8": (7, 5)}
 """Compute capability from which NVIDIA cards have arithmetic in these formats."""
 
-T = TypeVar("T")
-Product = Callable[[int], Callable[[], object]]
-"""Given the side of the matrices, makes them and returns what multiplies them."""
+LEAST_BLOCK_BYTES = 2 * GB
+"""Free memory below which no block is timed: a double block has 453 MB of weights, and 4608 tokens in it, four times
+as wide inside, take about as much again."""
 
 Say = Callable[[Message], None]
-
-
-@dataclass
-class Findings:
-    """Runs measurements that may fail; what a driver throws becomes a line of text."""
-
-    errors: list[str] = field(default_factory=list)
-
-    def attempt(self, what: str, action: Callable[[], T]) -> T | None:
-        try:
-            return action()
-        except Exception as error:  # noqa: BLE001 — drivers and torch throw whatever they like
-            self.errors.append(f"{what}: {_first_line(error)}")
-            return None
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device by torch's name, and the torch module that synchronizes it."""
-
-    torch: Any
-    kind: DeviceKind
-    index: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}:{self.index}" if self.kind in (DeviceKind.CUDA, DeviceKind.XPU) else str(self.kind)
-
-    @property
-    def module(self) -> Any:
-        return getattr(self.torch, self.kind)
-
-    def synchronize(self) -> None:
-        if self.kind in (DeviceKind.CUDA, DeviceKind.XPU):
-            self.module.synchronize(self.index)
-        elif self.kind == DeviceKind.MPS:
-            self.module.synchronize()
+Step = Callable[[], dict[str, object]]
+"""Measures, and returns the fields of a report that it knows then."""
 
 
 @click.command()
@@ -114,13 +77,14 @@ def measure(say: Say, cores: int, host_bytes: int) -> None:
     try:
         import torch  # noqa: PLC0415 — takes seconds and may fail
     except Exception as error:  # noqa: BLE001 — a torch that does not import fails in many ways
-        say(TorchReport(error=_first_line(error) or type(error).__name__))
+        say(TorchReport(error=first_line(error) or type(error).__name__))
         return
     torch.set_num_threads(cores)
     say(torch_report(torch))
     with torch.inference_mode():
+        measured: list[DeviceReport] = []
         for device in devices(torch):
-            measure_device(say, device, host_bytes)
+            measured.append(measure_device(say, device, host_bytes, measured))
         say(Stage(text="timing the processor"))
         say(host_report(torch, host_bytes))
 
@@ -143,7 +107,7 @@ def _cuda_error(torch: Any) -> str | None:
                 return None
             torch.cuda.init()
         except Exception as error:  # noqa: BLE001 — that text is the answer
-            return _first_line(error)
+            return first_line(error)
     return str(caught[0].message) if caught else None
 
 
@@ -161,29 +125,37 @@ def _device_count(module: Any) -> int:
     return int(module.device_count()) if module and module.is_available() else 0
 
 
-def measure_device(say: Say, device: Device, host_bytes: int) -> None:
-    """Say what the device is, then again with what was measured."""
+def measure_device(say: Say, device: Device, host_bytes: int, earlier: Sequence[DeviceReport] = ()) -> DeviceReport:
+    """Say what the device is, then again after each sort of measurement. `earlier` are the devices measured before."""
     findings = Findings()
     facts = findings.attempt("properties", partial(_facts, device))
     facts = facts or DeviceReport(kind=device.kind, index=device.index, name=device.name)
-    facts = _with_memory(facts, device, findings)
-    say(facts.replace(errors=tuple(findings.errors)))
-    transfers: list[Transfer] = []
-    link: tuple[int | None, int | None] = (None, None)
+    report = _with_memory(facts, device, findings)
+    say(report.replace(errors=tuple(findings.errors)))
+    for what, step in _steps(device, report, host_bytes, findings, earlier):
+        say(Stage(text=f"timing {what} {report.name}"))
+        changes = step()
+        report = report.replace(**changes, errors=tuple(findings.errors))
+        say(report)
+        findings.attempt("memory", device.release)
+    return report
+
+
+def _steps(
+    device: Device, facts: DeviceReport, host_bytes: int, findings: Findings, earlier: Sequence[DeviceReport]
+) -> Iterator[tuple[str, Step]]:
     if not facts.unified_memory:
-        say(Stage(text=f"timing copies to {facts.name}"))
-        transfers = list(_transfers(device, facts, host_bytes, findings))
-        link = _current_link(facts)
-    say(Stage(text=f"timing arithmetic on {facts.name}"))
-    say(
-        facts.replace(
-            current_generation=link[0],
-            current_width=link[1],
-            transfers=tuple(transfers),
-            matmul_tflops=_device_rates(device, facts, findings),
-            errors=tuple(findings.errors),
-        )
-    )
+        yield "copies to", partial(_copies, device, facts, host_bytes, findings)
+    twin = next((report for report in earlier if _is_twin(report, facts)), None)
+    if twin:
+        yield "nothing more on", partial(_arithmetic_of, twin)
+        return
+    free = _free_bytes(facts)
+    fitting = _fitting(free, findings)
+    yield "matrix products on", partial(_products, device, facts, fitting.products, findings)
+    yield "attention on", partial(_attention, device, facts, fitting.attentions, findings)
+    if fitting.blocks:
+        yield "blocks on", partial(_blocks, device, facts, findings)
 
 
 def _facts(device: Device) -> DeviceReport:
@@ -226,135 +198,110 @@ def _current_link(facts: DeviceReport) -> tuple[int | None, int | None]:
     return (card.current_generation, card.current_width) if card else (None, None)
 
 
-def _transfers(device: Device, facts: DeviceReport, host_bytes: int, findings: Findings) -> Iterator[Transfer]:
-    # A quarter of what the card has free and an eighth of the RAM: measuring must not push others out of memory.
-    largest = min((facts.free_bytes or 64 * MIB) // 4, host_bytes // 8, COPY_BYTES[-1])
-    sizes = [size for size in COPY_BYTES if size <= largest]
-    for pinned in (True, False):
-        what = f"{'pinned' if pinned else 'pageable'} copies"
-        yield from findings.attempt(what, partial(_curve, device, sizes, pinned=pinned)) or []
-
-
-def _curve(device: Device, sizes: list[int], *, pinned: bool) -> list[Transfer]:
-    if not sizes:
-        return []
-    torch = device.torch
-    host = torch.ones(sizes[-1], dtype=torch.uint8, pin_memory=pinned)  # written, so that its pages are there
-    card = torch.empty(sizes[-1], dtype=torch.uint8, device=device.name)
-    if pinned:
-        keep_busy(partial(card.copy_, host, non_blocking=True), device.synchronize, WAKE_SECONDS)
-    return [_transfer(device, host[:size], card[:size], pinned=pinned) for size in sizes]
-
-
-def _transfer(device: Device, host: Any, card: Any, *, pinned: bool) -> Transfer:
-    return Transfer(
-        block_bytes=host.numel(),
-        pinned=pinned,
-        to_device_gb_per_s=_copy_rate(card, host, device.synchronize, pinned=pinned),
-        to_host_gb_per_s=_copy_rate(host, card, device.synchronize, pinned=pinned),
-    )
-
-
-def _copy_rate(target: Any, source: Any, synchronize: Callable[[], None], *, pinned: bool) -> Figure:
-    taken = round_seconds(partial(target.copy_, source, non_blocking=pinned), synchronize)
-    return _measured(source.numel() / min(taken) / 1e9, f"best of {len(taken)}")
-
-
-def _device_rates(device: Device, facts: DeviceReport, findings: Findings) -> dict[str, Figure]:
-    torch = device.torch
-    room = (facts.free_bytes or 64 * MIB) // 2
-    products: dict[str, Product] = {
-        str(dtype).removeprefix("torch."): partial(_product, torch, device.name, dtype)
-        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+def _copies(device: Device, facts: DeviceReport, host_bytes: int, findings: Findings) -> dict[str, object]:
+    found = copies.transfers(device, _free_bytes(facts), host_bytes, findings)
+    generation, width = _current_link(facts)
+    pin = findings.attempt("pinning", partial(copies.pin_seconds_per_gb, device, host_bytes))
+    return {
+        "transfers": tuple(found),
+        "current_generation": generation,
+        "current_width": width,
+        "pin_seconds_per_gb": pin,
     }
-    if _has("float8_e4m3fn", facts):
-        products["float8_e4m3fn"] = partial(_product_fp8, torch, device.name)
-    if _has("int8", facts):
-        products["int8"] = partial(_product_int8, torch, device.name)
-    sides = [side for side in DEVICE_SIDES if 3 * 4 * side * side <= room]
-    return _rates(products, sides, device.synchronize, findings)
+
+
+def _products(device: Device, facts: DeviceReport, sizes: Sequence[Product], findings: Findings) -> dict[str, object]:
+    precisions = ["bfloat16", "float16", "float32", *(name for name in LEAST_CAPABILITY if _has(name, facts))]
+    return {"matmul_tflops": products.matmul_rates(device, precisions, sizes, findings)}
+
+
+def _attention(
+    device: Device, facts: DeviceReport, sizes: Sequence[Attention], findings: Findings
+) -> dict[str, object]:
+    return {"attention_tflops": products.attention_rates(device, _wide(facts), sizes, findings)}
+
+
+def _blocks(device: Device, facts: DeviceReport, findings: Findings) -> dict[str, object]:
+    from autoflux.hardware import blocks  # noqa: PLC0415 — imports torch, which may not be there
+
+    return {"blocks": blocks.timings(device, _wide(facts), blocks.TOKENS, findings)}
+
+
+def _wide(facts: DeviceReport) -> str:
+    """The 16-bit format to compute in: NVIDIA cards before 8.0 (Ampere) have no arithmetic in bfloat16."""
+    return "float16" if _capability(facts) < (8, 0) else "bfloat16"
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """The sizes that the device has room for."""
+
+    products: tuple[Product, ...]
+    attentions: tuple[Attention, ...]
+    blocks: bool
+
+
+def _fitting(free_bytes: int, findings: Findings) -> _Fitting:
+    """What takes at most half of the free memory; says what there is no room for at all."""
+    room = free_bytes // 2
+    fitting = _Fitting(
+        products=tuple(size for size in DEVICE_PRODUCTS if size.bytes_needed <= room),
+        attentions=tuple(size for size in ATTENTIONS if size.bytes_needed <= room),
+        blocks=free_bytes >= LEAST_BLOCK_BYTES,
+    )
+    named = {"matrix products": fitting.products, "attention": fitting.attentions, "blocks": fitting.blocks}
+    if missing := [name for name, fits in named.items() if not fits]:
+        findings.errors.append(f"{', '.join(missing)} not timed: {format_bytes(free_bytes)} are free, {NO_ROOM}")
+    return fitting
+
+
+def _free_bytes(facts: DeviceReport) -> int:
+    return 64 * MIB if facts.free_bytes is None else facts.free_bytes
+
+
+def _is_twin(one: DeviceReport, other: DeviceReport) -> bool:
+    """Whether both are of one make and the first was measured whole: many cards are not to take many times as long."""
+    alike = all(getattr(one, name) == getattr(other, name) for name in ("kind", "name", "capability", "total_bytes"))
+    return alike and bool(one.matmul_tflops and one.attention_tflops and one.blocks)
+
+
+def _arithmetic_of(twin: DeviceReport) -> dict[str, object]:
+    def as_there(figure: Figure) -> Figure:
+        return figure.replace(note=f"{figure.note}; on {twin.kind}:{twin.index}, which is the same")
+
+    return {
+        "matmul_tflops": {name: as_there(rate) for name, rate in twin.matmul_tflops.items()},
+        "attention_tflops": {name: as_there(rate) for name, rate in twin.attention_tflops.items()},
+        "blocks": {kind: timing.replace(seconds=as_there(timing.seconds)) for kind, timing in twin.blocks.items()},
+    }
 
 
 def host_report(torch: Any, host_bytes: int) -> HostReport:
     """Copy rate and arithmetic of the processor, on the cores that torch was given."""
     findings = Findings()
-    products: dict[str, Product] = {
-        str(dtype).removeprefix("torch."): partial(_product, torch, "cpu", dtype)
-        for dtype in (torch.float32, torch.bfloat16)
-    }
+    processor = Device(torch, DeviceKind.CPU)
     return HostReport(
-        copy_gb_per_s=findings.attempt("copying in RAM", partial(_host_copy_rate, torch, host_bytes)),
-        matmul_tflops=_rates(products, list(HOST_SIDES), _nothing, findings),
+        copy_gb_per_s=findings.attempt("copying in RAM", partial(copies.host_copy_rate, torch, host_bytes)),
+        matmul_tflops=products.matmul_rates(processor, ("float32", "bfloat16"), HOST_PRODUCTS, findings),
         errors=tuple(findings.errors),
     )
 
 
-def _host_copy_rate(torch: Any, host_bytes: int) -> Figure:
-    count = max(MIB, min(256 * MIB, host_bytes // 8))
-    source, target = torch.ones(count, dtype=torch.uint8), torch.zeros(count, dtype=torch.uint8)
-    taken = round_seconds(partial(target.copy_, source), _nothing)
-    return _measured(count / min(taken) / 1e9, "bytes copied, each read once and written once")
-
-
-def _rates(
-    products: Mapping[str, Product],
-    sides: list[int],
-    synchronize: Callable[[], None],
-    findings: Findings,
-) -> dict[str, Figure]:
-    rates = {
-        name: findings.attempt(f"arithmetic in {name}", partial(_matmul_rate, make, sides, synchronize))
-        for name, make in products.items()
-    }
-    return {name: rate for name, rate in rates.items() if rate}
-
-
-def _matmul_rate(make: Product, sides: list[int], synchronize: Callable[[], None]) -> Figure | None:
-    """The sustained rate at the largest side that does not take too long: the median, since clocks go up and down."""
-    figure: Figure | None = None
-    for side, following in zip(sides, [*sides[1:], None], strict=True):
-        seconds = statistics.median(round_seconds(make(side), synchronize))
-        figure = _measured(2 * side**3 / seconds / 1e12, f"{side}x{side}x{side}")
-        if following is None or seconds * (following / side) ** 3 > LARGEST_SECONDS:
-            break
-    return figure
-
-
-def _product(torch: Any, device: str, dtype: Any, side: int) -> Callable[[], object]:
-    # Random numbers: on zeros cards draw less power and run faster than they ever do in earnest.
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return partial(torch.mm, left, right, out=torch.empty_like(left))
-
-
-def _product_fp8(torch: Any, device: str, side: int) -> Callable[[], object]:
-    left, right = (torch.randn(side, side, device=device).to(torch.float8_e4m3fn) for _ in range(2))
-    one = torch.ones((), device=device)
-    multiply = torch._scaled_mm  # noqa: SLF001 — torch's only fp8 product; guarded by `Findings`
-    return partial(multiply, left, right.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
-
-
-def _product_int8(torch: Any, device: str, side: int) -> Callable[[], object]:
-    left, right = (torch.randint(-127, 127, (side, side), device=device, dtype=torch.int8) for _ in range(2))
-    return partial(torch._int_mm, left, right.t())  # noqa: SLF001 — torch's only int8 product; guarded by `Findings`
-
-
 def _has(precision: str, facts: DeviceReport) -> bool:
+    """Whether an NVIDIA card has arithmetic in that format; others are not asked."""
+    return (
+        facts.kind == DeviceKind.CUDA
+        and facts.capability is not None
+        and (_capability(facts) >= LEAST_CAPABILITY[precision])
+    )
+
+
+def _capability(facts: DeviceReport) -> tuple[int, int]:
+    """(99, 0) if it is not known."""
     if facts.kind != DeviceKind.CUDA or not facts.capability:
-        return False
+        return 99, 0
     major, minor = facts.capability.split(".")
-    return (int(major), int(minor)) >= LEAST_CAPABILITY[precision]
-
-
-def _measured(value: float, note: str) -> Figure:
-    return Figure(value=value, source=Source.MEASURED, note=note)
-
-
-def _nothing() -> None:
-    """The processor has done its work when the call returns."""
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return int(major), int(minor)
 
 
 def _take_stdout() -> BinaryIO:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from autoflux.hardware.values import DeviceKind, Figure, Transfer
+from autoflux.hardware.values import BlockKind, BlockTiming, DeviceKind, Figure, Transfer
 from autoflux.values import Value
+
+NO_ROOM = "too little for it"
+"""How an error ends that says what was not measured for want of free memory."""
 
 
 class Stage(Value, frozen=True, kw_only=True, tag="stage"):
@@ -25,7 +28,7 @@ class TorchReport(Value, frozen=True, kw_only=True, tag="torch"):
 
 
 class DeviceReport(Value, frozen=True, kw_only=True, tag="device"):
-    """One device as torch sees it. Sent twice: before measuring and after it; the later one counts."""
+    """One device as torch sees it. Sent before measuring and after each sort of it; the last one counts."""
 
     kind: DeviceKind
     index: int
@@ -39,7 +42,10 @@ class DeviceReport(Value, frozen=True, kw_only=True, tag="device"):
     current_generation: int | None = None
     current_width: int | None = None
     transfers: tuple[Transfer, ...] = ()
+    pin_seconds_per_gb: Figure | None = None
     matmul_tflops: dict[str, Figure] = msgspec.field(default_factory=dict)
+    attention_tflops: dict[str, Figure] = msgspec.field(default_factory=dict)
+    blocks: dict[BlockKind, BlockTiming] = msgspec.field(default_factory=dict)
     errors: tuple[str, ...] = ()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 ROUND_SECONDS = 0.02
 """A round lasts at least this long, so that the clock and one synchronization (some 10 µs) do not matter."""
@@ -13,10 +15,30 @@ ROUNDS = 5
 BUDGET_SECONDS = 0.4
 """No new round is begun after this, so that a slow machine does not wait for minutes."""
 
+SUSTAINED_SECONDS = 0.4
+"""How long work goes on whose lasting rate is wanted. The first half does not count: one H200 multiplies bfloat16 at
+800 TFLOP/s for some 30 ms and then, at its power limit, at 690. A picture takes seconds, so the lower figure is the
+true one."""
+
+LARGEST_SECONDS = 0.25
+"""A larger size is tried only if a call will take less than this."""
+
+Call = Callable[[], object]
+
+
+class Work(Protocol):
+    """A size of work, and how many operations it takes: what its seconds are expected to grow with."""
+
+    @property
+    def operations(self) -> float: ...
+
+
+W = TypeVar("W", bound=Work)
+
 
 def round_seconds(
-    call: Callable[[], object],
-    synchronize: Callable[[], None],
+    call: Call,
+    synchronize: Call,
     *,
     rounds: int = ROUNDS,
     budget_seconds: float = BUDGET_SECONDS,
@@ -32,7 +54,54 @@ def round_seconds(
     return taken
 
 
-def keep_busy(call: Callable[[], object], synchronize: Callable[[], None], seconds: float) -> None:
+def quick_seconds(call: Call, synchronize: Call) -> float:
+    """Seconds of one call, after one that loads kernels and touches memory. An estimate: other programs may disturb."""
+    _timed(call, synchronize, 1)
+    return min(_timed(call, synchronize, 1) for _ in range(2))
+
+
+def sustained_seconds(call: Call, synchronize: Call, *, seconds: float = SUSTAINED_SECONDS) -> float:
+    """Median seconds a call, of rounds begun in the second half of `seconds`: clocks and power have settled by then.
+
+    Takes at most `seconds` and five calls, or rounds of 0.02 s.
+    """
+    count = max(1, math.ceil(ROUND_SECONDS / quick_seconds(call, synchronize)))
+    taken: list[float] = []
+    begun = time.perf_counter()
+    while (spent := time.perf_counter() - begun) < seconds or not taken:
+        round_ = _timed(call, synchronize, count) / count
+        if spent >= seconds / 2:
+            taken.append(round_)
+    return statistics.median(taken)
+
+
+def climb(
+    sizes: Sequence[W],
+    make: Callable[[W], Call],
+    synchronize: Call,
+    *,
+    largest_seconds: float = LARGEST_SECONDS,
+) -> tuple[W, float]:
+    """The largest of `sizes`, tried from the smallest up, that runs and is quick enough; and its sustained seconds.
+
+    `make` gives what is to be called at a size. A size that fails (mostly for want of memory) ends the climb at the one
+    before; what the first one throws is thrown.
+    """
+    size, call = sizes[0], make(sizes[0])
+    seconds = quick_seconds(call, synchronize)
+    for larger in sizes[1:]:
+        if seconds * larger.operations / size.operations > largest_seconds:
+            break
+        try:
+            next_call = make(larger)
+            seconds = quick_seconds(next_call, synchronize)
+        except Exception:  # noqa: BLE001 — drivers and torch throw whatever they like
+            break
+        size, call = larger, next_call
+    return size, sustained_seconds(call, synchronize)
+
+
+def keep_busy(call: Call, synchronize: Call, seconds: float) -> None:
     """Repeat `call` so that clocks and links leave their power-saving states."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -40,7 +109,7 @@ def keep_busy(call: Callable[[], object], synchronize: Callable[[], None], secon
         synchronize()
 
 
-def _timed(call: Callable[[], object], synchronize: Callable[[], None], count: int) -> float:
+def _timed(call: Call, synchronize: Call, count: int) -> float:
     synchronize()
     begun = time.perf_counter()
     for _ in range(count):

@@ -7,12 +7,12 @@ and registered with the driver instead.
 from __future__ import annotations
 
 import contextlib
-import mmap
-import sys
 import weakref
 
 import torch
 from torch import Tensor
+
+from autoflux.hardware.pages import own_pages
 
 
 class PinnedBuffer:
@@ -41,14 +41,7 @@ def _host_bytes(nbytes: int, device: torch.device) -> tuple[Tensor, bool]:
 
 
 def _pages(nbytes: int) -> Tensor:
-    # Whole pages of their own: two registered buffers may not share one.
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
-    pages = mmap.mmap(-1, max(nbytes, 1), **private)
-    if sys.platform == "linux":
-        # Fewer and larger pages are registered several times faster. Some kernels have none.
-        with contextlib.suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)[:nbytes]
+    return torch.frombuffer(own_pages(nbytes), dtype=torch.uint8)[:nbytes]
 
 
 def _register(pages: Tensor) -> bool:
