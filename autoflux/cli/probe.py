@@ -13,8 +13,8 @@ from rich.text import Text
 from autoflux.cli import output
 from autoflux.errors import AutofluxError, UsageError
 from autoflux.hardware import probe as hardware
-from autoflux.hardware.values import Accelerator, Disk, Figure, Hardware, Host, Link, Problem, Size
-from autoflux.units import format_bytes
+from autoflux.hardware.values import Accelerator, Disk, Figure, Hardware, Host, Link, Problem, Size, Transfer
+from autoflux.units import KIB, MIB, format_bytes, format_seconds
 
 Row = tuple[str, str, str]
 """What, how much, how it is known."""
@@ -33,7 +33,7 @@ Row = tuple[str, str, str]
 def command(refresh: bool, cached: bool, models_path: Path | None, as_json: bool) -> None:  # noqa: FBT001 — flags
     """Say what this machine is: memory, link bandwidth, arithmetic rate, RAM, disk.
 
-    The first run measures (some 20 seconds) and keeps the result; later runs only look at what is free now.
+    The first run measures (up to 20 seconds) and keeps the result; later runs only look at what is free now.
     """
     if refresh and cached:
         raise click.UsageError("--refresh measures and --cached does not: use one of them")
@@ -107,18 +107,48 @@ def _accelerator_rows(accelerator: Accelerator) -> Iterator[Row]:
         yield ("compute capability", accelerator.capability, "reported")
     if accelerator.link:
         yield from _link_rows(accelerator.link)
-    yield from _rate_rows(accelerator.matmul_tflops)
+    yield from _rate_rows("matmul", accelerator.matmul_tflops)
+    yield from _rate_rows("attention", accelerator.attention_tflops)
+    for kind, timing in accelerator.blocks.items():
+        yield (f"{kind} block", format_seconds(timing.seconds.value), _known(timing.seconds))
 
 
 def _link_rows(link: Link) -> Iterator[Row]:
     if link.pcie_generation and link.pcie_width:
         yield ("link", _link_name(link), "reported")
-    for transfer in sorted(link.transfers, key=lambda t: (not t.pinned, t.block_bytes)):
-        memory = "pinned" if transfer.pinned else "pageable"
-        size = f"{transfer.block_bytes / 2**20:.0f} MiB"
-        to_device, to_host = transfer.to_device_gb_per_s, transfer.to_host_gb_per_s
-        rates = f"{_number(to_device.value)} GB/s in, {_number(to_host.value)} out"
-        yield (f"copies {memory} {size}", rates, str(to_device.source))
+    yield from _copy_rows(link.transfers)
+    if link.pin_seconds_per_gb:
+        seconds = format_seconds(link.pin_seconds_per_gb.value)
+        yield ("pinning RAM", f"{seconds} a GB", _known(link.pin_seconds_per_gb))
+
+
+def _copy_rows(transfers: tuple[Transfer, ...]) -> Iterator[Row]:
+    """A line for each size, under one that says what is in which column."""
+    if not transfers:
+        return
+    yield ("copies, GB/s", _columns(["pinned in", "out", "pageable in", "out"]), "")
+    for size in sorted({transfer.block_bytes for transfer in transfers}):
+        rates = [rate for pinned in (True, False) for rate in _rates(transfers, size, pinned=pinned)]
+        known = next(str(rate.source) for rate in rates if rate)
+        yield (f"  of {_block(size)}", _columns([_copy_rate(rate) for rate in rates]), known)
+
+
+def _rates(transfers: tuple[Transfer, ...], size: int, *, pinned: bool) -> tuple[Figure | None, Figure | None]:
+    found = next((t for t in transfers if (t.block_bytes, t.pinned) == (size, pinned)), None)
+    return (found.to_device_gb_per_s, found.to_host_gb_per_s) if found else (None, None)
+
+
+def _columns(texts: list[str]) -> str:
+    return "".join(f"{text:>{width}}" for text, width in zip(texts, (9, 7, 14, 7), strict=True))
+
+
+def _copy_rate(rate: Figure | None) -> str:
+    """With one decimal, so that points stand below each other; the slowest with two."""
+    return "-" if rate is None else f"{rate.value:.{2 if rate.value < 0.995 else 1}f}"
+
+
+def _block(size: int) -> str:
+    return f"{size / MIB:.0f} MiB" if size >= MIB else f"{size / KIB:.0f} KiB"
 
 
 def _link_name(link: Link) -> str:
@@ -137,22 +167,26 @@ def _host_rows(host: Host) -> Iterator[Row]:
     yield _size("can be pinned", host.pinnable_bytes)
     if host.copy_gb_per_s:
         yield ("copies in RAM", f"{_number(host.copy_gb_per_s.value)} GB/s", str(host.copy_gb_per_s.source))
-    yield from _rate_rows(host.matmul_tflops)
+    yield from _rate_rows("matmul", host.matmul_tflops)
 
 
 def _disk_rows(disk: Disk) -> Iterator[Row]:
     yield _size("free", disk.free_bytes)
     if disk.read_gb_per_s:
-        yield ("reading", f"{_number(disk.read_gb_per_s.value)} GB/s", str(disk.read_gb_per_s.source))
+        yield ("reading", f"{_number(disk.read_gb_per_s.value)} GB/s", _known(disk.read_gb_per_s))
 
 
-def _rate_rows(rates: dict[str, Figure]) -> Iterator[Row]:
-    for precision, rate in rates.items():
-        yield (f"matmul {precision}", f"{_number(rate.value)} TFLOP/s", str(rate.source))
+def _rate_rows(what: str, rates: dict[str, Figure]) -> Iterator[Row]:
+    for name, rate in rates.items():
+        yield (f"{what} {name}", f"{_number(rate.value)} TFLOP/s", _known(rate))
 
 
 def _size(name: str, size: Size) -> Row:
-    return (name, format_bytes(size.value), f"{size.source}{f': {size.note}' if size.note else ''}")
+    return (name, format_bytes(size.value), _known(size))
+
+
+def _known(figure: Figure | Size) -> str:
+    return f"{figure.source}{f': {figure.note}' if figure.note else ''}"
 
 
 def _number(value: float) -> str:

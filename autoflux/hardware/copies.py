@@ -30,19 +30,26 @@ PIN_BYTES = 256 * MIB
 PIN_ROUNDS = 3
 
 
-def transfers(device: Device, free_bytes: int, host_bytes: int, findings: Findings) -> list[Transfer]:
+def transfers(
+    device: Device,
+    free_bytes: int,
+    host_bytes: int,
+    findings: Findings,
+    *,
+    largest_seconds: float = LARGEST_COPY_SECONDS,
+) -> list[Transfer]:
     """Both directions, from pinned and from pageable memory, by size of the copy."""
     # A quarter of what the card has free and an eighth of the RAM: measuring must not push others out of memory.
     largest = min(free_bytes // 4, host_bytes // 8, COPY_BYTES[-1])
     sizes = [size for size in COPY_BYTES if size <= largest]
     found: list[Transfer] = []
     for memory, pinned in (("pinned", True), ("pageable", False)):
-        action = partial(_curve, device, sizes, pinned=pinned)
+        action = partial(_curve, device, sizes, largest_seconds, pinned=pinned)
         found += findings.attempt(f"{memory} copies", action) or []
     return found
 
 
-def _curve(device: Device, sizes: list[int], *, pinned: bool) -> list[Transfer]:
+def _curve(device: Device, sizes: list[int], largest_seconds: float, *, pinned: bool) -> list[Transfer]:
     if not sizes:
         return []
     torch = device.torch
@@ -52,7 +59,7 @@ def _curve(device: Device, sizes: list[int], *, pinned: bool) -> list[Transfer]:
     keep_busy(partial(card[:awake].copy_, host[:awake], non_blocking=pinned), device.synchronize, WAKE_SECONDS)
     found: list[Transfer] = []
     for size in sizes:
-        if found and _seconds(found[-1]) * size / found[-1].block_bytes > LARGEST_COPY_SECONDS:
+        if found and _seconds(found[-1]) * size / found[-1].block_bytes > largest_seconds:
             break
         found.append(_transfer(device, host[:size], card[:size], pinned=pinned))
     return found

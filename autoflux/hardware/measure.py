@@ -267,7 +267,7 @@ def _is_twin(one: DeviceReport, other: DeviceReport) -> bool:
 
 def _arithmetic_of(twin: DeviceReport) -> dict[str, object]:
     def as_there(figure: Figure) -> Figure:
-        return figure.replace(note=f"{figure.note}; on {twin.kind}:{twin.index}, which is the same")
+        return figure.replace(note=f"{figure.note}; on {twin.kind}:{twin.index}")
 
     return {
         "matmul_tflops": {name: as_there(rate) for name, rate in twin.matmul_tflops.items()},

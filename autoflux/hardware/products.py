@@ -77,16 +77,14 @@ def matmul_rates(
     if not products:
         return {}
     rates = {
-        precision: findings.attempt(
-            f"arithmetic in {precision}", partial(_matmul_rate, device, _maker(device, precision), products)
-        )
+        precision: findings.attempt(f"arithmetic in {precision}", partial(_matmul_rate, device, precision, products))
         for precision in precisions
     }
     return {precision: rate for precision, rate in rates.items() if rate}
 
 
-def _matmul_rate(device: Device, make: Make, products: Sequence[Product]) -> Figure:
-    product, seconds = climb(products, make, device.synchronize)
+def _matmul_rate(device: Device, precision: str, products: Sequence[Product]) -> Figure:
+    product, seconds = climb(products, _maker(device, precision), device.synchronize)
     return measured(product.operations / seconds / 1e12, str(product))
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from autoflux.cli import probe as probe_command
 from autoflux.cli.main import run
-from autoflux.hardware.values import Figure, Hardware, Link, Problem, Size, Source, Transfer
+from autoflux.hardware.values import BlockTiming, Figure, Hardware, Link, Problem, Size, Source, Transfer
 from tests.conftest import card
 
 
@@ -99,11 +99,38 @@ def test_a_card_for_people(machine):
     text = shown(hardware)
     assert "Card 0 (cuda:0)" in text
     assert "PCIe 4 x16, now 4 x8" in text
-    assert "26.5 GB/s in, 25 out" in text
+    assert "of 64 MiB 26.5 25.0 - - measured" in " ".join(text.split())
     assert "assumed: less 1.50 GB (Windows)" in text
     assert "problem: card 1: the card [sic] is lost" in text
     assert "try: reboot" in text
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_a_measured_card_fits_a_terminal(machine):
+    copies = tuple(
+        Transfer(block_bytes=size, pinned=pinned, to_device_gb_per_s=rate(55.04), to_host_gb_per_s=rate(0.66))
+        for size in (2**18, 2**28)
+        for pinned in (False, True)
+    )
+    timing = BlockTiming(
+        seconds=rate(0.0031), precision="bfloat16", hidden_size=3072, image_tokens=4096, text_tokens=512
+    )
+    fp8 = Figure(value=1250, source=Source.MEASURED, note="4608 x 3072 -> 12288; on cuda:0")
+    measured = card(24).replace(
+        link=Link(transfers=copies, pin_seconds_per_gb=rate(0.21)),
+        matmul_tflops={"float8_e4m3fn": fp8},
+        attention_tflops={"cudnn": rate(512.3)},
+        blocks={"double": timing, "single": timing},
+    )
+    text = shown(machine(measured))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "copies, GB/s pinned in out pageable in out" in lines
+    assert "of 256 KiB 55.0 0.66 55.0 0.66 measured" in lines
+    assert "pinning RAM 210 ms a GB measured" in lines
+    assert "matmul float8_e4m3fn 1250 TFLOP/s measured: 4608 x 3072 -> 12288; on cuda:0" in lines
+    assert "attention cudnn 512 TFLOP/s measured" in lines
+    assert "single block 3.10 ms measured" in lines
+    assert max(len(line) for line in text.splitlines()) <= 100
 
 
 def test_no_card_for_people(machine):

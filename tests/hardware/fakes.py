@@ -113,7 +113,9 @@ def device_report(uuid: str = "aaaa", index: int = 0, **changes: Any) -> DeviceR
         "total_bytes": 24 * GB,
         "free_bytes": 22 * GB,
         "transfers": (copies,),
+        "pin_seconds_per_gb": measured(0.2),
         "matmul_tflops": {"bfloat16": measured(160)},
+        "attention_tflops": {"default": measured(120)},
     }
     return DeviceReport(**(fields | changes))
 

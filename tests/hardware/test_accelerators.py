@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from autoflux.hardware import accelerators, nvml
 from autoflux.hardware.child import Measured
-from autoflux.hardware.report import DeviceReport, TorchReport
+from autoflux.hardware.report import NO_ROOM, DeviceReport, TorchReport
 from autoflux.hardware.values import DeviceKind, Problem, Size, Source
 from tests.hardware.fakes import GB, FakeCard, FakeNvml, device_report, torch_report
 
@@ -34,7 +34,9 @@ def test_what_nvml_knows_comes_from_nvml_and_what_torch_measured_from_torch():
     assert (found.link.pcie_generation, found.link.pcie_width) == (4, 16)
     assert (found.link.current_generation, found.link.current_width) == (4, 8)
     assert found.link.to_device_gb_per_s(pinned=True).value == 25
+    assert found.link.pin_seconds_per_gb is not None
     assert found.matmul_tflops["bfloat16"].source == Source.MEASURED
+    assert found.attention_tflops["default"].value == 120
 
 
 def test_a_card_without_memory_figures_of_nvml_takes_torchs():
@@ -71,10 +73,13 @@ def test_mps():
 
 
 def test_measurements_that_failed_are_problems():
-    report = device_report(errors=("memory: CUDA-capable device(s) is/are busy or unavailable", "odd: what"))
+    report = device_report(
+        errors=("memory: CUDA-capable device(s) is/are busy or unavailable", "odd: what", f"blocks: {NO_ROOM}")
+    )
     _, problems = join(TWO, listened(report))
     assert "another process" in (problems[0].hint or "")
-    assert len(problems) == 2
+    assert "end what else uses the card" in (problems[2].hint or "")
+    assert len(problems) == 3
 
 
 def test_a_dead_child_leaves_the_cards_of_nvml_unmeasured():

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from autoflux.hardware.timing import round_seconds
+from dataclasses import dataclass
+
+import pytest
+
+from autoflux.hardware.timing import climb, quick_seconds, round_seconds, sustained_seconds
 
 
 def test_at_least_one_round_even_over_the_budget():
@@ -18,6 +22,62 @@ def test_the_device_is_waited_for_in_every_round():
     round_seconds(lambda: calls.append("call"), lambda: calls.append("wait"), rounds=2)
     assert calls[-1] == "wait"
     assert calls.count("call") > 2
+
+
+def test_the_first_call_does_not_count():
+    calls: list[str] = []
+    assert quick_seconds(lambda: calls.append("call"), _nothing) > 0
+    assert len(calls) == 3
+
+
+def test_sustained_seconds_are_those_of_one_call_even_without_time():
+    assert 0 < sustained_seconds(_nothing, _nothing, seconds=0.02) < 0.01
+    assert sustained_seconds(_nothing, _nothing, seconds=0.0) > 0
+
+
+@dataclass(frozen=True)
+class Sized:
+    operations: float
+
+
+SIZES = tuple(Sized(10.0**n) for n in range(4))
+
+
+def test_the_largest_size_is_taken_while_it_is_quick():
+    size, seconds = climb(SIZES, lambda _size: _nothing, _nothing)
+    assert size == SIZES[-1]
+    assert seconds > 0
+
+
+def test_no_size_is_tried_that_would_take_too_long():
+    tried: list[Sized] = []
+
+    def make(size: Sized):
+        tried.append(size)
+        return _nothing
+
+    size, _ = climb(SIZES, make, _nothing, largest_seconds=0.0)
+    assert [size] == tried == [SIZES[0]]
+
+
+def test_a_size_that_fails_ends_the_climb_at_the_one_before():
+    def make(size: Sized):
+        def call() -> None:
+            if size.operations > 10:
+                raise MemoryError
+
+        return call
+
+    size, _ = climb(SIZES, make, _nothing)
+    assert size == SIZES[1]
+
+
+def test_what_the_smallest_size_throws_is_thrown():
+    def make(_size: Sized):
+        raise RuntimeError("no kernel")
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        climb(SIZES, make, _nothing)
 
 
 def _nothing() -> None:
