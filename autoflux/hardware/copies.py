@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -106,6 +107,9 @@ def pin_seconds_per_gb(device: Device, host_bytes: int) -> Figure | None:
 
     def register(address: int, nbytes: int) -> None:
         if status := int(runtime.cudaHostRegister(address, nbytes, 0)):
+            # CUDA keeps the error and torch raises it at the next kernel: let this be the one.
+            with contextlib.suppress(RuntimeError):
+                device.torch.empty(1, device=device.name).fill_(1)
             raise RuntimeError(f"cudaHostRegister refused {nbytes} bytes with error {status}")
 
     nbytes = max(MIB, min(PIN_BYTES, host_bytes // 8))

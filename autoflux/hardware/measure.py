@@ -41,6 +41,9 @@ from autoflux.units import GB, MIB, format_bytes
 LEAST_CAPABILITY = {"float8_e4m3fn": (8, 9), "int8": (7, 5)}
 """Compute capability from which NVIDIA cards have arithmetic in these formats."""
 
+LEAST_CUDNN = (8, 0)
+"""Compute capability from which cuDNN has fused attention (torch 2.11, `sdp_utils.cpp`)."""
+
 LEAST_BLOCK_BYTES = 2 * GB
 """Free memory below which no block is timed: a double block has 453 MB of weights, and 4608 tokens in it, four times
 as wide inside, take about as much again."""
@@ -218,7 +221,8 @@ def _products(device: Device, facts: DeviceReport, sizes: Sequence[Product], fin
 def _attention(
     device: Device, facts: DeviceReport, sizes: Sequence[Attention], findings: Findings
 ) -> dict[str, object]:
-    return {"attention_tflops": products.attention_rates(device, _wide(facts), sizes, findings)}
+    cudnn = device.is_nvidia and _capability(facts) >= LEAST_CUDNN
+    return {"attention_tflops": products.attention_rates(device, _wide(facts), sizes, findings, cudnn=cudnn)}
 
 
 def _blocks(device: Device, facts: DeviceReport, findings: Findings) -> dict[str, object]:
@@ -289,6 +293,8 @@ def host_report(torch: Any, host_bytes: int) -> HostReport:
 
 def _has(precision: str, facts: DeviceReport) -> bool:
     """Whether an NVIDIA card has arithmetic in that format; others are not asked."""
+    if precision == "float8_e4m3fn" and sys.platform == "win32":
+        return False  # torch is built without the product that scales by row there (pytorch/pytorch#194606)
     return (
         facts.kind == DeviceKind.CUDA
         and facts.capability is not None

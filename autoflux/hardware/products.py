@@ -127,24 +127,24 @@ def _random(torch: Any, device: str, product: Product, dtype: Any) -> tuple[Any,
 
 
 def attention_rates(
-    device: Device, precision: str, attentions: Sequence[Attention], findings: Findings
+    device: Device, precision: str, attentions: Sequence[Attention], findings: Findings, *, cudnn: bool
 ) -> dict[str, Figure]:
-    """Sustained rate by what computes it, in 10^12 operations a second."""
+    """Sustained rate by what computes it, in 10^12 operations a second. `cudnn` is whether that is tried."""
     if not attentions:
         return {}
     rates = {
         name: findings.attempt(
             f"attention by {name}", partial(_attention_rate, device, precision, attentions, restricted)
         )
-        for name, restricted in _backends(device).items()
+        for name, restricted in _backends(device, cudnn=cudnn).items()
     }
     return {name: rate for name, rate in rates.items() if rate}
 
 
-def _backends(device: Device) -> dict[str, Callable[[], AbstractContextManager[object]]]:
+def _backends(device: Device, *, cudnn: bool) -> dict[str, Callable[[], AbstractContextManager[object]]]:
     """What confines torch to one way of computing attention, by its name."""
     backends: dict[str, Callable[[], AbstractContextManager[object]]] = {"default": nullcontext}
-    if device.is_nvidia:
+    if cudnn:
         attention = device.torch.nn.attention
         backends["cudnn"] = partial(attention.sdpa_kernel, attention.SDPBackend.CUDNN_ATTENTION)
     return backends

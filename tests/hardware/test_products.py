@@ -48,15 +48,23 @@ def test_products_in_one_byte_multiply_what_they_are_given():
 
 def test_attention():
     findings = Findings()
-    rates = products.attention_rates(CPU, "float32", (Attention(8, 2), Attention(16, 2)), findings)
+    rates = products.attention_rates(CPU, "float32", (Attention(8, 2), Attention(16, 2)), findings, cudnn=False)
     assert findings.errors == []
     assert set(rates) == {"default"}
     assert rates["default"].value > 0
     assert rates["default"].note == "2 heads x 128, 16 tokens, float32"
 
 
+def test_one_way_of_attention_that_is_not_there_leaves_the_other():
+    findings = Findings()
+    rates = products.attention_rates(CPU, "bfloat16", (Attention(8, 2),), findings, cudnn=True)
+    assert "default" in rates
+    # The processor has no cuDNN, and torch confined to it may refuse or warn and compute otherwise.
+    assert len(rates) + len(findings.errors) == 2
+
+
 def test_nothing_is_asked_of_a_device_without_room():
     findings = Findings()
     assert products.matmul_rates(CPU, ["float32"], (), findings) == {}
-    assert products.attention_rates(CPU, "float32", (), findings) == {}
+    assert products.attention_rates(CPU, "float32", (), findings, cudnn=True) == {}
     assert findings.errors == []
