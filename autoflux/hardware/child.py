@@ -20,7 +20,8 @@ from autoflux.hardware.report import DeviceReport, Done, HostReport, Message, St
 from autoflux.hardware.values import DeviceKind, Problem
 
 LIMIT_SECONDS = 120.0
-"""Measuring takes under 20 s on one H200 and under 6 s on two cores; importing torch from a cold disk another 30."""
+"""Measuring is laid out for less than 20 s with one card (`measure.py`), and some 4 s with every further one of its make;
+importing torch from a cold disk takes another 30."""
 
 MODULE = "autoflux.hardware.measure"
 TAIL_BYTES = 4000
