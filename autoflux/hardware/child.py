@@ -20,8 +20,8 @@ from autoflux.hardware.report import DeviceReport, Done, HostReport, Message, St
 from autoflux.hardware.values import DeviceKind, Problem
 
 LIMIT_SECONDS = 120.0
-"""Measuring is laid out for less than 20 s with one card (`measure.py`), and some 4 s with every further one of its make;
-importing torch from a cold disk takes another 30."""
+"""Measuring is laid out for less than 20 s with one card (`measure.py`), and some 4 s for each further one of its make.
+Importing torch from a cold disk takes another 30."""
 
 MODULE = "autoflux.hardware.measure"
 TAIL_BYTES = 4000

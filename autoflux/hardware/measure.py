@@ -42,7 +42,7 @@ LEAST_CAPABILITY = {"float8_e4m3fn": (8, 9), "int8": (7, 5)}
 """Compute capability from which NVIDIA cards have arithmetic in these formats."""
 
 LEAST_CUDNN = (8, 0)
-"""Compute capability from which cuDNN has fused attention (`check_cudnn_hardware_support` in torch's `sdp_utils.cpp`)."""
+"""Compute capability from which cuDNN has fused attention: `check_cudnn_hardware_support` in torch's sdp_utils.cpp."""
 
 LEAST_BLOCK_BYTES = 2 * GB
 """Free memory below which no block is timed: a double block has 453 MB of weights, and 4608 tokens in it, four times
