@@ -17,6 +17,10 @@ AutofluxError                 exit 1
 ├── PluginConflict                     two plugins registered the same name
 ├── PluginFailure                      a plugin broke a promise of its interface
 ├── OutputUnwritable                   the result cannot be saved where the user asked
+├── DiskFull                           no room for a download or a file
+├── HubUnavailable                     a hub cannot be reached, or the user works offline
+├── AccessDenied                       a hub wants a token, or its terms accepted first
+├── DamagedDownload                    what a hub sends cannot be right; nothing of it is kept
 ├── ServiceUnavailable                 the port is taken, the worker is gone
 │   └── QueueFull                      too many jobs wait
 └── OutOfMemory                        the device ran out of memory during a run
@@ -133,6 +137,22 @@ class PluginFailure(AutofluxError):
 
 class OutputUnwritable(AutofluxError):
     code = "output_unwritable"
+
+
+class DiskFull(AutofluxError):
+    code = "disk_full"
+
+
+class HubUnavailable(AutofluxError):
+    code = "hub_unavailable"
+
+
+class AccessDenied(AutofluxError):
+    code = "access_denied"
+
+
+class DamagedDownload(AutofluxError):
+    code = "damaged_download"
 
 
 class ServiceUnavailable(AutofluxError):

@@ -1,0 +1,166 @@
+"""What of which models is on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from autoflux.errors import AutofluxError, ModelNotFound
+from autoflux.models.hubs.names import catalogue_name
+from autoflux.models.hubs.selection import INDEX, needed_files
+from autoflux.models.hubs.stores import PARTIAL_SUFFIX, RECORDS, Store
+from autoflux.models.hubs.values import HubId, Record, Reference, RemoteFile, Source
+from autoflux.values import Value
+
+_SINGLE_SUFFIXES = (".safetensors", ".gguf")
+
+
+class CachedModel(Value, frozen=True, kw_only=True):
+    """A model in the cache of a hub. `missing` are its files that are not there, or not whole."""
+
+    name: str
+    source: Source
+    repo_id: str
+    commit: str
+    path: str
+    size_bytes: int
+    """On the disk, with what is unfinished and with other revisions."""
+    complete: bool
+    missing: tuple[str, ...] = ()
+    licence: str | None = None
+
+
+def cached_models(stores: Mapping[Source, Store], *, everything: bool = False) -> list[CachedModel]:
+    """The models in both caches: those that autoflux downloaded, knows, or can see to be of the FLUX family.
+
+    Args:
+        stores: the caches.
+        everything: other people's models as well, such as language models.
+    """
+    found = []
+    for source, store in stores.items():
+        for repo_id in dict.fromkeys(store.repo_ids()):
+            model = look_at(HubId(source=source, repo_id=repo_id), store)
+            if model and (everything or _is_ours(model, store)):
+                found.append(model)
+    return found
+
+
+def find_cached(reference: Reference, stores: Mapping[Source, Store]) -> CachedModel | None:
+    """The first of a reference's ids that is complete here, else the first of which there is anything."""
+    looked = (look_at(hub_id, stores[hub_id.source], reference.revision) for hub_id in reference.ids)
+    found = [model for model in looked if model]
+    return next((model for model in found if model.complete), found[0] if found else None)
+
+
+def look_at(hub_id: HubId, store: Store, revision: str | None = None) -> CachedModel | None:
+    """What of one model there is; None if nothing."""
+    commit = store.commit(hub_id.repo_id, revision)
+    if commit is None:
+        return None
+    folder = store.snapshot(hub_id.repo_id, commit)
+    record = store.recorded(hub_id.repo_id, commit)
+    missing = _missing_recorded(folder, record) if record else _missing_by_layout(folder)
+    return CachedModel(
+        name=catalogue_name(hub_id) or hub_id.repo_id,
+        source=hub_id.source,
+        repo_id=hub_id.repo_id,
+        commit=commit,
+        path=str(folder),
+        size_bytes=disk_bytes(store.folder(hub_id.repo_id)),
+        complete=not missing,
+        missing=missing,
+        licence=record.listing.licence.name if record and record.listing.licence else None,
+    )
+
+
+def model_path(model: CachedModel, file: str | None = None) -> Path:
+    """What to load: the folder, or the file in it where the model is a single one.
+
+    Raises:
+        ModelNotFound: it is not complete here.
+    """
+    if not model.complete:
+        listed = ", ".join(model.missing[:3]) + (" …" if len(model.missing) > 3 else "")
+        raise ModelNotFound(
+            f"{model.name!r} is on this machine only in part: {len(model.missing)} files are missing ({listed})",
+            hint=f"autoflux models pull {model.repo_id} --source {model.source}",
+        )
+    folder = Path(model.path)
+    if file:
+        return folder / file
+    weights = [path for path in _files_in(folder) if path.name.endswith(_SINGLE_SUFFIXES)]
+    return weights[0] if len(weights) == 1 and not (folder / INDEX).exists() else folder
+
+
+def disk_bytes(folder: Path) -> int:
+    """The bytes of all files in a folder, each counted once however many names it has; links are not followed."""
+    sizes = {}
+    for path in folder.rglob("*"):
+        if not path.is_symlink() and path.is_file():
+            status = path.stat()
+            sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
+def on_disk(folder: Path) -> list[RemoteFile]:
+    """The files of a snapshot that are there, in the form of a hub's list."""
+    return [
+        RemoteFile(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size)
+        for path in _files_in(folder)
+    ]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    hidden = (RECORDS,)
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not path.name.endswith(PARTIAL_SUFFIX)
+        and not set(hidden) & set(path.relative_to(folder).parts)
+    ]
+
+
+def _missing_recorded(folder: Path, record: Record) -> tuple[str, ...]:
+    return tuple(f.path for f in record.listing.files if not _is_whole(folder / f.path, f.size_bytes))
+
+
+def _is_whole(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes
+
+
+def _missing_by_layout(folder: Path) -> tuple[str, ...]:
+    """For what other tools downloaded: parts that the layout asks for, and shards that an index names."""
+    files = on_disk(folder)
+    try:
+        needed = needed_files(files)
+    except ModelNotFound:  # several single files: each is complete in itself
+        return ()
+    except AutofluxError as error:
+        return (error.message,)
+    indexes = [folder / file.path for file in needed if file.path.endswith(".safetensors.index.json")]
+    return tuple(str(shard.relative_to(folder)) for index in indexes for shard in _shards(index) if not shard.is_file())
+
+
+def _shards(index: Path) -> Iterable[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else ()
+    return sorted({index.parent / Path(str(name)).name for name in names})
+
+
+def _is_ours(model: CachedModel, store: Store) -> bool:
+    if model.name != model.repo_id or store.recorded(model.repo_id, model.commit):
+        return True
+    return str(_read_json(Path(model.path) / INDEX).get("_class_name", "")).startswith("Flux")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+    return data
