@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoflux.errors import DamagedFile, MissingExtra
+from autoflux.errors import DamagedFile, MissingExtra, ModelNotFound
 from autoflux.hardware.probe import probe
 from autoflux.hardware.values import Hardware
+from autoflux.models.hubs.cached import find_cached, model_path
+from autoflux.models.hubs.names import default_source, parse_reference
+from autoflux.models.hubs.stores import stores
+from autoflux.models.hubs.values import Reference
 from autoflux.models.inventory import take_stock
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
@@ -81,18 +85,33 @@ def prepare(
 
 
 def find_model(model: str, plugins: Plugins) -> Model:
-    """The model registered under that name, or the one in that folder.
+    """The model registered under that name, the one in that folder, or the one downloaded under that name or id.
 
     Raises:
         UnknownName: neither a name nor a path.
+        ModelNotFound: a model of a hub that is not on this machine, or only in part.
         AutofluxError: what `take_stock` says of the folder.
     """
     if model in plugins.models.names():
         return take_stock(Path(plugins.models.get(model).path), model)
     path = Path(model).expanduser()
-    if path.exists() or any(mark in model for mark in "/\\."):
+    if path.exists():
+        return take_stock(path)
+    if reference := parse_reference(model, usual=default_source()):
+        return _downloaded(reference)
+    if any(mark in model for mark in "/\\."):
         return take_stock(path)
     return take_stock(Path(plugins.models.get(model).path), model)
+
+
+def _downloaded(reference: Reference) -> Model:
+    found = find_cached(reference, stores())
+    if found is None:
+        raise ModelNotFound(
+            f"{reference.name!r} is neither a folder nor a model that was downloaded to this machine",
+            hint=f"autoflux models pull {reference.name}",
+        )
+    return take_stock(model_path(found, reference.file), found.name)
 
 
 def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -> Plan:

@@ -34,6 +34,7 @@ OWN_VARIABLES = (
     "AUTOFLUX_FAKE",
     "AUTOFLUX_PLUGINS",
     "AUTOFLUX_PROMPT_CACHE",
+    "AUTOFLUX_SOURCE",
 )
 """Those that belong to no option of a command."""
 

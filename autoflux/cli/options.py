@@ -56,7 +56,7 @@ def model_option(command: F) -> F:
         show_default=True,
         envvar="AUTOFLUX_MODEL",
         show_envvar=True,
-        help="A name from `autoflux plugins`, or the folder of a diffusers model.",
+        help="A name from `autoflux models list`, or the folder of a diffusers model.",
     )(command)
 
 

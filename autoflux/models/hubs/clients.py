@@ -59,7 +59,7 @@ class Hub(ABC):
         close = difflib.get_close_matches(repo_id, known_names(), n=1, cutoff=0.75)
         other = next(source for source in Source if source != self.wire.source)
         raise ModelNotFound(
-            f"{self.wire.source.title} has no model {repo_id!r} that you may see ({said})",
+            f"{self.wire.source.label} has no model {repo_id!r} that you may see ({said})",
             hint=f"did you mean {close[0]!r}?"
             if close and close[0] != repo_id
             else f"check the name at {self.page(repo_id)}, or look on the other hub with --source {other}",
@@ -200,7 +200,7 @@ def _endpoint(source: Source, environment: Mapping[str, str]) -> str:
         endpoint = given or "https://modelscope.cn"
         endpoint = endpoint if "://" in endpoint else f"https://{endpoint}"
     if not endpoint.startswith(("https://", "http://")):
-        raise HubUnavailable(f"{endpoint!r} is not the address of {source.title}", hint="it begins with https://")
+        raise HubUnavailable(f"{endpoint!r} is not the address of {source.label}", hint="it begins with https://")
     return endpoint.rstrip("/")
 
 
@@ -222,7 +222,7 @@ def _read_files(wire: Wire, entries: object, read: Any) -> Iterable[RemoteFile]:
             if file := read(entry):
                 yield file
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedDownload(f"{wire.source.title}'s list of files cannot be read: {entry!r}") from error
+            raise DamagedDownload(f"{wire.source.label}'s list of files cannot be read: {entry!r}") from error
 
 
 def _huggingface_file(entry: dict[str, Any]) -> RemoteFile:

@@ -105,14 +105,17 @@ def _narrow(found: Reference, source: Source | None) -> Reference:
     entry = catalogue.find(hub_id.repo_id)
     if entry is None or found.revision or found.file:
         raise ContradictoryWishes(
-            f"{found.name!r} is on {hub_id.source.title}, but --source asks for {source.title}",
+            f"{found.name!r} is on {hub_id.source.label}, but --source asks for {source.label}",
             hint="leave --source away",
         )
     return found.replace(ids=(HubId(source=source, repo_id=_id_on(entry, source)),))
 
 
 def _parse_address(text: str) -> Reference | None:
-    parts = urlsplit(text if "://" in text else f"https://{text}")
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+    except ValueError:
+        return None
     source = _HOSTS.get((parts.hostname or "").lower())
     if source is None or parts.scheme not in ("http", "https"):
         return None

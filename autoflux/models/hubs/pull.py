@@ -118,7 +118,7 @@ def _needed(hub: Hub, reference: Reference) -> Listing:
     for file in needed:
         if not (file.sha256 or file.git_sha1) and file.path.endswith((".safetensors", ".gguf")):
             raise DamagedDownload(
-                f"{hub.wire.source.title} gives no checksum for {file.path!r}, so it cannot be verified",
+                f"{hub.wire.source.label} gives no checksum for {file.path!r}, so it cannot be verified",
                 hint="take the model from the other hub with --source",
             )
     return listing.replace(files=needed)

@@ -16,8 +16,6 @@ from autoflux.models.hubs.checksums import Checksum
 from autoflux.models.hubs.transport import Passing, Wire, explain, raise_if_passing
 from autoflux.models.hubs.values import RemoteFile
 
-CHUNK_BYTES = 1 << 20
-
 Refuse = Callable[[httpx.Response], None]
 OnBytes = Callable[[int], None]
 """Called with the bytes that a file has gained; less than zero when bytes turned out worthless."""
@@ -120,7 +118,8 @@ class _Filling:
             self._refuse(response)
             skip = self._skip(response)
             with _open_to_append(self._partial) as target:
-                for chunk in _without_first(skip, response.iter_raw(CHUNK_BYTES)):
+                # Pieces as they arrive: httpx gathers larger ones in memory, and loses them when the connection breaks.
+                for chunk in _without_first(skip, response.iter_raw()):
                     self._add(chunk, target)
 
     def _skip(self, response: httpx.Response) -> int:

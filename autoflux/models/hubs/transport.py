@@ -101,7 +101,7 @@ class Wire:
 
     def unavailable(self, what: str) -> HubUnavailable:
         return HubUnavailable(
-            f"{self.source.title} at {self.endpoint} {what}",
+            f"{self.source.label} at {self.endpoint} {what}",
             hint="run the command again later: it goes on where it stopped",
         )
 
@@ -130,7 +130,7 @@ class Wire:
             self.check()
             data += chunk
             if len(data) > LISTING_LIMIT_BYTES:
-                raise DamagedDownload(f"{self.source.title} sends a list of files without end; nothing was downloaded")
+                raise DamagedDownload(f"{self.source.label} sends a list of files without end; nothing was downloaded")
         return bytes(data)
 
 

@@ -14,7 +14,7 @@ class Source(StrEnum):
     MODELSCOPE = "modelscope"
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """The name that people know it by."""
         return {"huggingface": "Hugging Face", "modelscope": "ModelScope"}[self.value]
 

@@ -1,0 +1,49 @@
+"""`autoflux models rm`: delete a downloaded model."""
+
+from __future__ import annotations
+
+import click
+
+from autoflux.cli import interrupt
+from autoflux.cli.models_options import source_option, the_one
+from autoflux.cli.output import json_option, stderr, stdout, succeed
+from autoflux.errors import UsageError
+from autoflux.models.hubs.remove import Removal, plan_removal, remove
+from autoflux.models.hubs.stores import stores
+from autoflux.models.hubs.values import Source
+from autoflux.units import format_bytes
+
+
+@click.command("rm")
+@click.argument("name", metavar="NAME|ID")
+@source_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def command(*, name: str, source: Source | None, yes: bool, as_json: bool) -> None:
+    """Delete all revisions of a model from its hub's cache. Files that other models link to stay."""
+    known = stores()
+    model = the_one(name, source, known)
+    planned = plan_removal(model, known)
+    if not yes and not _agreed(planned, as_json=as_json):
+        stderr.print("nothing was removed", style="dim")
+        return
+    removed = remove(model, known)
+    if as_json:
+        succeed(removed.to_data())
+        return
+    stdout.print(f"removed {removed.name}: {format_bytes(removed.freed_bytes)} freed", markup=False)
+    for path in removed.kept:
+        stderr.print(f"kept, since another model links to it: {path}", markup=False, soft_wrap=True)
+
+
+def _agreed(planned: Removal, *, as_json: bool) -> bool:
+    refusal = UsageError("removing a model needs a yes", hint="add --yes")
+    if as_json:
+        raise refusal
+    question = f"Remove {planned.name} from {planned.source.label}'s cache, {format_bytes(planned.freed_bytes)}?"
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as stop:
+        if interrupt.seen():
+            raise
+        raise refusal from stop
