@@ -55,8 +55,7 @@ class StubHub:
         self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
         self.redirect_to: str | None = None
         self.asked: list[Asked] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -89,83 +88,88 @@ def modelscope_entry(path: str, data: bytes) -> dict[str, Any]:
     return {"Path": path, "Name": path.rpartition("/")[2], "Type": "blob", "Size": len(data), "Sha256": sha256(data)}
 
 
-def _handler(hub: StubHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
 
-        def log_message(self, *_: object) -> None:
-            pass
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that break off are part of the tests."""
 
-        def do_GET(self) -> None:
-            hub.asked.append(Asked(self.path, {k.lower(): v for k, v in self.headers.items()}))
-            parts = urlsplit(self.path)
-            query = {k: v[0] for k, v in parse_qs(parts.query).items()}
-            path = unquote(parts.path)
-            if found := re.fullmatch(r"/api/models/(.+?/.+?)/revision/.+", path):
-                self._list(found[1], self._huggingface)
-            elif found := re.fullmatch(r"/api/v1/models/(.+?/.+?)/repo/files", path):
-                self._list(found[1], self._modelscope_files)
-            elif found := re.fullmatch(r"/api/v1/models/(.+?/.+?)/repo", path):
-                self._file(found[1], query["FilePath"])
-            elif found := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)", path):
-                self._list(found[1], lambda _repo: {"Code": 200, "Data": {"License": "test-licence"}})
-            elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-                self._file(found[1], found[2])
-            else:
-                self._send(404, {}, b"no such page")
 
-        def _list(self, repo: str, answer: Callable[[str], dict[str, Any]]) -> None:
-            fault = hub.faults["api"].pop(0) if hub.faults["api"] else Fault()
-            if fault.status or fault.body is not None:
-                self._send(fault.status or 200, fault.headers, fault.body or b"")
-            elif repo not in hub.repos:
-                self._send(404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}")
-            else:
-                self._send(200, {"Content-Type": "application/json"}, json.dumps(answer(repo)).encode())
+class _Handler(BaseHTTPRequestHandler):
+    hub: StubHub
+    protocol_version = "HTTP/1.1"
 
-        def _huggingface(self, repo: str) -> dict[str, Any]:
-            listed = hub.listed.get(repo) or [huggingface_entry(p, d) for p, d in hub.repos[repo].items()]
-            return {"id": repo, "sha": COMMIT, "gated": hub.gated, "cardData": hub.about, "siblings": listed}
+    def log_message(self, *_: object) -> None:
+        pass
 
-        def _modelscope_files(self, repo: str) -> dict[str, Any]:
-            listed = hub.listed.get(repo) or [modelscope_entry(p, d) for p, d in hub.repos[repo].items()]
-            return {"Code": 200, "Success": True, "Data": {"Files": [{"Path": "vae", "Type": "tree"}, *listed]}}
+    def do_GET(self) -> None:
+        self.hub.asked.append(Asked(self.path, {k.lower(): v for k, v in self.headers.items()}))
+        parts = urlsplit(self.path)
+        query = {k: v[0] for k, v in parse_qs(parts.query).items()}
+        path = unquote(parts.path)
+        if found := re.fullmatch(r"/api/models/(.+?/.+?)/revision/.+", path):
+            self._list(found[1], self._huggingface)
+        elif found := re.fullmatch(r"/api/v1/models/(.+?/.+?)/repo/files", path):
+            self._list(found[1], self._modelscope_files)
+        elif found := re.fullmatch(r"/api/v1/models/(.+?/.+?)/repo", path):
+            self._file(found[1], query["FilePath"])
+        elif found := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)", path):
+            self._list(found[1], lambda _repo: {"Code": 200, "Data": {"License": "test-licence"}})
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            self._file(found[1], found[2])
+        else:
+            self._send(404, {}, b"no such page")
 
-        def _file(self, repo: str, path: str) -> None:
-            if hub.redirect_to:
-                self._send(302, {"Location": hub.redirect_to + self.path}, b"")
-                return
-            fault = hub.faults[path].pop(0) if hub.faults[path] else Fault()
-            data = hub.repos[repo][path] if fault.body is None else fault.body
-            status, headers, body = 200, {}, data
-            ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            if ranged and not fault.ignore_range:
-                start = int(ranged[1])
-                body, status = data[start:], 206
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            if fault.content_range:
-                headers["Content-Range"] = fault.content_range
-            self._send(fault.status or status, {**headers, **fault.headers}, body, fault)
+    def _list(self, repo: str, answer: Callable[[str], dict[str, Any]]) -> None:
+        fault = self.hub.faults["api"].pop(0) if self.hub.faults["api"] else Fault()
+        if fault.status or fault.body is not None:
+            self._send(fault.status or 200, fault.headers, fault.body or b"")
+        elif repo not in self.hub.repos:
+            self._send(404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}, b"{}")
+        else:
+            self._send(200, {"Content-Type": "application/json"}, json.dumps(answer(repo)).encode())
 
-        def _send(self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None) -> None:
-            fault = fault or Fault()
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            if fault.without_length:
-                self.close_connection = True
-                self.send_header("Connection", "close")
-            else:
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            try:
-                self.wfile.write(body if fault.keep_bytes is None else body[: fault.keep_bytes])
-                self.wfile.flush()
-            except OSError:
-                pass  # the client has gone
-            if fault.keep_bytes is not None:
-                self.close_connection = True
-            if fault.then:
-                fault.then()
+    def _huggingface(self, repo: str) -> dict[str, Any]:
+        listed = self.hub.listed.get(repo) or [huggingface_entry(p, d) for p, d in self.hub.repos[repo].items()]
+        return {"id": repo, "sha": COMMIT, "gated": self.hub.gated, "cardData": self.hub.about, "siblings": listed}
 
-    return Handler
+    def _modelscope_files(self, repo: str) -> dict[str, Any]:
+        listed = self.hub.listed.get(repo) or [modelscope_entry(p, d) for p, d in self.hub.repos[repo].items()]
+        return {"Code": 200, "Success": True, "Data": {"Files": [{"Path": "vae", "Type": "tree"}, *listed]}}
+
+    def _file(self, repo: str, path: str) -> None:
+        if self.hub.redirect_to:
+            self._send(302, {"Location": self.hub.redirect_to + self.path}, b"")
+            return
+        fault = self.hub.faults[path].pop(0) if self.hub.faults[path] else Fault()
+        data = self.hub.repos[repo][path] if fault.body is None else fault.body
+        status, headers, body = 200, {}, data
+        ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if ranged and not fault.ignore_range:
+            start = int(ranged[1])
+            body, status = data[start:], 206
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if fault.content_range:
+            headers["Content-Range"] = fault.content_range
+        self._send(fault.status or status, {**headers, **fault.headers}, body, fault)
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None) -> None:
+        fault = fault or Fault()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if fault.without_length:
+            self.close_connection = True
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        try:
+            self.wfile.write(body if fault.keep_bytes is None else body[: fault.keep_bytes])
+            self.wfile.flush()
+        except OSError:
+            pass  # the client has gone
+        if fault.keep_bytes is not None:
+            self.close_connection = True
+        if fault.then:
+            fault.then()

@@ -23,6 +23,9 @@ FILE = RemoteFile(path="w.safetensors", size_bytes=SIZE, sha256=sha256(DATA))
 EAGER = Patience(first_pause_seconds=0.0)
 
 
+CLIENT = connect()
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[StubHub]:
     server = StubHub()
@@ -41,9 +44,8 @@ def partial(server: StubHub, tmp_path: Path) -> Path:
 def bring(server: StubHub, partial: Path, file: RemoteFile = FILE, patience: Patience = EAGER) -> int:
     """Fetch; returns the bytes that were reported as gained."""
     gained = []
-    with connect() as client:
-        wire = Wire(client, Source.HUGGINGFACE, server.url, patience=patience)
-        fetch(wire, f"{server.url}/{REPO}/resolve/main/{FILE.path}", file, partial, lambda _r: None, gained.append)
+    wire = Wire(CLIENT, Source.HUGGINGFACE, server.url, patience=patience)
+    fetch(wire, f"{server.url}/{REPO}/resolve/main/{FILE.path}", file, partial, lambda _r: None, gained.append)
     return sum(gained)
 
 
@@ -180,16 +182,11 @@ def test_pauses_double_up_to_the_longest_and_follow_the_hub():
 
 
 def test_a_download_that_is_called_off_keeps_what_it_has(server, partial):
-    with connect() as client:
-        wire = Wire(client, Source.HUGGINGFACE, server.url, patience=EAGER)
-        url = f"{server.url}/{REPO}/resolve/main/{FILE.path}"
-        server.faults[FILE.path] = [Fault(keep_bytes=500)]
-
-        def stop_then(count: int) -> None:
-            wire.stop.set()
-
-        with pytest.raises(Stopped):
-            fetch(wire, url, FILE, partial, lambda _r: None, stop_then)
+    wire = Wire(CLIENT, Source.HUGGINGFACE, server.url, patience=EAGER)
+    url = f"{server.url}/{REPO}/resolve/main/{FILE.path}"
+    server.faults[FILE.path] = [Fault(keep_bytes=500)]
+    with pytest.raises(Stopped):
+        fetch(wire, url, FILE, partial, lambda _r: None, lambda _count: wire.stop.set())
     assert partial.read_bytes() == DATA[:500]
 
 
