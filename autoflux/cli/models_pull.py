@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 import click
 from rich.progress import Progress, TaskID
@@ -15,6 +14,9 @@ from autoflux.models.hubs.names import catalogue_name, is_revision
 from autoflux.models.hubs.pull import Pulled, Watcher, pull
 from autoflux.models.hubs.values import HubId, Listing, Reference, RemoteFile, Source
 from autoflux.units import format_bytes
+
+LABEL_LENGTH = 40
+"""Characters."""
 
 
 @click.command("pull")
@@ -59,12 +61,12 @@ class _Bars(Watcher):
         to_come = sum(file.size_bytes for file in missing)
         _say(f"{listing.repo_id} from {listing.source.label}, {listing.revision} ({listing.commit[:12]})")
         _say(_licence_line(listing))
-        _say(f"{len(listing.files)} files, {format_bytes(listing.size_bytes)}; {_amount(missing, here_bytes)}")
+        _say(f"{_count(listing.files)}, {format_bytes(listing.size_bytes)}; {_amount(missing, here_bytes)}")
         if missing:
             self._whole = self._progress.add_task("all files", total=to_come)
             for file in sorted(missing, key=lambda file: file.size_bytes):
-                label = PurePosixPath(file.path).as_posix()
-                self._tasks[file.path] = self._progress.add_task(label, total=file.size_bytes, visible=False)
+                task = self._progress.add_task(_label(file.path), total=file.size_bytes, visible=False)
+                self._tasks[file.path] = task
 
     def checking(self, file: RemoteFile) -> None:
         _say(f"reading {file.path} ({format_bytes(file.size_bytes)})")
@@ -81,6 +83,16 @@ class _Bars(Watcher):
         _say(f"waiting for another process that is downloading {what}")
 
 
+def _label(path: str) -> str:
+    """A path short enough to stand before a bar; the end of a shard's name tells it from the others."""
+    folder, _, name = path.rpartition("/")
+    return path if len(path) <= LABEL_LENGTH else f"{folder[:18]}/…{name[-20:]}"
+
+
+def _count(files: Sequence[RemoteFile]) -> str:
+    return "1 file" if len(files) == 1 else f"{len(files)} files"
+
+
 def _licence_line(listing: Listing) -> str:
     if listing.licence is None:
         return "licence: the hub states none"
@@ -92,7 +104,7 @@ def _amount(missing: Sequence[RemoteFile], here_bytes: int) -> str:
     if not missing:
         return "all here"
     to_come = sum(file.size_bytes for file in missing) - here_bytes
-    return f"to download: {format_bytes(to_come)} in {len(missing)} files"
+    return f"to download: {format_bytes(to_come)} in {_count(missing)}"
 
 
 def _say(text: str) -> None:

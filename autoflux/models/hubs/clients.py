@@ -17,7 +17,7 @@ from autoflux.errors import AccessDenied, DamagedDownload, HubUnavailable, Model
 from autoflux.models.hubs.names import known_names
 from autoflux.models.hubs.stores import Store, stores
 from autoflux.models.hubs.transport import Patience, Wire, connect
-from autoflux.models.hubs.values import HubId, Licence, Listing, RemoteFile, Source
+from autoflux.models.hubs.values import Licence, Listing, RemoteFile, Source
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -184,12 +184,6 @@ def open_hub(
 def offline(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether `HF_HUB_OFFLINE` forbids the network; it counts for both hubs."""
     return environment.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE")
-
-
-def hub_page(hub_id: HubId, environment: Mapping[str, str] = os.environ) -> str:
-    """The page of a model, for people, without asking the hub."""
-    between = "/" if hub_id.source == Source.HUGGINGFACE else "/models/"
-    return f"{_endpoint(hub_id.source, environment)}{between}{hub_id.repo_id}"
 
 
 def _endpoint(source: Source, environment: Mapping[str, str]) -> str:

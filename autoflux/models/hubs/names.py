@@ -78,7 +78,7 @@ def is_revision(text: str) -> bool:
 
 def known_names() -> list[str]:
     """What `did you mean` chooses from."""
-    return [name for e in catalogue.CATALOGUE for name in (e.name, e.huggingface, e.modelscope)]
+    return list(dict.fromkeys(name for e in catalogue.CATALOGUE for name in (e.name, e.huggingface, e.modelscope)))
 
 
 def catalogue_name(hub_id: HubId) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from autoflux.errors import DamagedDownload, HubUnavailable, OutputUnwritable
+from autoflux.errors import DamagedDownload, HubUnavailable, ModelNotFound, OutputUnwritable
 from autoflux.models import catalogue
 from autoflux.models.hubs.cached import find_cached
 from autoflux.models.hubs.checksums import fault
@@ -19,7 +19,7 @@ from autoflux.models.hubs.clients import Hub, offline, open_hub
 from autoflux.models.hubs.selection import check_paths, needed_files
 from autoflux.models.hubs.stores import Store, make_folder, stores
 from autoflux.models.hubs.transfer import disk_full, fetch, flush_to_disk
-from autoflux.models.hubs.transport import Patience, Stopped, Wire
+from autoflux.models.hubs.transport import Patience, Wire
 from autoflux.models.hubs.values import Listing, Record, Reference, RemoteFile
 from autoflux.units import format_bytes
 from autoflux.values import Value
@@ -86,7 +86,7 @@ def pull(
         return _found_offline(reference, environment)
     watcher = watcher or Watcher()
     with open_hub(reference.ids[0].source, environment, patience) as hub:
-        listing = _needed(hub, reference)
+        listing = _needed(hub, reference, repair=repair)
         with locked(hub.store, hub.store.pull_lock(listing.repo_id), listing.repo_id, hub.wire, watcher):
             downloaded = _complete(hub, listing, watcher, repair=repair)
     return Pulled(
@@ -108,13 +108,11 @@ def _found_offline(reference: Reference, environment: Mapping[str, str]) -> Pull
     return Pulled(listing=record.listing, path=found.path, downloaded_bytes=0, offline=True)
 
 
-def _needed(hub: Hub, reference: Reference) -> Listing:
-    repo_id = reference.ids[0].repo_id
-    listing = hub.list_files(repo_id, reference.revision)
+def _needed(hub: Hub, reference: Reference, *, repair: bool) -> Listing:
+    """What to download, of all that the hub lists."""
+    listing = hub.list_files(reference.ids[0].repo_id, reference.revision)
     check_paths(listing.files)
-    entry = catalogue.find(repo_id)
-    patterns = (reference.file,) if reference.file else entry.files if entry else ()
-    needed = needed_files(listing.files, patterns)
+    needed = _chosen(hub, listing, reference.file, repair=repair)
     for file in needed:
         if not (file.sha256 or file.git_sha1) and file.path.endswith((".safetensors", ".gguf")):
             raise DamagedDownload(
@@ -122,6 +120,22 @@ def _needed(hub: Hub, reference: Reference) -> Listing:
                 hint="take the model from the other hub with --source",
             )
     return listing.replace(files=needed)
+
+
+def _chosen(hub: Hub, listing: Listing, pattern: str | None, *, repair: bool) -> tuple[RemoteFile, ...]:
+    """The files asked for; to repair are those that were asked for before, also where that was a single one of many."""
+    record = hub.store.recorded(listing.repo_id, listing.commit)
+    paths = {file.path for file in record.listing.files} if record else set()
+    before = tuple(file for file in listing.files if file.path in paths)
+    if before and repair and not pattern:
+        return before
+    entry = catalogue.find(listing.repo_id)
+    try:
+        return needed_files(listing.files, (pattern,) if pattern else entry.files if entry else ())
+    except ModelNotFound:
+        if pattern or not before:
+            raise
+        return before
 
 
 def _complete(hub: Hub, listing: Listing, watcher: Watcher, *, repair: bool) -> int:
@@ -271,6 +285,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-__all__ = ["Pulled", "Stopped", "Watcher", "pull"]

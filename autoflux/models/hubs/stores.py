@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from autoflux.errors import DamagedDownload, DamagedFile, OutputUnwritable
 from autoflux.files import write_atomic
-from autoflux.models.hubs.names import is_repo_id
+from autoflux.models.hubs.names import is_repo_id, is_revision
 from autoflux.models.hubs.selection import check_paths
 from autoflux.models.hubs.values import Listing, Record, RemoteFile, Source
 
@@ -122,7 +122,7 @@ class HuggingFaceStore(Store):
         folder = self.folder(repo_id)
         with contextlib.suppress(OSError, UnicodeDecodeError):
             commit = (folder / "refs" / (revision or "main")).read_text().strip()
-            if commit and (folder / "snapshots" / commit).is_dir():
+            if is_revision(commit) and "/" not in commit and (folder / "snapshots" / commit).is_dir():
                 return commit
         snapshots = _folders(folder / "snapshots")
         names = [path.name for path in snapshots if revision in (None, path.name)]

@@ -375,6 +375,24 @@ def test_repair_mends_a_flipped_bit_and_a_missing_file(hub, small, store):
     assert len(hub.downloads()) == 2
 
 
+def test_what_is_repaired_is_what_was_downloaded(hub, small):
+    one = small.replace(file="flux1-dev.safetensors")
+    path = Path(get(one).path) / "flux1-dev.safetensors"
+    path.resolve().write_bytes(b"x")
+    assert get(small, repair=True).downloaded_bytes == len(flux_files()["flux1-dev.safetensors"])
+    assert contents(Path(path.parent)) == {"flux1-dev.safetensors": flux_files()["flux1-dev.safetensors"]}
+
+
+def test_one_file_of_many_once_chosen_need_not_be_named_again(hub, source):
+    hub.repos["m/many"] = {"a-Q4.gguf": b"four", "a-Q8.gguf": b"eight"}
+    many = Reference(name="m/many", ids=(HubId(source=source, repo_id="m/many"),))
+    with pytest.raises(ModelNotFound, match="2 weight files"):
+        get(many)
+    pulled = get(many.replace(file="*Q8*"))
+    (Path(pulled.path) / "a-Q8.gguf").unlink()
+    assert contents(Path(get(many).path)) == {"a-Q8.gguf": b"eight"}
+
+
 def test_a_branch_that_moved_brings_what_has_changed(hub, small, source):
     get(small)
     changed = pattern(len(NEEDED[BIG]), 77)
