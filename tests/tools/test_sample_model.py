@@ -17,6 +17,8 @@ from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.captions import COLOUR_WORDS, SHAPE_WORDS, caption
 from tools.sample_model.data import make_scenes
 from tools.sample_model.drawing import draw, rows
+from tools.sample_model.latents import _COEFFICIENTS, latents_of
+from tools.sample_model.muon import orthogonal
 from tools.sample_model.palette import BACKGROUNDS, COLOURS, SHAPES
 from tools.sample_model.replay import Replayed, shared_pool
 from tools.sample_model.scenes import held_out, held_out_scene, random_scene, training_scene
@@ -141,6 +143,41 @@ def test_latents_are_packed_as_the_pipeline_packs_them():
     assert torch.equal(pack(latents), FluxPipeline._pack_latents(latents, 2, 16, 12, 8))
     theirs = FluxPipeline._prepare_latent_image_ids(2, 6, 4, torch.device("cpu"), torch.float32)
     assert torch.equal(image_positions(latents), theirs)
+
+
+def test_latents_keep_what_is_even_in_the_first_three_channels():
+    picture = torch.tensor([0.5, -0.25, 0.75])[None, :, None, None].expand(1, 3, 16, 24)
+    latents = latents_of(picture)
+    assert latents.shape == (1, networks.LATENT_CHANNELS, 2, 3)
+    assert latents[:, 3:].abs().max() < 1e-5
+    brightness = 0.299 * 0.5 - 0.587 * 0.25 + 0.114 * 0.75
+    assert torch.allclose(latents[:, 0], torch.tensor(8 * brightness / 4.35**0.5))
+
+
+def test_latents_of_drawn_scenes_weigh_as_their_table_says():
+    latents = latents_of(draw(rows(scenes(200))))
+    # Each channel was divided by the root of its standard deviation, so what is left is that root.
+    expected = torch.tensor([spread**0.5 for *_, spread in _COEFFICIENTS])
+    assert torch.allclose(latents.std(dim=(0, 2, 3)), expected, rtol=0.2)
+
+
+def test_muon_makes_updates_orthogonal_and_minimizes():
+    torch.manual_seed(0)
+    for shape in ((3, 16, 40), (3, 40, 16)):
+        singular = torch.linalg.svdvals(orthogonal(torch.randn(shape)).float())
+        assert singular.min() > 0.5
+        assert singular.max() < 1.5
+    network = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+    weights = MasterWeights(network, 0.02, weight_decay=0.0, by_muon=lambda name, _: name == "2.weight")
+    assert [group[0].shape for group in weights._muon._groups] == [(2, 16)]
+    inputs = torch.randn(64, 8)
+    losses = []
+    for _ in range(400):
+        loss = (network(inputs) - inputs[:, :2]).square().mean()
+        weights.schedule(0.0)
+        weights.step(loss)
+        losses.append(loss.item())
+    assert losses[-1] < 0.05 * losses[0]
 
 
 def test_weights_in_bf16_learn_through_their_float32_copies():

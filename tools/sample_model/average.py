@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
+
+from tools.sample_model.muon import Muon
 
 WARM_UP_STEPS = 300
 LARGEST_GRADIENT = 1.0
 
 
 class MasterWeights:
-    """Trains a network that computes in bf16 through float32 copies of its parameters, with AdamW."""
+    """Trains a network that computes in bf16 through float32 copies of its parameters.
 
-    def __init__(self, network: nn.Module, peak_rate: float, *, weight_decay: float) -> None:
-        self.live: list[Tensor] = list(network.parameters())
+    With AdamW, but for those that `by_muon` names, which Muon trains.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        peak_rate: float,
+        *,
+        weight_decay: float,
+        by_muon: Callable[[str, Tensor], bool] = lambda _name, _parameter: False,
+    ) -> None:
+        named = dict(network.named_parameters())
+        self.live: list[Tensor] = list(named.values())
         self.master = [p.detach().float().clone().requires_grad_() for p in self.live]
         self.peak_rate = peak_rate
         self.steps = 0
         on_card = self.live[0].is_cuda
         self._rate = torch.zeros((), device=self.live[0].device)
+        chosen = [by_muon(name, parameter) for name, parameter in named.items()]
+        self._muon = Muon(list(compress(self.master, chosen)), self._rate, weight_decay=weight_decay)
         self.optimizer = torch.optim.AdamW(
-            self.master,
+            [master for master, is_chosen in zip(self.master, chosen, strict=True) if not is_chosen],
             # A tensor, so that steps that are replayed follow the schedule too.
             lr=self._rate if on_card else peak_rate,
             betas=(0.9, 0.98),
@@ -49,6 +65,7 @@ class MasterWeights:
             live.grad = None
         nn.utils.clip_grad_norm_(self.master, LARGEST_GRADIENT)
         self.optimizer.step()
+        self._muon.step()
         self.show(self.master)
 
     @torch.no_grad()

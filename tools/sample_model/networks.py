@@ -5,9 +5,11 @@ from __future__ import annotations
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
+from tools.sample_model.latents import CHANNELS
+
 TEXT_WIDTH, POOLED_WIDTH = 128, 96
-LATENT_CHANNELS = 16
-SHIFT = 2.0
+LATENT_CHANNELS = CHANNELS
+SHIFT = 3.0
 """Of the noise schedule: more of the steps go to high noise, where it is decided what stands where."""
 
 

@@ -20,9 +20,10 @@ from transformers import CLIPTokenizer, T5TokenizerFast
 from tools.sample_model import networks
 from tools.sample_model.data import Scenes, make_scenes
 from tools.sample_model.drawing import draw
+from tools.sample_model.latents import latents_of
 from tools.sample_model.train_flow import Latents, Networks, Sampler, distil_guidance, train_flow
 from tools.sample_model.train_text import train_text
-from tools.sample_model.train_vae import encode, reconstruction_psnr, train_vae
+from tools.sample_model.train_vae import reconstruction_psnr, train_vae
 from tools.sample_model.words import CLIP_LENGTH, clip_tokenizer, t5_tokenizer
 
 SETTINGS = Path(__file__).with_name("autoflux.json")
@@ -62,7 +63,7 @@ def train(options: argparse.Namespace) -> None:
     start = _load(options, sets[0], device) if options.start else _fresh(sets[0], options, device)
     vae, clip_words, t5_words = start.vae.to(device), start.tokenizer, start.tokenizer_2
     print(f"autoencoder: {reconstruction_psnr(vae, sets[0].rows[:64], device):.1f} dB", flush=True)
-    latents = [_latents(s, size, vae, clip_words, t5_words, device) for s, size in zip(sets, SIZES, strict=True)]
+    latents = [_latents(s, size, clip_words, t5_words, device) for s, size in zip(sets, SIZES, strict=True)]
     place = {"device": device, "dtype": torch.bfloat16}
     trained = Networks(start.transformer.to(**place), start.text_encoder.to(**place), start.text_encoder_2.to(**place))
     trained.all().train()
@@ -117,7 +118,6 @@ def _load(options: argparse.Namespace, scenes: Scenes, device: torch.device) -> 
 def _latents(
     scenes: Scenes,
     size: tuple[int, int],
-    vae: AutoencoderKL,
     clip_words: CLIPTokenizer,
     t5_words: T5TokenizerFast,
     device: torch.device,
@@ -125,8 +125,7 @@ def _latents(
     parts = []
     for start in range(0, len(scenes.rows), 128):
         pictures = draw(scenes.rows[start : start + 128].to(device), *size)
-        with torch.autocast(device.type, torch.bfloat16):
-            parts.append(encode(vae, pictures).to(torch.bfloat16))
+        parts.append(latents_of(pictures).to(torch.bfloat16))
     captions = [caption for variants in scenes.captions for caption in variants]
     shape = (len(scenes.captions), CAPTIONS_EACH, -1)
     return Latents(
@@ -159,7 +158,6 @@ def _export(
         tokenizer_2=t5_words,
         transformer=_copy(networks.transformer(), trained.transformer),
     )
-    pipe.vae.register_to_config(shift_factor=vae.config.shift_factor, scaling_factor=vae.config.scaling_factor)
     fresh = out / "model.new"
     pipe.save_pretrained(fresh)
     shutil.copy(SETTINGS, fresh / "autoflux.json")

@@ -185,7 +185,7 @@ Forward = Callable[[Batch, Text, Tensor], Tensor]
 
 
 def _optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Callable[[], None] = lambda: None) -> None:
-    weights = MasterWeights(trained, task.peak_rate, weight_decay=0.01)
+    weights = MasterWeights(trained, task.peak_rate, weight_decay=0.01, by_muon=_is_hidden)
     average = MovingAverage(weights.master, 0.9995)
     steps: dict[Shape, Replayed] = {}
     pool = shared_pool()
@@ -209,6 +209,11 @@ def _optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Call
             on_milestone()
             weights.show(weights.master)
     weights.show(average.values)
+
+
+def _is_hidden(name: str, parameter: Tensor) -> bool:
+    """Whether it is a matrix that takes tokens to tokens inside a block of the transformer."""
+    return parameter.ndim == 2 and "transformer_blocks" in name and "norm" not in name
 
 
 def _step(task: Task, weights: MasterWeights, shape: Shape) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training the autoencoder: pictures in, the same pictures out, through 16 channels at an eighth of the size."""
+"""Training the autoencoder: its encoder to find the latents that `latents.py` defines, its decoder to draw them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from torch import Tensor, nn
 
 from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.drawing import draw
+from tools.sample_model.latents import latents_of
 from tools.sample_model.networks import autoencoder
 from tools.sample_model.replay import Replayed
 
-LATENT_NOISE = 0.05
-"""Added to latents in training, so that what the transformer gets a little wrong still decodes well."""
-SPREAD_WEIGHT = 1e-3
-"""Keeps the latents near unit size."""
+LATENT_NOISE = 0.12
+"""Largest standard deviation of what is added to latents in training, so that what the transformer gets a little wrong
+still decodes well."""
 EDGE_WEIGHT = 1.0
+SURE = -8.0
+"""Logarithm of the variance that the encoder is to report: a sample of its latents is as good as their mean."""
 PEAK_RATE = 1.5e-3
 
 
 def train_vae(
     rows: Tensor, device: torch.device, *, minutes: float, batch: int, start: AutoencoderKL | None = None
 ) -> AutoencoderKL:
-    """Train for that long on scenes drawn anew; returns the averaged weights, latents scaled to unit variance."""
+    """Train for that long on scenes drawn anew; returns the averaged weights."""
     vae = (start or autoencoder()).to(device).requires_grad_().train()
     torch.backends.cudnn.benchmark = True
     rows = rows.to(device)
@@ -46,17 +48,7 @@ def train_vae(
         if weights.steps % 500 == 1:
             print(f"vae step {weights.steps} share {share:.2f} loss {loss.item():.4f}", flush=True)
     weights.show(average.values)
-    vae.eval().requires_grad_(requires_grad=False)
-    _normalize(vae, rows, device)
-    return vae
-
-
-@torch.inference_mode()
-def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Normalized latents, as the pipeline expects them."""
-    latents = vae.encode(pictures).latent_dist.mode()
-    normalized: Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
-    return normalized
+    return vae.eval().requires_grad_(requires_grad=False)
 
 
 @torch.inference_mode()
@@ -69,25 +61,17 @@ def reconstruction_psnr(vae: AutoencoderKL, rows: Tensor, device: torch.device) 
 
 
 def _loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    latents = latents_of(pictures)
+    spread = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device)
     with torch.autocast(pictures.device.type, torch.bfloat16):
-        latents = vae.encode(pictures).latent_dist.mode()
-        again = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        found = vae.encode(pictures).latent_dist
+        again = vae.decode(latents + spread * torch.randn_like(latents)).sample
     again = again.float()
     edges = sum(
         (nn.functional.l1_loss(again.diff(dim=axis), pictures.diff(dim=axis)) for axis in (2, 3)),
         start=torch.zeros((), device=again.device),
     )
     pixels = nn.functional.l1_loss(again, pictures) + 2 * nn.functional.mse_loss(again, pictures)
-    total: Tensor = pixels + EDGE_WEIGHT * edges + SPREAD_WEIGHT * latents.float().square().mean()
+    encoded = nn.functional.mse_loss(found.mean.float(), latents) + 1e-3 * (found.logvar.float() - SURE).square().mean()
+    total: Tensor = pixels + EDGE_WEIGHT * edges + encoded
     return total
-
-
-@torch.inference_mode()
-def _normalize(vae: AutoencoderKL, rows: Tensor, device: torch.device) -> None:
-    parts = [
-        vae.encode(draw(rows[i : i + 64].to(device))).latent_dist.mode() for i in range(0, min(1024, len(rows)), 64)
-    ]
-    latents = torch.cat(parts)
-    vae.register_to_config(
-        shift_factor=round(latents.mean().item(), 4), scaling_factor=round(1 / latents.std().item(), 4)
-    )
