@@ -34,7 +34,9 @@ from .models.values import Precision as Precision
 from .paths import cache_dir as cache_dir
 from .paths import config_dir as config_dir
 from .planning.footprint import TILE_PIXELS as TILE_PIXELS
-from .planning.profiles import parse_profile as parse_profile
+from .planning.profile_files import parse_profile as parse_profile
+from .planning.profile_files import parse_profiles as parse_profiles
+from .planning.values import HostProfile as HostProfile
 from .planning.values import Offload as Offload
 from .planning.values import Placement as Placement
 from .planning.values import Plan as Plan

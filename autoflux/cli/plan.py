@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
-from autoflux.api import Prepared, prepare
+from autoflux.api import Prepared, WhatIf, prepare
 from autoflux.cli.options import PictureSize, model_option, wishes_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
+from autoflux.cli.saved import saved_plan_option
+from autoflux.cli.what_if import what_if_options
+from autoflux.files import write_atomic
 from autoflux.models.values import Model
 from autoflux.planning.values import Offload, Placement, Plan, Wishes
 from autoflux.plugin_manager import Plugins
@@ -22,10 +26,13 @@ from autoflux.units import format_bytes, format_seconds
 @click.option("--size", type=PictureSize(), help="Size of the picture to plan for, such as 1024 or 1344x768.")
 @click.option("--steps", type=int, help="Denoise steps of the picture to plan for.")
 @click.option("--refresh", is_flag=True, help="Measure the machine again first.")
+@click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Also write the plan, for --plan.")
+@saved_plan_option("size", "steps", "link_gb_per_s", "disk_gb_per_s")
 @wishes_options
+@what_if_options
 @json_option
 @click.pass_obj
-def command(
+def command(  # noqa: PLR0913 — one for each option
     plugins: Plugins,
     *,
     model: str,
@@ -33,13 +40,23 @@ def command(
     size: tuple[int, int] | None,
     steps: int | None,
     refresh: bool,
+    save: Path | None,
+    saved: Plan | None,
+    what_if: WhatIf,
     as_json: bool,
 ) -> None:
-    """Show how a model would run here: the choice, the reasons, the time and the memory. Loads nothing."""
+    """Show how a model would run: the choice, the reasons, the time and the memory. Loads nothing.
+
+    Here, or with --on on another machine.
+    """
     width, height = size or (None, None)
     wishes = wishes.replace(width=width, height=height, steps=steps)
     with stderr.status("taking stock") as status:
-        prepared = prepare(model, wishes, plugins, refresh=refresh, on_stage=status.update)
+        prepared = prepare(
+            model, wishes, plugins, refresh=refresh, on_stage=status.update, what_if=what_if, saved=saved
+        )
+    if save is not None:
+        write_atomic(save, prepared.plan.to_json().encode())
     if as_json:
         succeed(prepared.plan.to_data())
     else:
@@ -49,7 +66,12 @@ def command(
 def show(prepared: Prepared) -> None:
     """Print a plan for people."""
     plan = prepared.plan
-    stdout.print(f"[bold]{summary(plan)}[/]")
+    if plan.machine is not None:
+        stdout.print(
+            escape(f"what if: this plan is for {plan.machine}, not for this machine, and cannot be run here"),
+            soft_wrap=True,
+        )
+    stdout.print(f"[bold]{escape(summary(plan))}[/]")
     for table in (_predictions(plan), _components(plan, prepared.model), _choices(plan), _rejected(plan)):
         if table.row_count:
             stdout.print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -32,7 +33,7 @@ class DeviceKind(StrEnum):
 class Figure(Value, frozen=True, kw_only=True):
     """A number and how it is known. The field that holds it names the unit; `note` says how, or what went wrong."""
 
-    value: float
+    value: Annotated[float, msgspec.Meta(gt=0)]
     source: Source
     note: str = ""
 
@@ -40,7 +41,7 @@ class Figure(Value, frozen=True, kw_only=True):
 class Size(Value, frozen=True, kw_only=True):
     """A whole number of bytes and how it is known."""
 
-    value: int
+    value: Annotated[int, msgspec.Meta(ge=0)]
     source: Source
     note: str = ""
 

@@ -22,15 +22,13 @@ from autoflux.models.inventory import take_stock
 from autoflux.models.values import Block, Component, Model, ParameterCount, Precision
 from autoflux.planning.fit import batch_limit
 from autoflux.planning.planner import make_plan
-from autoflux.planning.profiles import parse_profile, select_profile
+from autoflux.planning.profile_files import parse_profile
+from autoflux.planning.profiles import for_host, select_profile
 from autoflux.planning.values import Offload, Origin, Placement, Plan, Wishes
+from autoflux.plugin_manager import load_plugins
 from tests.conftest import FLUX_DEV, GB, card, size
 
-PROFILES = [
-    parse_profile(file.read_text(), file.name)
-    for file in resources.files("autoflux.profiles").iterdir()
-    if file.name.endswith(".toml")
-]
+PROFILES = for_host(load_plugins(entry_points=False).profiles, 64 * GB)
 
 
 def _component(name: str, parameters: int) -> Component:
@@ -242,7 +240,7 @@ def test_shipped_profiles_cover_every_kind_and_cite_their_sources():
 
 def test_the_most_particular_profile_wins_and_among_equals_the_last():
     assert select_profile(PROFILES, DeviceKind.CUDA, "7.5").name == "cuda-turing"
-    assert select_profile(PROFILES, DeviceKind.CUDA, "8.9").name == "cuda"
+    assert select_profile(PROFILES, DeviceKind.CUDA, "8.9").name == "cuda-ada"
     assert select_profile(PROFILES, DeviceKind.CUDA, None).name == "cuda"
     own = select_profile(PROFILES, DeviceKind.CPU).replace(name="own")
     assert select_profile([*PROFILES, own], DeviceKind.CPU).name == "own"
