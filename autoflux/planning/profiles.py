@@ -14,11 +14,16 @@ def for_host(profiles: Iterable[Profile | HostProfile], ram_bytes: int, wished: 
 
     A host profile of the `wished` name counts however much RAM there is.
     """
-    named = list({profile.name: profile for profile in reversed(list(profiles))}.values())[::-1]
-    hosts = [p for p in named if isinstance(p, HostProfile) and (p.name == wished or ram_bytes <= p.max_ram_bytes)]
+    named: dict[str, Profile | HostProfile] = {}
+    for profile in profiles:
+        named.pop(profile.name, None)  # a later one of a name takes its turn, not its predecessor's
+        named[profile.name] = profile
+    hosts = [
+        p for p in named.values() if isinstance(p, HostProfile) and (p.name == wished or ram_bytes <= p.max_ram_bytes)
+    ]
     # The one for the least RAM is the most particular, so it is laid over last.
     hosts.sort(key=lambda host: -host.max_ram_bytes)
-    return [_laid_over(profile, hosts) for profile in named if isinstance(profile, Profile)]
+    return [_laid_over(profile, hosts) for profile in named.values() if isinstance(profile, Profile)]
 
 
 def _laid_over(profile: Profile, hosts: Iterable[HostProfile]) -> Profile:
