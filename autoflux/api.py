@@ -12,7 +12,8 @@ from autoflux.files import is_path, read_small
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import is_known, known_machine
 from autoflux.hardware.probe import probe
-from autoflux.hardware.values import SCHEMA, Hardware
+from autoflux.hardware.saved import read_hardware
+from autoflux.hardware.values import Hardware
 from autoflux.models.inventory import take_stock
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
@@ -155,7 +156,7 @@ def _plan_if(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware,
 
 
 def other_machine(on: str) -> Hardware:
-    """The known machine of that name, or the one that a file is the `probe --json` of.
+    """The known machine of that name, or the one whose `probe --json` a file is.
 
     Raises:
         UnknownName: no machine is known by it.
@@ -163,7 +164,7 @@ def other_machine(on: str) -> Hardware:
     """
     if is_known(on) or not is_path(on):
         return known_machine(on)
-    return Hardware.from_saved(read_small(Path(on).expanduser()), schema=SCHEMA, origin=repr(on))
+    return read_hardware(read_small(Path(on).expanduser()), repr(on))
 
 
 def saved_plan(file: str) -> Plan:

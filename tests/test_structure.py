@@ -90,7 +90,15 @@ def test_planning_is_pure():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["plan", "--help"], ["generate", "--help"], ["serve", "--help"], ["plugins"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["plan", "--help"],
+        ["generate", "--help"],
+        ["serve", "--help"],
+        ["plugins"],
+        ["machines"],
+    ],
 )
 def test_the_program_starts_without_torch(arguments: list[str]):
     code = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
 
 import msgspec
 
@@ -33,7 +32,7 @@ class DeviceKind(StrEnum):
 class Figure(Value, frozen=True, kw_only=True):
     """A number and how it is known. The field that holds it names the unit; `note` says how, or what went wrong."""
 
-    value: Annotated[float, msgspec.Meta(gt=0)]
+    value: float
     source: Source
     note: str = ""
 
@@ -41,7 +40,7 @@ class Figure(Value, frozen=True, kw_only=True):
 class Size(Value, frozen=True, kw_only=True):
     """A whole number of bytes and how it is known."""
 
-    value: Annotated[int, msgspec.Meta(ge=0)]
+    value: int
     source: Source
     note: str = ""
 

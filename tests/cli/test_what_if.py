@@ -76,7 +76,7 @@ def test_a_probe_of_another_machine_is_planned_for(plan, here):
         ("", "not JSON"),
         ("{}", "as Hardware"),
         ('{"schema": 99}', "of version 99 and this autoflux reads version"),
-        (known_machine("rtx-3060-12gb").to_json().replace('"value": 12', '"value": -12', 1), "as Hardware"),
+        (known_machine("rtx-3060-12gb").to_json().replace('"value": 12', '"value": -12', 1), "cannot be right"),
     ],
 )
 def test_a_file_that_is_no_probe_is_refused(plan, here, content, words):
