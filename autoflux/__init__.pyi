@@ -2,6 +2,7 @@ from .api import find_model as find_model
 from .api import load as load
 from .api import make_plan as make_plan
 from .api import probe as probe
+from .api import saved_plan as saved_plan
 from .api import user_profiles as user_profiles
 from .cli.output import json_option as json_option
 from .cli.output import stderr as stderr

@@ -92,7 +92,7 @@ def load(
     Args:
         model: a registered name or the path of a model folder.
         wishes: what the plan must keep to.
-        plan: a plan made before, instead of planning now.
+        plan: a plan made before, as `saved_plan` reads it, instead of planning now.
         progress: called with what is being loaded and the share done.
 
     Raises:
@@ -102,6 +102,8 @@ def load(
     found = find_model(model, plugins)
     if plan is None:
         plan = plan_for(found, wishes or Wishes(), plugins, probe())
+    else:
+        check_plan(plan, probe(), found)
     return open_session(plan, found, plugins, progress)
 
 

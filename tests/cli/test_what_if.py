@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import autoflux
 from autoflux.cli.main import run
+from autoflux.errors import PlanUnusable
 from autoflux.hardware.known import known_machine, known_names
 from autoflux.planning.values import Plan
 
@@ -178,3 +180,9 @@ def test_machines_are_listed_with_their_figures(capsys):
     assert run(["machines", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["data"]) == set(known_names())
     assert run(["machines", "rtx-9999"]) == 2
+
+
+def test_python_refuses_a_plan_of_another_machine_too(plan, here, tiny_model):
+    assert plan("--on", "rtx-3060-12gb", "--save", "p.json")[0] == 0
+    with pytest.raises(PlanUnusable, match="rtx-3060-12gb"):
+        autoflux.load(str(tiny_model), plan=autoflux.saved_plan("p.json"))
