@@ -75,6 +75,7 @@ class Wishes(Value, frozen=True, kw_only=True):
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Capability = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3}\.[0-9]{1,3}$")]
 
@@ -96,11 +97,11 @@ class Priors(Value, frozen=True, kw_only=True):
     step_efficiency: Share
     """Share of the matmul rate that a whole denoise step reaches."""
     vae_efficiency: Share
-    block_seconds: Positive
+    block_seconds: Seconds
     """Time a block takes beside its arithmetic: launching its kernels."""
     link_gb_per_s: Positive
     disk_gb_per_s: Positive
-    start_seconds: Positive
+    start_seconds: Seconds
     """Importing torch and the backend, creating the device context."""
     reserve_bytes: Bytes
     """Device memory left free for others."""
