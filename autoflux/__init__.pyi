@@ -2,6 +2,7 @@ from .api import find_model as find_model
 from .api import load as load
 from .api import make_plan as make_plan
 from .api import probe as probe
+from .api import saved_plan as saved_plan
 from .api import user_profiles as user_profiles
 from .cli.output import json_option as json_option
 from .cli.output import stderr as stderr
@@ -34,7 +35,9 @@ from .models.values import Precision as Precision
 from .paths import cache_dir as cache_dir
 from .paths import config_dir as config_dir
 from .planning.footprint import TILE_PIXELS as TILE_PIXELS
-from .planning.profiles import parse_profile as parse_profile
+from .planning.profile_files import parse_profile as parse_profile
+from .planning.profile_files import parse_profiles as parse_profiles
+from .planning.values import HostProfile as HostProfile
 from .planning.values import Offload as Offload
 from .planning.values import Placement as Placement
 from .planning.values import Plan as Plan

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoflux.errors import DamagedFile, MissingExtra, ModelNotFound
+from autoflux.errors import DamagedFile, DoesNotFit, MissingExtra, ModelNotFound
+from autoflux.files import is_path, read_small
+from autoflux.hardware.changes import Changes, changed
+from autoflux.hardware.known import is_known, known_machine
 from autoflux.hardware.probe import probe
+from autoflux.hardware.saved import read_hardware
 from autoflux.hardware.values import Hardware
 from autoflux.models.hubs.cached import find_cached, model_path
 from autoflux.models.hubs.names import default_source, parse_reference
@@ -18,15 +22,28 @@ from autoflux.models.inventory import take_stock
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
 from autoflux.planning.planner import make_plan
-from autoflux.planning.profiles import parse_profile
-from autoflux.planning.values import Plan, Profile, Wishes
+from autoflux.planning.profile_files import AnyProfile, parse_profile, parse_profiles
+from autoflux.planning.profiles import for_host
+from autoflux.planning.saved import check_plan, read_plan
+from autoflux.planning.values import HostProfile, Plan, Profile, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
 
 if TYPE_CHECKING:
     from autoflux.runtime.pipeline import Backend, LoadProgress
     from autoflux.runtime.session import Session
 
-__all__ = ["Prepared", "find_model", "load", "make_plan", "plan_for", "prepare", "probe"]
+__all__ = [
+    "Prepared",
+    "WhatIf",
+    "find_model",
+    "load",
+    "make_plan",
+    "other_machine",
+    "plan_for",
+    "prepare",
+    "probe",
+    "saved_plan",
+]
 
 OnStage = Callable[[str], None]
 
@@ -38,6 +55,33 @@ class Prepared:
     hardware: Hardware
     model: Model
     plan: Plan
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What to plan for instead of this machine as it is."""
+
+    on: str | None = None
+    """A known machine's name, or the file of another's probe; None is this machine."""
+    changes: Changes = field(default_factory=Changes)
+
+    @property
+    def machine(self) -> str | None:
+        """What the other machine is called; None for this one."""
+        if self.on is None:
+            return "this one with other memory" if self.changes.memory else None
+        return self.on.lower() if is_known(self.on) else Path(self.on).stem
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a plan for it must be read with, in words."""
+        known = self.on is not None and is_known(self.on)
+        rates = [("--link", self.changes.link_gb_per_s), ("--disk", self.changes.disk_gb_per_s)]
+        said = [f"{option} {rate:g} GB/s" for option, rate in rates if rate is not None]
+        return (
+            *([f"nothing of {self.machine} was measured: its figures are public specifications"] if known else []),
+            *([f"{' and '.join(said)} is what you said, not what was measured"] if said else []),
+        )
 
 
 def load(
@@ -52,7 +96,7 @@ def load(
     Args:
         model: a registered name or the path of a model folder.
         wishes: what the plan must keep to.
-        plan: a plan made before, instead of planning now.
+        plan: a plan made before, as `saved_plan` reads it, instead of planning now.
         progress: called with what is being loaded and the share done.
 
     Raises:
@@ -62,6 +106,8 @@ def load(
     found = find_model(model, plugins)
     if plan is None:
         plan = plan_for(found, wishes or Wishes(), plugins, probe())
+    else:
+        check_plan(plan, probe(), found)
     return open_session(plan, found, plugins, progress)
 
 
@@ -76,12 +122,64 @@ def open_session(plan: Plan, model: Model, plugins: Plugins, progress: LoadProgr
 
 
 def prepare(
-    model: str, wishes: Wishes, plugins: Plugins, *, on_stage: OnStage | None = None, refresh: bool = False
+    model: str,
+    wishes: Wishes,
+    plugins: Plugins,
+    *,
+    on_stage: OnStage | None = None,
+    refresh: bool = False,
+    what_if: WhatIf | None = None,
+    saved: Plan | None = None,
 ) -> Prepared:
-    """Take stock of a model, measure the machine and plan. Does not import torch."""
+    """Take stock of a model, measure the machine, and plan or check the `saved` plan. Does not import torch.
+
+    Raises:
+        PlanUnusable: the saved plan is of another machine, model or version.
+        AutofluxError: any other of those that probing and planning can end in.
+    """
+    what_if = what_if or WhatIf()
     found = find_model(model, plugins)
-    hardware = probe(refresh=refresh, models_path=Path(found.path), on_stage=on_stage)
-    return Prepared(hardware, found, plan_for(found, wishes, plugins, hardware))
+    if what_if.on is None:
+        hardware = probe(refresh=refresh, models_path=Path(found.path), on_stage=on_stage)
+    else:
+        hardware = other_machine(what_if.on)
+    hardware = changed(hardware, what_if.changes)
+    if saved is not None:
+        check_plan(saved, hardware, found)
+        _require(plugins.backends.get(saved.backend))
+        return Prepared(hardware, found, saved.replace(machine=what_if.machine))
+    return Prepared(hardware, found, _plan_if(found, wishes, plugins, hardware, what_if))
+
+
+def _plan_if(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, what_if: WhatIf) -> Plan:
+    try:
+        plan = plan_for(model, wishes, plugins, hardware)
+    except DoesNotFit as error:
+        if what_if.machine is None:
+            raise
+        raise DoesNotFit(f"on {what_if.machine}: {error.message}", hint=error.hint) from error
+    return plan.replace(machine=what_if.machine, warnings=(*what_if.assumptions, *plan.warnings))
+
+
+def other_machine(on: str) -> Hardware:
+    """The known machine of that name, or the one whose `probe --json` a file is.
+
+    Raises:
+        UnknownName: no machine is known by it.
+        DamagedFile: the file is not a probe's, or of another version.
+    """
+    if is_known(on) or not is_path(on):
+        return known_machine(on)
+    return read_hardware(read_small(Path(on).expanduser()), repr(on))
+
+
+def saved_plan(file: str) -> Plan:
+    """The plan in a file that `plan --save` or `plan --json` wrote.
+
+    Raises:
+        DamagedFile: it cannot be read, or is of another version.
+    """
+    return read_plan(read_small(Path(file).expanduser()), repr(file))
 
 
 def find_model(model: str, plugins: Plugins) -> Model:
@@ -119,21 +217,40 @@ def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware)
     if wishes.backend is not None:
         _require(plugins.backends.get(wishes.backend))
     backends = [backend.name for backend in plugins.backends if backend.missing() is None]
-    return make_plan(hardware, model, [*plugins.profiles, *user_profiles()], wishes, backends)
+    profiles, wishes = _profiles(wishes, plugins, hardware)
+    return make_plan(hardware, model, profiles, wishes, backends)
 
 
-def user_profiles(folder: Path | None = None) -> list[Profile]:
-    """The profiles in the user's configuration folder, by file name.
+def _profiles(wishes: Wishes, plugins: Plugins, hardware: Hardware) -> tuple[list[Profile], Wishes]:
+    """The profiles that hold on that host, and the wishes with the name of the profile whose file was wished."""
+    offered = list(plugins.profiles)
+    everything = [*offered, *user_profiles(known=offered)]
+    wished = wishes.profile
+    if wished is not None and wished not in {profile.name for profile in everything} and is_path(wished):
+        text = _profile_text(Path(wished).expanduser())
+        everything.append(parse_profile(text, repr(wished), everything))
+        wished = everything[-1].name
+    hosts = [profile.name for profile in everything if isinstance(profile, HostProfile)]
+    profiles = for_host(everything, hardware.host.total_bytes.value, wished)
+    return profiles, wishes.replace(profile=None if wished in hosts else wished)
+
+
+def user_profiles(folder: Path | None = None, known: Iterable[AnyProfile] | None = None) -> list[AnyProfile]:
+    """The profiles in the user's configuration folder, by file name; `known` are those they may have as base.
 
     Raises:
         DamagedFile: one cannot be read.
     """
     files = sorted((folder or config_dir() / "profiles").glob("*.toml"))
+    texts = {repr(str(file)): _profile_text(file) for file in files}
+    return parse_profiles(texts, load_plugins().profiles if known is None and texts else known or ())
+
+
+def _profile_text(file: Path) -> str:
     try:
-        texts: Mapping[Path, str] = {file: file.read_text(encoding="utf-8") for file in files}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedFile(f"a profile cannot be read: {error}") from error
-    return [parse_profile(text, repr(str(file))) for file, text in texts.items()]
+        return read_small(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"the profile {str(file)!r} cannot be read: {error}", hint="save it as UTF-8") from error
 
 
 def _require(backend: Backend) -> None:

@@ -5,6 +5,7 @@ AutofluxError                 exit 1
 │   ├── InvalidRequest                 one field of a picture request; `param` names it
 │   ├── UnknownName                    no model, backend, frontend or profile of that name
 │   ├── NotKept                        a job or picture that never was, or is not kept any more
+│   ├── PlanUnusable                   a saved plan is of another machine, model or version
 │   └── ContradictoryWishes            two wishes exclude each other
 ├── DoesNotFit                exit 3   the model cannot run on this machine under these wishes
 ├── DeviceUnavailable                  the device asked for is not there or cannot be used
@@ -85,6 +86,10 @@ class UnknownName(UsageError):
 
 class NotKept(UsageError):
     code = "not_kept"
+
+
+class PlanUnusable(UsageError):
+    code = "plan_unusable"
 
 
 class ContradictoryWishes(UsageError):

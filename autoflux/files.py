@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Reading files that users name, and writing files so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,35 @@ import os
 import tempfile
 from pathlib import Path
 
-from autoflux.errors import OutputUnwritable
+from autoflux.errors import DamagedFile, OutputUnwritable
+
+MAX_READ_BYTES = 32 * 2**20
+"""More than any plan, probe or profile; a larger file is another kind of file, such as weights."""
+
+
+def read_small(path: Path) -> bytes:
+    """The whole of a file that a user named.
+
+    Raises:
+        DamagedFile: it is not there, cannot be read, or is far too large for what is read so.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_READ_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DamagedFile(f"cannot read {str(path)!r}: {reason}", hint="check the path") from error
+    if len(data) > MAX_READ_BYTES:
+        raise DamagedFile(f"{str(path)!r} is larger than {MAX_READ_BYTES // 2**20} MiB", hint="check the path")
+    return data
+
+
+def is_path(text: str) -> bool:
+    """Whether a text that may be a name or a path is meant as a path: it is there, or looks like one."""
+    try:
+        return Path(text).expanduser().exists() or any(mark in text for mark in "/\\.")
+    except (OSError, ValueError, RuntimeError):
+        return True
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import click
 
     from autoflux.models.values import ModelEntry
-    from autoflux.planning.values import Profile
+    from autoflux.planning.values import HostProfile, Profile
     from autoflux.runtime.pipeline import Backend
     from autoflux.serving.frontend import Frontend
 
@@ -39,8 +39,8 @@ def register_models(register: Callable[[ModelEntry], None]) -> None:
 
 
 @hookspec
-def register_profiles(register: Callable[[Profile], None]) -> None:
-    """Offer preferences and priors for a class of hardware."""
+def register_profiles(register: Callable[[Profile | HostProfile], None]) -> None:
+    """Offer preferences and priors for a class of hardware, or what differs on a class of hosts."""
 
 
 @hookspec

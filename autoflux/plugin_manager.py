@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import click
 
     from autoflux.models.values import ModelEntry
-    from autoflux.planning.values import Profile
+    from autoflux.planning.values import HostProfile, Profile
     from autoflux.runtime.pipeline import Backend
     from autoflux.serving.frontend import Frontend
 
@@ -87,7 +87,7 @@ class Plugins:
     backends: Registry[Backend] = field(default_factory=lambda: Registry("backend"))
     frontends: Registry[Frontend] = field(default_factory=lambda: Registry("frontend"))
     models: Registry[ModelEntry] = field(default_factory=lambda: Registry("model"))
-    profiles: Registry[Profile] = field(default_factory=lambda: Registry("profile"))
+    profiles: Registry[Profile | HostProfile] = field(default_factory=lambda: Registry("profile"))
     commands: Registry[click.Command] = field(default_factory=lambda: Registry("command"))
     sources: dict[str, str] = field(default_factory=dict)
     """Plugin name → where it comes from: `built in` or distribution and version."""

@@ -30,6 +30,18 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def parse_rate(text: str) -> float:
+    """`"6.8GB/s"` → 6.8, in units of 10^9 bytes a second; the unit is needed.
+
+    Raises:
+        UsageError: not a rate, or not above zero.
+    """
+    amount, slash, second = text.strip().rpartition("/")
+    if not slash or second.strip().lower() != "s" or not re.search("[a-z]", amount, re.IGNORECASE):
+        raise UsageError(f"{text!r} is not a rate", hint="write a number with a unit, such as 6.8GB/s or 500MB/s")
+    return parse_bytes(amount) / GB
+
+
 def format_bytes(count: float) -> str:
     """Three significant figures in decimal units: `25,700,000,000` → `"25.7 GB"`."""
     for unit, factor in (("TB", TB), ("GB", GB), ("MB", MB), ("kB", KB)):

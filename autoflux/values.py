@@ -36,7 +36,37 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 hint="delete it, or correct what the message names",
             ) from error
 
+    @classmethod
+    def from_saved(cls, text: str | bytes, *, schema: int, origin: str) -> Self:
+        """Read what a command printed with `--json`, in its envelope or without, and of this version only.
+
+        Raises:
+            DamagedFile: not JSON, the envelope of an error, of another version than `schema`, or as of `from_json`.
+        """
+        try:
+            data: object = msgspec.json.decode(text)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise DamagedFile(f"{origin} is not JSON: {error}", hint=f"it has to hold a {cls.__name__}") from error
+        data = _unwrapped(data, origin)
+        if isinstance(data, dict) and isinstance(found := data.get("schema"), int) and found != schema:
+            raise DamagedFile(
+                f"{origin} is of version {found} and this autoflux reads version {schema}",
+                hint="make it anew with this version of autoflux",
+            )
+        return cls.from_json(msgspec.json.encode(data), origin=origin)
+
     def replace(self, **changes: object) -> Self:
         """A copy with some fields changed."""
         changed: Self = msgspec.structs.replace(self, **changes)
         return changed
+
+
+def _unwrapped(data: object, origin: str) -> object:
+    """What is in the envelope of `--json`; what is in none stays as it is."""
+    if not isinstance(data, dict) or set(data) != {"schema", "ok", "data", "error"}:
+        return data
+    if data["ok"] is not True:
+        error = data["error"]
+        message = error.get("message", "no message") if isinstance(error, dict) else "no message"
+        raise DamagedFile(f"{origin} holds an error: {message}", hint="run the command that wrote it again")
+    return data["data"]

@@ -15,7 +15,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from autoflux import Accelerator, AutofluxError, Hardware, Profile, check_writable, find_model, format_bytes
+from autoflux import (
+    Accelerator,
+    AutofluxError,
+    Hardware,
+    HostProfile,
+    Profile,
+    check_writable,
+    find_model,
+    format_bytes,
+)
 
 OLDEST_PYTHON = (3, 11)
 
@@ -244,7 +253,7 @@ def check_plugins(problems: Iterable[Any], count: int) -> Findings:
         yield Finding("plugins", State.OK, f"{count} plugins loaded")
 
 
-def check_profiles(profiles: Iterable[Profile]) -> Findings:
+def check_profiles(profiles: Iterable[Profile | HostProfile]) -> Findings:
     """The user's own profiles. Reading them is the check; what cannot be read raises before it comes here."""
     names = ", ".join(profile.name for profile in profiles)
     yield Finding("profiles", State.OK, f"your own profiles can be read: {names}" if names else "none of your own")

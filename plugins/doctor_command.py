@@ -95,7 +95,7 @@ def _checks(ctx: click.Context, host: str, port: int, model: str) -> Iterator[Ch
         yield name, partial(check, hardware)
     yield "packages", checks.check_packages
     yield "plugins", lambda: checks.check_plugins(plugins.problems, len(plugins.sources))
-    yield "profiles", lambda: checks.check_profiles(user_profiles())
+    yield "profiles", lambda: checks.check_profiles(user_profiles(known=plugins.profiles))
     yield "folders", lambda: checks.check_folder("cache", cache_dir(), "AUTOFLUX_CACHE_DIR")
     yield "folders", lambda: checks.check_folder("configuration", config_dir(), "AUTOFLUX_CONFIG_DIR")
     yield "port", lambda: checks.check_port(host, port)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import resources
 
-from autoflux import Profile, hookimpl, parse_profile
+from autoflux import HostProfile, Profile, hookimpl, parse_profiles
 
 
 @hookimpl
-def register_profiles(register: Callable[[Profile], None]) -> None:
+def register_profiles(register: Callable[[Profile | HostProfile], None]) -> None:
     """Register every TOML file of `autoflux.profiles`."""
-    for file in sorted(resources.files("autoflux.profiles").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".toml"):
-            register(parse_profile(file.read_text(encoding="utf-8"), repr(file.name)))
+    files = sorted(resources.files("autoflux.profiles").iterdir(), key=lambda file: file.name)
+    texts = {repr(file.name): file.read_text(encoding="utf-8") for file in files if file.name.endswith(".toml")}
+    for profile in parse_profiles(texts):
+        register(profile)

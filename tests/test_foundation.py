@@ -14,7 +14,7 @@ from autoflux import errors
 from autoflux.errors import AutofluxError, DamagedFile, OutputUnwritable, UnknownName, UsageError, describe
 from autoflux.files import check_writable, write_atomic
 from autoflux.planning.values import Offload, Wishes
-from autoflux.units import format_bytes, format_seconds, parse_bytes
+from autoflux.units import format_bytes, format_seconds, parse_bytes, parse_rate
 
 
 def test_the_tree_at_the_top_of_errors_names_every_error_with_its_exit_code():
@@ -60,6 +60,13 @@ def test_sizes_are_read_as_people_write_them(text: str, expected: int):
 def test_what_is_no_size_is_refused(text: str):
     with pytest.raises(UsageError, match="size"):
         parse_bytes(text)
+
+
+def test_rates_are_read_with_their_unit():
+    assert [parse_rate(text) for text in ("6.8GB/s", "500 MB/s", " 1GiB/s ", "2g/S")] == [6.8, 0.5, 1.073741824, 2.0]
+    for text in ("", "6.8", "6.8GB", "6.8/s", "GB/s", "0GB/s", "-1GB/s", "5GB/min", "5GB/s/s"):
+        with pytest.raises(UsageError):
+            parse_rate(text)
 
 
 @given(st.integers(1, 10**15))

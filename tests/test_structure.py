@@ -99,6 +99,7 @@ def test_planning_is_pure():
         ["models", "pull", "--help"],
         ["models", "list"],
         ["plugins"],
+        ["machines"],
     ],
 )
 def test_the_program_starts_without_torch(arguments: list[str]):

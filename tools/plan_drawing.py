@@ -6,7 +6,6 @@ python -m tools.plan_drawing docs/images/plan-12gb.svg
 from __future__ import annotations
 
 import sys
-from importlib import resources
 from pathlib import Path
 
 from autoflux.files import write_atomic
@@ -15,8 +14,9 @@ from autoflux.models.values import Architecture, Block, BlockList, Component, Mo
 from autoflux.planning.drawing import draw
 from autoflux.planning.drawing_svg import to_svg
 from autoflux.planning.planner import make_plan
-from autoflux.planning.profiles import parse_profile
+from autoflux.planning.profiles import for_host
 from autoflux.planning.values import Profile, Wishes
+from autoflux.plugin_manager import load_plugins
 from autoflux.units import GB
 
 HIDDEN = 3072
@@ -113,9 +113,8 @@ def _size(gigabytes: float) -> Size:
 
 
 def shipped_profiles() -> list[Profile]:
-    """The profiles that come with autoflux."""
-    files = sorted(resources.files("autoflux.profiles").iterdir(), key=lambda file: file.name)
-    return [parse_profile(file.read_text(), file.name) for file in files if file.name.endswith(".toml")]
+    """The profiles that come with autoflux, for a host with plenty of RAM."""
+    return for_host(load_plugins(entry_points=False).profiles, 64 * GB)
 
 
 def main(target: Path) -> None:

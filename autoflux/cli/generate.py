@@ -11,10 +11,11 @@ from autoflux.api import Prepared, find_model, open_session, prepare
 from autoflux.cli.options import model_option, order_options, wishes_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.plan import summary
+from autoflux.cli.saved import saved_plan_option
 from autoflux.errors import UsageError
 from autoflux.files import check_writable, write_atomic
 from autoflux.models.request import Order, Request, make_requests
-from autoflux.planning.values import Wishes
+from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
 from autoflux.runtime.picture import Picture
 from autoflux.units import format_seconds
@@ -29,10 +30,13 @@ from autoflux.units import format_seconds
     help="PNG file to write, replaced if it exists, or a folder. Several pictures get their seed in the name.",
 )
 @model_option
+@saved_plan_option()
 @wishes_options
 @json_option
 @click.pass_obj
-def command(plugins: Plugins, *, order: Order, out: Path | None, model: str, wishes: Wishes, as_json: bool) -> None:
+def command(
+    plugins: Plugins, *, order: Order, out: Path | None, model: str, wishes: Wishes, saved: Plan | None, as_json: bool
+) -> None:
     """Draw PROMPT and save it as PNG."""
     with stderr.status("taking stock") as status:
         # What the user typed is checked against the model before the machine is measured and the weights are read.
@@ -40,7 +44,7 @@ def command(plugins: Plugins, *, order: Order, out: Path | None, model: str, wis
         requests = make_requests(found, order)
         files = _files(out, requests)
         wishes = wishes.replace(width=requests[0].width, height=requests[0].height, steps=requests[0].steps)
-        prepared = prepare(model, wishes, plugins, on_stage=status.update)
+        prepared = prepare(model, wishes, plugins, on_stage=status.update, saved=saved)
     stderr.print(summary(prepared.plan), style="dim", soft_wrap=True)
     pictures = _draw(prepared, plugins, requests)
     for picture, file in zip(pictures, files, strict=True):

@@ -13,7 +13,7 @@ from autoflux.errors import UsageError
 from autoflux.models.request import Order
 from autoflux.models.values import Precision
 from autoflux.planning.values import Offload, Wishes
-from autoflux.units import parse_bytes
+from autoflux.units import parse_bytes, parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +30,20 @@ class ByteSize(click.ParamType[int]):
             return value
         try:
             return parse_bytes(str(value))
+        except UsageError as error:
+            self.fail(error.message + (f"; {error.hint}" if error.hint else ""), param, ctx)
+
+
+class Rate(click.ParamType[float]):
+    """A rate with a unit, such as 6.8GB/s; arrives in units of 10^9 bytes a second."""
+
+    name = "rate"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_rate(str(value))
         except UsageError as error:
             self.fail(error.message + (f"; {error.hint}" if error.hint else ""), param, ctx)
 
@@ -65,7 +79,9 @@ _WISHES = (
     click.option(
         "--backend", envvar="AUTOFLUX_BACKEND", show_envvar=True, help="The library that builds the pipeline."
     ),
-    click.option("--profile", envvar="AUTOFLUX_PROFILE", show_envvar=True, help="A hardware profile, by name."),
+    click.option(
+        "--profile", envvar="AUTOFLUX_PROFILE", show_envvar=True, help="A hardware profile, by name or TOML file."
+    ),
     click.option(
         "--offload",
         type=click.Choice([o.value for o in Offload]),

@@ -9,9 +9,11 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from autoflux.api import Prepared, prepare
+from autoflux.api import Prepared, WhatIf, prepare
 from autoflux.cli.options import PictureSize, model_option, wishes_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
+from autoflux.cli.saved import saved_plan_option
+from autoflux.cli.what_if import what_if_options
 from autoflux.errors import UsageError
 from autoflux.files import check_writable, write_atomic
 from autoflux.models.values import Model
@@ -35,7 +37,10 @@ from autoflux.units import format_bytes, format_seconds
     metavar="FILE",
     help="Write the drawing as SVG, replaced if it exists.",
 )
+@click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Also write the plan, for --plan.")
+@saved_plan_option("size", "steps", "link_gb_per_s", "disk_gb_per_s")
 @wishes_options
+@what_if_options
 @json_option
 @click.pass_obj
 def command(  # noqa: PLR0913 — one for each option
@@ -48,9 +53,15 @@ def command(  # noqa: PLR0913 — one for each option
     refresh: bool,
     drawing: bool,
     svg: Path | None,
+    save: Path | None,
+    saved: Plan | None,
+    what_if: WhatIf,
     as_json: bool,
 ) -> None:
-    """Show how a model would run here: the choice, the reasons, the time and the memory. Loads nothing."""
+    """Show how a model would run: the choice, the reasons, the time and the memory. Loads nothing.
+
+    Here, or with --on on another machine.
+    """
     if drawing and as_json:
         raise UsageError("--drawing is text and --json is not: use one of them", hint="--svg FILE goes with --json")
     if svg is not None:
@@ -58,7 +69,11 @@ def command(  # noqa: PLR0913 — one for each option
     width, height = size or (None, None)
     wishes = wishes.replace(width=width, height=height, steps=steps)
     with stderr.status("taking stock") as status:
-        prepared = prepare(model, wishes, plugins, refresh=refresh, on_stage=status.update)
+        prepared = prepare(
+            model, wishes, plugins, refresh=refresh, on_stage=status.update, what_if=what_if, saved=saved
+        )
+    if save is not None:
+        write_atomic(save, prepared.plan.to_json().encode())
     if svg is not None:
         write_atomic(svg, to_svg(draw(prepared.plan, prepared.model, prepared.hardware)).encode())
     if as_json:
@@ -72,7 +87,12 @@ def command(  # noqa: PLR0913 — one for each option
 def show(prepared: Prepared) -> None:
     """Print a plan for people."""
     plan = prepared.plan
-    stdout.print(f"[bold]{summary(plan)}[/]")
+    if plan.machine is not None:
+        stdout.print(
+            escape(f"what if: this plan is for {plan.machine}, not for this machine, and cannot be run here"),
+            soft_wrap=True,
+        )
+    stdout.print(f"[bold]{escape(summary(plan))}[/]")
     for table in (_predictions(plan), _components(plan, prepared.model), _choices(plan), _rejected(plan)):
         if table.row_count:
             stdout.print()

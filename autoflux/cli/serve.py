@@ -15,8 +15,9 @@ from autoflux.api import find_model, prepare
 from autoflux.cli.options import model_option, wishes_options
 from autoflux.cli.output import stderr, warn
 from autoflux.cli.plan import summary
+from autoflux.cli.saved import saved_plan_option
 from autoflux.errors import MissingExtra
-from autoflux.planning.values import Wishes
+from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
 from autoflux.serving.jobs import Status, WorkerState
 from autoflux.serving.server import Stopping, open_port, run_server
@@ -55,9 +56,10 @@ API = "api"
 )
 @click.option("--no-warmup", is_flag=True, help="Do not draw a first step before the first user comes.")
 @model_option
+@saved_plan_option()
 @wishes_options
 @click.pass_obj
-def command(
+def command(  # noqa: PLR0913 — one for each option
     plugins: Plugins,
     *,
     names: Sequence[str],
@@ -67,6 +69,7 @@ def command(
     no_warmup: bool,
     model: str,
     wishes: Wishes,
+    saved: Plan | None,
 ) -> int:
     """Serve a model: the page answers at once, the model loads behind it."""
     frontends = _frontends(plugins, names)
@@ -87,7 +90,7 @@ def command(
     with stopping.taking_signals():
         stderr.print(f"autoflux: serving {model}", highlight=False, markup=False, soft_wrap=True)
         _announce(host, address)
-        service.start(lambda on_stage: prepare(model, wishes, plugins, on_stage=on_stage), stopping.fail)
+        service.start(lambda on_stage: prepare(model, wishes, plugins, on_stage=on_stage, saved=saved), stopping.fail)
         run_server(service, listening, make_app, stopping)
     return _ending(stopping)
 

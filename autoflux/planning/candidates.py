@@ -141,7 +141,7 @@ def _site(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, accel
     if accelerator:
         usable = accelerator.usable_bytes.value - profile.priors.reserve_bytes
         vram_limit = max(0, min(usable, wishes.vram_bytes or usable))
-    available = hardware.host.available_bytes.value
+    available = max(0, hardware.host.available_bytes.value - profile.priors.ram_reserve_bytes)
     return _Site(accelerator, profile, vram_limit, min(available, wishes.ram_bytes or available))
 
 

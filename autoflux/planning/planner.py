@@ -10,6 +10,7 @@ from autoflux.models.request import Request, check
 from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
 from autoflux.planning.streaming import pinned_bytes
+from autoflux.planning.timeline import FROM_PROFILE
 from autoflux.planning.values import (
     Choice,
     Offload,
@@ -223,7 +224,7 @@ def _warnings(best: Candidate, wishes: Wishes) -> tuple[str, ...]:
             ("link bandwidth", best.rates.link_gb_per_s),
             ("disk rate", best.rates.disk_gb_per_s),
         )
-        if figure.source == Source.ASSUMED and not (name == "link bandwidth" and best.kind == DeviceKind.CPU)
+        if figure.note == FROM_PROFILE and not (name == "link bandwidth" and best.kind == DeviceKind.CPU)
     ]
     warnings = []
     if assumed:

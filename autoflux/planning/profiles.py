@@ -1,30 +1,35 @@
-"""Profiles: reading one from TOML, and choosing the one for a device."""
+"""Profiles: choosing the one for a device, and what the host makes of it."""
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 
-import msgspec
-
-from autoflux.errors import DamagedFile, UnknownName
+from autoflux.errors import UnknownName
 from autoflux.hardware.values import DeviceKind
-from autoflux.planning.values import Match, Priors, Profile
+from autoflux.planning.values import HostProfile, Match, Profile
 
 
-def parse_profile(text: str, origin: str) -> Profile:
-    """Read a profile's TOML.
+def for_host(profiles: Iterable[Profile | HostProfile], ram_bytes: int, wished: str | None = None) -> list[Profile]:
+    """The profiles of devices as they are on a host with so much RAM. Of one name only the last, the user's own.
 
-    Raises:
-        DamagedFile: not TOML, an unknown or missing key, a wrong type, or a prior without a source.
+    A host profile of the `wished` name counts however much RAM there is.
     """
-    try:
-        profile = msgspec.convert(tomllib.loads(text), Profile)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise DamagedFile(f"the profile {origin} is not valid: {error}", hint="see docs/profiles.md") from error
-    unsourced = set(Priors.__struct_fields__) - set(profile.sources)
-    if unsourced:
-        raise DamagedFile(f"the profile {origin} gives no source for {', '.join(sorted(unsourced))}")
+    named: dict[str, Profile | HostProfile] = {}
+    for profile in profiles:
+        named.pop(profile.name, None)  # a later one of a name takes its turn, not its predecessor's
+        named[profile.name] = profile
+    hosts = [
+        p for p in named.values() if isinstance(p, HostProfile) and (p.name == wished or ram_bytes <= p.max_ram_bytes)
+    ]
+    # The one for the least RAM is the most particular, so it is laid over last.
+    hosts.sort(key=lambda host: -host.max_ram_bytes)
+    return [_laid_over(profile, hosts) for profile in named.values() if isinstance(profile, Profile)]
+
+
+def _laid_over(profile: Profile, hosts: Iterable[HostProfile]) -> Profile:
+    for host in hosts:
+        priors = profile.priors.replace(**host.priors)
+        profile = profile.replace(priors=priors, sources=profile.sources | host.sources)
     return profile
 
 

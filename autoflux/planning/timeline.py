@@ -15,6 +15,9 @@ from autoflux.values import Value
 TILED_DECODE = 1.78
 """How much more is computed in tiles: they overlap by a quarter along each side, (1 / 0.75)^2 (diffusers 0.42)."""
 
+FROM_PROFILE = "from the profile"
+"""Note of a figure that neither the probe nor the user gave."""
+
 
 class Rates(Value, frozen=True, kw_only=True):
     """What the timeline reckons with: the probe's figures, or the profile's where the probe has none."""
@@ -108,4 +111,4 @@ def _copied_bytes(model: Model, component: ComponentPlan) -> int:
 
 
 def _assumed(value: float) -> Figure:
-    return Figure(value=value, source=Source.ASSUMED, note="from the profile")
+    return Figure(value=value, source=Source.ASSUMED, note=FROM_PROFILE)

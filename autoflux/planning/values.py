@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
+
+import msgspec
 
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.values import Precision
@@ -70,38 +73,47 @@ class Wishes(Value, frozen=True, kw_only=True):
     steps: int | None = None
 
 
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+Capability = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3}\.[0-9]{1,3}$")]
+
+
 class Match(Value, frozen=True, kw_only=True):
     """The devices a profile is for. None matches all; capabilities compare as major.minor."""
 
     kind: DeviceKind
-    min_capability: str | None = None
-    max_capability: str | None = None
+    min_capability: Capability | None = None
+    max_capability: Capability | None = None
     name_contains: str | None = None
 
 
 class Priors(Value, frozen=True, kw_only=True):
     """Stand-ins for what was not measured, and efficiencies that no probe can see. `Profile.sources` says whence."""
 
-    matmul_tflops: float
+    matmul_tflops: Positive
     """Rate assumed when the probe has none, 10^12 operations a second."""
-    step_efficiency: float
+    step_efficiency: Share
     """Share of the matmul rate that a whole denoise step reaches."""
-    vae_efficiency: float
-    block_seconds: float
+    vae_efficiency: Share
+    block_seconds: Seconds
     """Time a block takes beside its arithmetic: launching its kernels."""
-    link_gb_per_s: float
-    disk_gb_per_s: float
-    start_seconds: float
+    link_gb_per_s: Positive
+    disk_gb_per_s: Positive
+    start_seconds: Seconds
     """Importing torch and the backend, creating the device context."""
-    reserve_bytes: int
+    reserve_bytes: Bytes
     """Device memory left free for others."""
-    context_bytes: int
+    context_bytes: Bytes
     """Device memory that the driver and libraries take beside tensors; not counted by torch."""
-    host_bytes: int
+    host_bytes: Bytes
     """RAM of the process without weights."""
-    denoise_activations: float
+    ram_reserve_bytes: Bytes = 0
+    """RAM left free for others, beyond what the system says is not available."""
+    denoise_activations: Positive
     """Peak activation bytes of a denoise step in units of tokens x hidden size x item bytes."""
-    decode_activations: float
+    decode_activations: Positive
     """Peak activation bytes of the VAE decode in units of pixels x widest full-resolution channels x item bytes."""
 
 
@@ -111,11 +123,25 @@ class Profile(Value, frozen=True, kw_only=True):
     name: str
     description: str
     match: Match
-    precision: tuple[Precision, ...]
+    precision: Annotated[tuple[Precision, ...], msgspec.Meta(min_length=1)]
     """Arithmetic precisions, best first."""
+    eight_bit: tuple[Precision, ...] = ()
+    """8-bit formats whose arithmetic the hardware has and that pay off there, best first."""
     priors: Priors
     sources: dict[str, str]
     """For each prior, where it was measured or read."""
+
+
+class HostProfile(Value, frozen=True, kw_only=True):
+    """What differs on computers with little RAM, whatever they compute on: laid over the device's profile there."""
+
+    name: str
+    description: str
+    max_ram_bytes: Annotated[int, msgspec.Meta(gt=0)]
+    """For hosts with no more RAM than this, as the system reports it."""
+    priors: dict[str, int | float]
+    sources: dict[str, str]
+    """For each prior given here, where it was measured or read."""
 
 
 class Choice(Value, frozen=True, kw_only=True):
@@ -231,6 +257,8 @@ class Plan(Value, frozen=True, kw_only=True):
     """Ceiling of device memory, None on the CPU."""
     ram_limit_bytes: int
     predicted: Predicted
+    machine: str | None = None
+    """What the other machine that it was made for was called (`plan --on`); None for the machine it was made on."""
     choices: tuple[Choice, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from autoflux.cli import serve
 from autoflux.cli.main import run
 from autoflux.errors import ErrorReport
 from autoflux.hookspecs import hookimpl
+from autoflux.planning.values import Plan
 from autoflux.plugin_manager import load_plugins
 from autoflux.serving.jobs import Status, WorkerState
 from autoflux.testing import FakeDesk
@@ -69,6 +70,37 @@ def test_a_model_that_does_not_fit_ends_it_with_exit_code_3(tiny_model: Path):
         told = server.output.replace("\n", " ")
         assert told.count("needs") == told.count("error:") == 1, server.output
         assert "failed:" not in server.output
+
+
+@pytest.fixture
+def saved(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plan of this machine for the fake backend."""
+    monkeypatch.setenv("AUTOFLUX_PLUGINS", "autoflux.testing")
+    assert run(["plan", "--model", str(tiny_model), "--backend", "fake", "--save", str(tmp_path / "plan.json")]) == 0
+    return tmp_path / "plan.json"
+
+
+def test_a_saved_plan_is_followed_and_brings_its_model(saved: Path):
+    with running("-m", "autoflux", "serve", "--plan", str(saved), "--frontend", "api", "--port", "0") as server:
+        server.line("ready: tiny")
+        assert server.interrupt() == 130
+
+
+def test_a_plan_of_another_machine_ends_it_with_the_reason(saved: Path):
+    plan = Plan.from_json(saved.read_bytes())
+    saved.write_text(plan.replace(machine="rtx-3060-12gb", fingerprint="that").to_json())
+    with running("-m", "autoflux", "serve", "--plan", str(saved), "--frontend", "api", "--port", "0") as server:
+        assert server.wait() == 2
+        assert "for another machine, 'rtx-3060-12gb'" in server.output.replace("\n", " ")
+
+
+def test_a_damaged_plan_is_refused_before_the_port_is_opened(saved: Path, capfd: pytest.CaptureFixture[str]):
+    saved.write_text(saved.read_text()[:200])
+    capfd.readouterr()
+    assert run(["serve", "--plan", str(saved), "--frontend", "api", "--port", "0"]) == 1
+    told = capfd.readouterr().err
+    assert "not JSON" in told
+    assert "http" not in told
 
 
 def test_listening_on_all_addresses_is_warned_about(tiny_model: Path):

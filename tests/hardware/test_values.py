@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoflux.errors import DamagedFile
-from autoflux.hardware.saved import read_probe
+from autoflux.hardware.saved import read_hardware
 from autoflux.hardware.values import (
     SCHEMA,
     BlockTiming,
@@ -153,8 +153,8 @@ def envelope(**fields: object) -> str:
 def test_the_new_figures_survive_json(machine):
     hardware = full(machine)
     assert Hardware.from_json(hardware.to_json()) == hardware
-    assert read_probe(hardware.to_json()) == hardware
-    assert read_probe(envelope(data=hardware.to_data())) == hardware
+    assert read_hardware(hardware.to_json(), "x") == hardware
+    assert read_hardware(envelope(data=hardware.to_data()), "x") == hardware
 
 
 def test_figures_that_are_not_there_are_not_needed(machine):
@@ -173,18 +173,20 @@ def test_figures_that_are_not_there_are_not_needed(machine):
 def test_a_probe_of_another_version_is_refused_before_its_fields(machine, schema: int):
     data = full(machine).to_data() | {"schema": schema, "new_field": 1}
     for text in (json.dumps(data), envelope(data=data)):
-        with pytest.raises(DamagedFile, match=f"old.json was written by another version.*{schema}, {SCHEMA}") as caught:
-            read_probe(text, origin="old.json")
-        assert "probe --refresh" in (caught.value.hint or "")
+        with pytest.raises(
+            DamagedFile, match=f"old.json is of version {schema} and .* reads version {SCHEMA}"
+        ) as caught:
+            read_hardware(text, "old.json")
+        assert "make it anew" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "cannot be read"),
+        ("", "is not JSON"),
         ("[]", "cannot be read"),
         ("{}", "cannot be read"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "is not JSON"),
         (envelope(), "cannot be read"),
         (envelope(data=7), "cannot be read"),
         (envelope(ok=False), "holds an error"),
@@ -193,4 +195,4 @@ def test_a_probe_of_another_version_is_refused_before_its_fields(machine, schema
 )
 def test_what_is_no_probe_is_refused(text: str | bytes, words: str):
     with pytest.raises(DamagedFile, match=words):
-        read_probe(text)
+        read_hardware(text, "old.json")

@@ -1,0 +1,188 @@
+"""`autoflux plan --on`, `--save` and `--plan`, `autoflux machines`, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import autoflux
+from autoflux.cli.main import run
+from autoflux.errors import PlanUnusable
+from autoflux.hardware.known import known_machine, known_names
+from autoflux.planning.values import Plan
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def plan(tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
+    """Run `autoflux plan` on the tiny model; gives its exit code, what it printed, and what it complained of."""
+
+    def run_plan(*arguments: str) -> tuple[int, str, str]:
+        code = run(["plan", "--model", str(tiny_model), *arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run_plan
+
+
+def test_another_machine_is_named_on_the_first_line(plan):
+    code, out, err = plan("--on", "rtx-3060-12gb")
+    assert code == 0
+    first = out.splitlines()[0]
+    assert "for rtx-3060-12gb, not for this machine, and cannot be run here" in first
+    assert "cuda:0" in out
+    assert "nothing of rtx-3060-12gb was measured" in err
+    assert "from the profile" not in err
+
+
+def test_memory_and_rates_of_the_other_machine_can_be_changed(plan):
+    wishes = ("--vram", "4GB", "--ram", "8GB", "--link", "3GB/s", "--device", "cuda")
+    code, out, _ = plan("--on", "rtx-3060-12gb", *wishes, "--json")
+    made = json.loads(out)["data"]
+    assert code == 0
+    assert made["machine"] == "rtx-3060-12gb"
+    assert made["vram_limit_bytes"] < 4e9
+    assert made["ram_limit_bytes"] < 8e9
+
+
+def test_a_ceiling_in_the_environment_is_not_for_the_other_machine(plan, monkeypatch):
+    monkeypatch.setenv("AUTOFLUX_VRAM", "2GB")
+    made = json.loads(plan("--on", "rtx-3060-12gb", "--device", "cuda", "--json")[1])["data"]
+    assert made["vram_limit_bytes"] > 10e9
+
+
+def test_a_probe_of_another_machine_is_planned_for(plan, here):
+    there = known_machine("rtx-4090-24gb").replace(fingerprint="theirs")
+    for name, text in {
+        "plain": there.to_json(),
+        "envelope": json.dumps({"schema": 1, "ok": True, "data": there.to_data(), "error": None}),
+    }.items():
+        (here / f"{name}.json").write_text(text)
+        code, out, _ = plan("--on", f"{name}.json", "--device", "cuda", "--json")
+        made = json.loads(out)["data"]
+        assert (code, made["machine"], made["fingerprint"], made["device"]) == (0, name, "theirs", "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read 'box.json'"),
+        ("", "not JSON"),
+        ("{}", "as Hardware"),
+        ('{"schema": 99}', "of version 99 and this autoflux reads version"),
+        (known_machine("rtx-3060-12gb").to_json().replace('"value": 12', '"value": -12', 1), "cannot be right"),
+    ],
+)
+def test_a_file_that_is_no_probe_is_refused(plan, here, content, words):
+    if content is not None:
+        (here / "box.json").write_text(content)
+    code, out, err = plan("--on", "box.json")
+    assert (code, out) == (1, "")
+    assert words in err
+
+
+def test_mistakes_are_explained(plan):
+    for arguments, code, words in (
+        (("--on", "rtx-3060-12bg"), 2, "did you mean 'rtx-3060-12gb'?"),
+        (("--on", "cpu-8-core-32gb", "--vram", "8GB"), 2, "none with a memory"),
+        (("--on", "rtx-3060-12gb", "--link", "6.8"), 2, "such as 6.8GB/s"),
+        (("--on", "rtx-3060-12gb", "--link", "0GB/s"), 2, "above zero"),
+        (("--on", "rtx-3060-12gb", "--device", "cuda", "--vram", "1GB"), 3, "on rtx-3060-12gb: "),
+        (("--profile", "nowhere.toml"), 1, "cannot read 'nowhere.toml'"),
+        (("--profile", "cuda-touring"), 2, "did you mean 'cuda-turing'?"),
+        (("--plan", "nowhere.json"), 1, "cannot read 'nowhere.json'"),
+    ):
+        got, out, err = plan(*arguments)
+        assert (got, out) == (code, ""), arguments
+        assert words in err
+        assert "Traceback" not in err
+
+
+def test_a_profile_from_a_file(plan, here):
+    text = 'name = "mine"\ndescription = "x"\nbase = "cuda-ampere"\n[match]\nkind = "cuda"\n'
+    (here / "mine.toml").write_text(text + "[priors]\nreserve_bytes = 9_000_000_000\n[sources]\nreserve_bytes = 'I'\n")
+    made = json.loads(plan("--on", "rtx-3060-12gb", "--profile", "mine.toml", "--json")[1])["data"]
+    assert made["profile"] == "mine"
+    assert made["vram_limit_bytes"] < 4e9
+    (here / "mine.toml").write_text(text + "[prior]\n")
+    code, _, err = plan("--on", "rtx-3060-12gb", "--profile", "mine.toml")
+    assert (code, "'mine.toml'" in err, "did you mean 'priors'?" in err) == (1, True, True)
+
+
+def test_a_host_profile_can_be_wished_where_ram_is_not_low(plan):
+    usual, tight = (
+        json.loads(plan("--on", "rtx-3060-12gb", "--device", "cuda", "--json", *wish)[1])["data"]
+        for wish in ((), ("--profile", "low-ram"))
+    )
+    assert usual["ram_limit_bytes"] - tight["ram_limit_bytes"] == 10**9
+    assert usual["profile"] == tight["profile"] == "cuda-ampere"
+
+
+def test_a_saved_plan_is_followed(plan, here, capsys):
+    assert plan("--device", "cpu", "--precision", "bfloat16", "--size", "64", "--save", "p.json")[0] == 0
+    assert Plan.from_json((here / "p.json").read_bytes()).device == "cpu"
+    code, out, _ = plan("--plan", "p.json", "--json")
+    assert (code, json.loads(out)["data"]["components"][0]["storage"]) == (0, "bfloat16")
+    (here / "envelope.json").write_text(out)
+    assert run(["generate", "a circle", "--plan", "envelope.json", "--seed", "1", "--out", "a.png", "--json"]) == 0
+    drawn = json.loads(capsys.readouterr().out)["data"]["plan"]
+    assert drawn["components"][0]["storage"] == "bfloat16"
+
+
+def test_a_plan_leaves_no_room_for_wishes_but_ignores_the_environments(plan, here, monkeypatch):
+    plan("--device", "cpu", "--save", "p.json")
+    for wish in (("--vram", "8GB"), ("--steps", "3"), ("--size", "64"), ("--link", "3GB/s")):
+        code, _, err = plan("--plan", "p.json", *wish)
+        assert (code, wish[0] in err) == (2, True)
+    monkeypatch.setenv("AUTOFLUX_DEVICE", "cuda")
+    assert plan("--plan", "p.json")[0] == 0
+
+
+def test_a_plan_for_another_machine_is_shown_there_and_not_run_here(plan, here, tiny_model, capsys):
+    assert plan("--on", "rtx-3060-12gb", "--save", "p.json")[0] == 0
+    assert plan("--on", "rtx-3060-12gb", "--plan", "p.json")[0] == 0
+    assert plan("--on", "rtx-4090-24gb", "--plan", "p.json")[0] == 2
+    assert plan("--plan", "p.json")[0] == 2
+    assert run(["generate", "x", "--plan", "p.json", "--model", str(tiny_model)]) == 2
+    assert "for another machine, 'rtx-3060-12gb', and cannot be run on this one" in capsys.readouterr().err
+    assert not list(here.glob("*.png"))
+
+
+def test_a_plan_of_a_model_that_changed_since_is_refused(here, tiny_model, capsys):
+    copy = shutil.copytree(tiny_model, here / "copy")
+    assert run(["plan", "--model", str(copy), "--save", "p.json"]) == 0
+    config = copy / "vae" / "config.json"
+    config.write_text(config.read_text().replace('"scaling_factor": 0.4', '"scaling_factor": 0.5'))
+    capsys.readouterr()
+    assert run(["generate", "x", "--plan", "p.json"]) == 2
+    assert "one of its files changed" in capsys.readouterr().err
+
+
+def test_a_plan_that_cannot_be_saved_is_told(plan, here):
+    code, _, err = plan("--save", "no/where/p.json")
+    assert (code, "create the folder" in err) == (1, True)
+
+
+def test_machines_are_listed_with_their_figures(capsys):
+    assert run(["machines"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in known_names())
+    assert run(["machines", "rtx-4060-8gb-windows"]) == 0
+    assert "assumed" in capsys.readouterr().out
+    assert run(["machines", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["data"]) == set(known_names())
+    assert run(["machines", "rtx-9999"]) == 2
+
+
+def test_python_refuses_a_plan_of_another_machine_too(plan, here, tiny_model):
+    assert plan("--on", "rtx-3060-12gb", "--save", "p.json")[0] == 0
+    with pytest.raises(PlanUnusable, match="rtx-3060-12gb"):
+        autoflux.load(str(tiny_model), plan=autoflux.saved_plan("p.json"))

@@ -1,0 +1,189 @@
+"""Profiles: which one is taken, what it inherits, and what is wrong with a faulty one."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import pytest
+
+from autoflux.errors import DamagedFile
+from autoflux.hardware.known import known_machine, known_names
+from autoflux.models.values import Precision
+from autoflux.planning.profile_files import parse_profile, parse_profiles
+from autoflux.planning.profiles import for_host, select_profile
+from autoflux.planning.values import HostProfile, Priors, Profile
+from autoflux.plugin_manager import load_plugins
+
+GB = 10**9
+CPU = (resources.files("autoflux.profiles") / "cpu.toml").read_text()
+SHIPPED = list(load_plugins(entry_points=False).profiles)
+CARDS = [profile for profile in SHIPPED if isinstance(profile, Profile)]
+
+
+def chosen(name: str) -> Profile:
+    (card,) = known_machine(name).accelerators
+    return select_profile(CARDS, card.kind, card.capability, card.name)
+
+
+@pytest.mark.parametrize(
+    ("machine", "profile"),
+    [
+        ("v100-16gb", "cuda-volta"),
+        ("rtx-2060-6gb", "cuda-turing"),
+        ("t4-16gb", "cuda-turing"),
+        ("gtx-1650-laptop-4gb", "cuda-turing-gtx"),
+        ("a100-80gb", "cuda-ampere-datacentre"),
+        ("rtx-3060-12gb", "cuda-ampere"),
+        ("a10g-24gb", "cuda-ampere"),
+        ("rtx-4060-laptop-8gb", "cuda-ada-geforce"),
+        ("l4-24gb", "cuda-ada"),
+        ("h200-141gb", "cuda-hopper"),
+        ("b200-180gb", "cuda-blackwell-datacentre"),
+        ("rtx-5090-32gb", "cuda-blackwell-geforce"),
+        ("arc-b580-12gb", "xpu"),
+        ("m3-max-64gb", "mps"),
+    ],
+)
+def test_a_known_card_gets_the_profile_of_its_generation(machine, profile):
+    assert chosen(machine).name == profile
+
+
+def test_eight_bit_formats_are_in_the_order_of_their_rates():
+    """The order in a profile is the one that the cards' own figures give; a tie leaves it open."""
+    for name in known_names():
+        for card in known_machine(name).accelerators:
+            rates = [card.matmul_tflops[precision].value for precision in chosen(name).eight_bit]
+            assert rates == sorted(rates, reverse=True), name
+
+
+def test_a_card_too_old_for_tensor_cores_computes_in_float32():
+    assert select_profile(CARDS, CARDS[0].match.kind.CUDA, "6.1").precision == (Precision.FLOAT32,)
+
+
+OWN = """
+name = "mine"
+description = "my card"
+base = "cpu"
+[match]
+kind = "cpu"
+[priors]
+host_bytes = 5
+[sources]
+host_bytes = "counted"
+"""
+
+
+def test_what_is_left_out_comes_from_the_base():
+    base = parse_profile(CPU, "cpu")
+    own = parse_profile(OWN, "mine", [base])
+    assert own.priors == base.priors.replace(host_bytes=5)
+    assert own.sources == base.sources | {"host_bytes": "counted"}
+    assert (own.name, own.precision, own.match) == ("mine", base.precision, base.match)
+
+
+def test_bases_may_stand_in_any_order_and_be_redefined():
+    texts = {"a": OWN.replace('"mine"', '"grandchild"').replace('base = "cpu"', 'base = "mine"'), "b": OWN, "c": CPU}
+    grandchild, own, cpu = parse_profiles(texts)
+    assert grandchild.priors == own.priors != cpu.priors
+    redefined = CPU.replace("disk_gb_per_s = 0.5", "disk_gb_per_s = 7.0")
+    own, _ = parse_profiles({"b": OWN, "c": redefined}, [cpu])
+    assert own.priors.disk_gb_per_s == 7.0
+    extended = parse_profile(OWN.replace('"mine"', '"cpu"', 1), "x", [cpu])
+    assert extended.priors.host_bytes == 5
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ({"b": OWN}, "base 'cpu', which is not there"),
+        ({"b": OWN.replace('base = "cpu"', 'base = "mine"')}, "each other as base"),
+        ({"b": OWN.replace('base = "cpu"', 'base = "other"'), "c": OWN.replace('"mine"', '"other"')}, "base 'cpu'"),
+        ({"b": OWN.replace('base = "cpu"', "base = 3")}, "base must be the name"),
+    ],
+)
+def test_a_base_that_is_not_there_is_refused(texts, words):
+    with pytest.raises(DamagedFile, match=words):
+        parse_profiles(texts)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words", "hint"),
+    [
+        ("[match]", "[match", "not valid TOML", None),
+        ('kind = "cpu"', 'kind = "cdua"', "allowed: cuda, mps, xpu, cpu", "did you mean 'cuda'?"),
+        ('"float32", ', '"float23", ', "allowed: float32, bfloat16", "did you mean 'float32'?"),
+        ('"float32", ', '"bfloat16", ', "twice in precision", None),
+        ('["float32", "bfloat16"]', "[]", r"precision", None),
+        ('["float32", "bfloat16"]', '["float32"]\neight_bit = ["bfloat16"]', "allowed: float8_e4m3fn, int8", None),
+        ("step_efficiency = 0.37", 'step_efficiency = "fast"', r"priors.step_efficiency", None),
+        ("step_efficiency = 0.37", "step_efficiency = 3.7", r"<= 1.* priors.step_efficiency|priors.step_eff", None),
+        ("disk_gb_per_s = 0.5", "disk_gb_per_s = 0.0", "priors.disk_gb_per_s", None),
+        ("step_efficiency = 0.37", "step_eficiency = 0.37", r"'step_eficiency' in \[priors\]", "'step_efficiency'"),
+        ("step_efficiency = 0.37\n", "", "required field `step_efficiency`", None),
+        ("[match]", "colour = 1\n[match]", "'colour' in the top level", None),
+        ("[match]\nkind", "match = 3\nkind", r"unknown key 'kind'|\[match\] must be a table", None),
+        ('kind = "cpu"', 'kind = "cpu"\nmin_capability = "new"', "match.min_capability", None),
+        ('disk_gb_per_s = "assumed', 'disk_gb_per_sec = "assumed', r"in \[sources\]", "'disk_gb_per_s'"),
+        ('disk_gb_per_s = "assumed: a SATA solid-state disk"\n', "", "no source for disk_gb_per_s", "[sources]"),
+    ],
+)
+def test_a_faulty_profile_is_refused_by_file_and_key(old, new, words, hint):
+    assert old in CPU
+    with pytest.raises(DamagedFile, match=words) as caught:
+        parse_profile(CPU.replace(old, new), "'mine.toml'")
+    assert "'mine.toml'" in caught.value.message
+    assert (hint or "") in (caught.value.hint or "")
+
+
+SMALL = """
+name = "small"
+description = "a host with 8 GB"
+max_ram_bytes = 9_000_000_000
+[priors]
+ram_reserve_bytes = 7
+[sources]
+ram_reserve_bytes = "felt"
+"""
+
+
+def test_a_host_profile_is_laid_over_every_device_where_ram_is_low():
+    small = parse_profile(SMALL, "small")
+    assert isinstance(small, HostProfile)
+    tight, roomy = for_host([*SHIPPED, small], 8 * GB), for_host([*SHIPPED, small], 64 * GB)
+    assert {profile.priors.ram_reserve_bytes for profile in tight} == {7}
+    assert {profile.priors.ram_reserve_bytes for profile in roomy} == {0}
+    assert all(profile.sources["ram_reserve_bytes"] == "felt" for profile in tight)
+    wished = for_host([*SHIPPED, small], 64 * GB, "small")
+    assert {profile.priors.ram_reserve_bytes for profile in wished} == {7}
+
+
+def test_the_shipped_one_is_for_hosts_of_16_gb():
+    assert {p.priors.ram_reserve_bytes for p in for_host(SHIPPED, 16 * 2**30)} == {GB}
+    assert {p.priors.ram_reserve_bytes for p in for_host(SHIPPED, 32 * 2**30)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("ram_reserve_bytes = 7", "ram_reserve = 7", "did you mean|unknown key 'ram_reserve'"),
+        ("ram_reserve_bytes = 7", "ram_reserve_bytes = -1", "priors.ram_reserve_bytes"),
+        ("ram_reserve_bytes = 7", "ram_reserve_bytes = 1.5", "priors.ram_reserve_bytes"),
+        ('ram_reserve_bytes = "felt"', "", "no source"),
+        ("[priors]", '[match]\nkind = "cpu"\n[priors]', "unknown key 'match'"),
+    ],
+)
+def test_a_faulty_host_profile_is_refused(old, new, words):
+    with pytest.raises(DamagedFile, match=words):
+        parse_profile(SMALL.replace(old, new), "'small.toml'")
+
+
+def test_of_one_name_the_users_own_counts():
+    cpu = parse_profile(CPU, "cpu")
+    own = cpu.replace(description="my own")
+    assert for_host([cpu, own], 64 * GB) == [own]
+
+
+def test_every_prior_of_every_shipped_profile_has_a_source():
+    for profile in SHIPPED:
+        given = {name for name in Priors.__struct_fields__ if name != "ram_reserve_bytes"}
+        assert isinstance(profile, HostProfile) or given <= {k for k, v in profile.sources.items() if v}

@@ -1,0 +1,86 @@
+"""FLUX.1-dev on machines that are not here, and the arithmetic that is shown for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoflux.errors import DoesNotFit
+from autoflux.hardware.changes import Changes, changed
+from autoflux.hardware.known import known_machine
+from autoflux.planning.candidates import TILES_MUST_GAIN
+from autoflux.planning.planner import make_plan
+from autoflux.planning.profiles import for_host
+from autoflux.planning.values import Plan, Wishes
+from autoflux.plugin_manager import load_plugins
+from benchmarks import what_if
+from tests.planning.test_streaming import FLUX
+
+GB = 10**9
+PLUGINS = load_plugins(entry_points=False)
+
+
+def plan(name: str, changes: Changes | None = None, wishes: Wishes | None = None) -> Plan:
+    machine = changed(known_machine(name), changes or Changes())
+    profiles = for_host(PLUGINS.profiles, machine.host.total_bytes.value)
+    return make_plan(machine, FLUX, profiles, wishes or Wishes(), ("diffusers",))
+
+
+def test_a_laptop_card_of_4_gb_under_windows_is_refused_with_need_and_have():
+    with pytest.raises(DoesNotFit, match=r"needs .* GB of device memory and may use 2\.\d+ GB") as caught:
+        plan("rtx-3050-laptop-4gb-windows", wishes=Wishes(device="cuda"))
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["rtx-4060-8gb", "rtx-3060-12gb", "rtx-3060-12gb-low-ram", "rtx-4090-24gb"])
+def test_cards_of_8_to_24_gb_run_within_card_and_ram(name):
+    made, machine = plan(name), known_machine(name)
+    assert made.device == "cuda:0"
+    assert made.predicted.peak_vram_bytes.peak <= made.vram_limit_bytes < machine.accelerators[0].total_bytes.value
+    assert made.predicted.peak_ram_bytes <= made.ram_limit_bytes < machine.host.total_bytes.value
+    # No step is faster than its arithmetic at the data sheet's full rate.
+    fastest = max(rate.value for rate in machine.accelerators[0].matmul_tflops.values()) / 0.85
+    assert made.predicted.seconds_per_step > 74.4 / fastest
+
+
+def test_a_low_ram_host_keeps_some_for_others():
+    assert (
+        plan("rtx-3060-12gb-low-ram").ram_limit_bytes
+        == known_machine("rtx-3060-12gb-low-ram").host.available_bytes.value - GB
+    )
+
+
+def test_weights_on_an_apple_chip_count_once():
+    made = plan("m3-max-64gb")
+    weights = sum(FLUX.component(c.name).bytes_as(c.storage) for c in made.components)
+    assert made.device == "mps"
+    assert made.predicted.peak_vram_bytes.peak > weights
+    assert made.predicted.peak_ram_bytes < weights / 2
+
+
+def test_a_better_machine_is_never_slower():
+    def seconds(**changes: float) -> float:
+        return plan("rtx-3060-12gb", Changes(**changes)).predicted.seconds_per_image
+
+    # Tiles are left for a whole decode where that costs little, so that much longer is allowed.
+    small, more, large = (seconds(vram_bytes=gb * GB) for gb in (8, 10, 40))
+    assert small * TILES_MUST_GAIN >= more
+    assert more * TILES_MUST_GAIN >= large
+    assert seconds(ram_bytes=16 * GB) >= seconds(ram_bytes=32 * GB) >= seconds(ram_bytes=128 * GB)
+    assert seconds(link_gb_per_s=3.0) >= seconds(link_gb_per_s=27.0) >= seconds(link_gb_per_s=55.0)
+    assert seconds(disk_gb_per_s=0.2) >= seconds(disk_gb_per_s=5.0)
+
+
+def test_the_arithmetic_that_is_shown_is_the_plans():
+    lines = "\n".join(what_if.section("rtx-4090-24gb", what_if.FLUX_DEV, PLUGINS))
+    made = plan("rtx-4090-24gb")
+    step = 74.36 / (140.42 * made.priors.step_efficiency)
+    assert f"= {step * 1000:.0f} ms" in lines
+    assert "25.8 GB, of which 25.2 GB are usable" in lines
+    refused = "\n".join(what_if.section("rtx-3050-laptop-4gb-windows", what_if.FLUX_DEV, PLUGINS))
+    assert "**Refused**" in refused
+    assert "may use 2.4" in refused
+
+
+def test_the_models_sizes_are_the_published_ones():
+    counts = [component.parameter_count for component in what_if.FLUX_DEV.components]
+    assert counts == [123_060_480, 4_762_310_656, 11_901_408_320, 83_819_683]
