@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from autoflux.errors import DamagedFile, MissingExtra
 from autoflux.hardware.probe import probe
 from autoflux.hardware.values import Hardware
-from autoflux.models.inventory import take_stock
+from autoflux.models.finding import find, require_weights
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
 from autoflux.planning.planner import make_plan
@@ -39,6 +39,7 @@ class Prepared:
 def load(
     model: str = "sample",
     *,
+    base: str | None = None,
     wishes: Wishes | None = None,
     plan: Plan | None = None,
     progress: LoadProgress | None = None,
@@ -46,7 +47,8 @@ def load(
     """Measure this machine (or take the last measurement), plan, and load a model.
 
     Args:
-        model: a registered name or the path of a model folder.
+        model: a registered name, a name of the catalogue, or the path of a model's folder or file.
+        base: the name or folder of the model that has what a single file lacks.
         wishes: what the plan must keep to.
         plan: a plan made before, instead of planning now.
         progress: called with what is being loaded and the share done.
@@ -55,7 +57,7 @@ def load(
         AutofluxError: any of those in `autoflux.errors` that planning and loading can end in.
     """
     plugins = load_plugins()
-    found = find_model(model, plugins)
+    found = find_model(model, plugins, base)
     if plan is None:
         plan = plan_for(found, wishes or Wishes(), plugins, probe())
     return open_session(plan, found, plugins, progress)
@@ -72,27 +74,36 @@ def open_session(plan: Plan, model: Model, plugins: Plugins, progress: LoadProgr
 
 
 def prepare(
-    model: str, wishes: Wishes, plugins: Plugins, *, on_stage: OnStage | None = None, refresh: bool = False
+    model: str,
+    wishes: Wishes,
+    plugins: Plugins,
+    *,
+    base: str | None = None,
+    on_stage: OnStage | None = None,
+    refresh: bool = False,
 ) -> Prepared:
-    """Take stock of a model, measure the machine and plan. Does not import torch."""
-    found = find_model(model, plugins)
-    hardware = probe(refresh=refresh, models_path=Path(found.path), on_stage=on_stage)
+    """Take stock of a model, which need not be on this machine, measure it and plan. Does not import torch."""
+    found = find_model(model, plugins, base, absent=True)
+    models_path = Path(found.path) if found.path else None
+    hardware = probe(refresh=refresh, models_path=models_path, on_stage=on_stage)
     return Prepared(hardware, found, plan_for(found, wishes, plugins, hardware))
 
 
-def find_model(model: str, plugins: Plugins) -> Model:
-    """The model registered under that name, or the one in that folder.
+def find_model(model: str, plugins: Plugins, base: str | None = None, *, absent: bool = False) -> Model:
+    """The model registered under that name, at that path, or of that name in the catalogue.
+
+    `base` is the name or folder of the model that has what a single file lacks. With `absent`, a model of the
+    catalogue may be missing on this machine.
 
     Raises:
         UnknownName: neither a name nor a path.
-        AutofluxError: what `take_stock` says of the folder.
+        ModelNotFound: its weights, or those of its base, are not on this machine.
+        AutofluxError: what `take_stock` says of the folder or file.
     """
-    if model in plugins.models.names():
-        return take_stock(Path(plugins.models.get(model).path), model)
-    path = Path(model).expanduser()
-    if path.exists() or any(mark in model for mark in "/\\."):
-        return take_stock(path)
-    return take_stock(Path(plugins.models.get(model).path), model)
+    found = find(model, {entry.name: entry.path for entry in plugins.models}, base)
+    if not absent:
+        require_weights(found)
+    return found
 
 
 def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -> Plan:

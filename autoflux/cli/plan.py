@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from autoflux.api import Prepared, prepare
 from autoflux.cli.options import PictureSize, model_option, wishes_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
+from autoflux.cli.tables import table as _table
 from autoflux.models.values import Model
 from autoflux.planning.values import Offload, Placement, Plan, Wishes
 from autoflux.plugin_manager import Plugins
@@ -29,6 +27,7 @@ def command(
     plugins: Plugins,
     *,
     model: str,
+    base: str | None,
     wishes: Wishes,
     size: tuple[int, int] | None,
     steps: int | None,
@@ -39,7 +38,7 @@ def command(
     width, height = size or (None, None)
     wishes = wishes.replace(width=width, height=height, steps=steps)
     with stderr.status("taking stock") as status:
-        prepared = prepare(model, wishes, plugins, refresh=refresh, on_stage=status.update)
+        prepared = prepare(model, wishes, plugins, base=base, refresh=refresh, on_stage=status.update)
     if as_json:
         succeed(prepared.plan.to_data())
     else:
@@ -122,19 +121,3 @@ def _rejected(plan: Plan) -> Table:
         seconds = "-" if other.seconds_per_image is None else format_seconds(other.seconds_per_image)
         table.add_row(other.device, other.offload.value, other.precision.value, seconds, other.reason)
     return table
-
-
-def _table(*columns: str, title: str) -> _Escaped:
-    table = _Escaped(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
-    for column in columns:
-        table.add_column(column, overflow="fold", header_style="dim")
-    return table
-
-
-class _Escaped(Table):
-    """A table whose cells are text, not markup."""
-
-    def add_row(self, *cells: Any, **options: Any) -> None:
-        super().add_row(*(escape(str(cell)) for cell in cells), **options)

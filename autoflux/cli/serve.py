@@ -57,7 +57,7 @@ API = "api"
 @model_option
 @wishes_options
 @click.pass_obj
-def command(
+def command(  # noqa: PLR0913 — one a command-line option
     plugins: Plugins,
     *,
     names: Sequence[str],
@@ -66,12 +66,13 @@ def command(
     allowed_hosts: Sequence[str],
     no_warmup: bool,
     model: str,
+    base: str | None,
     wishes: Wishes,
 ) -> int:
     """Serve a model: the page answers at once, the model loads behind it."""
     frontends = _frontends(plugins, names)
     api = plugins.frontends.get(API)
-    found = find_model(model, plugins)
+    found = find_model(model, plugins, base)
     listening = open_port(host, port)
     address = listening.getsockname()[1]
     stopping = Stopping()
@@ -87,7 +88,7 @@ def command(
     with stopping.taking_signals():
         stderr.print(f"autoflux: serving {model}", highlight=False, markup=False, soft_wrap=True)
         _announce(host, address)
-        service.start(lambda on_stage: prepare(model, wishes, plugins, on_stage=on_stage), stopping.fail)
+        service.start(lambda on_stage: prepare(model, wishes, plugins, base=base, on_stage=on_stage), stopping.fail)
         run_server(service, listening, make_app, stopping)
     return _ending(stopping)
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from autoflux.models.catalogue import HUGGING_FACE, MODELSCOPE, Entry
+from autoflux.models.catalogue import CatalogueEntry
 
 
-def find_cached(entry: Entry) -> Path | None:
+def find_cached(entry: CatalogueEntry) -> Path | None:
     """The folder of a model in the hubs' caches, None if no cache has its index."""
     return next((folder for folder in _folders(entry) if (folder / "model_index.json").is_file()), None)
 
@@ -28,14 +28,12 @@ def modelscope_cache() -> Path:
     return Path(os.environ.get("MODELSCOPE_CACHE") or _home() / ".cache" / "modelscope" / "hub").expanduser()
 
 
-def _folders(entry: Entry) -> Iterator[Path]:
-    if repository := entry.hubs.get(HUGGING_FACE):
-        yield from _snapshots(hugging_face_cache() / f"models--{repository.replace('/', '--')}", entry.revision)
-    if repository := entry.hubs.get(MODELSCOPE):
-        # Dots became three underscores in folders of some versions of modelscope.
-        for name in (repository, repository.replace(".", "___")):
-            yield modelscope_cache() / "models" / name
-            yield modelscope_cache() / name
+def _folders(entry: CatalogueEntry) -> Iterator[Path]:
+    yield from _snapshots(hugging_face_cache() / f"models--{entry.huggingface.replace('/', '--')}", entry.revision)
+    # Dots became three underscores in folders of some versions of modelscope.
+    for name in (entry.modelscope, entry.modelscope.replace(".", "___")):
+        yield modelscope_cache() / "models" / name
+        yield modelscope_cache() / name
 
 
 def _snapshots(folder: Path, revision: str | None) -> Iterator[Path]:

@@ -94,8 +94,13 @@ def meaning_of(naming: Naming, key: str, keys: Iterable[str]) -> Stored | None:
         return _bfl(key)
     if naming == Naming.LDM:
         return _ldm(key, keys)
-    name = key.removeprefix(OLD_CLIP)
-    return Stored((_TIED.get(name, name),))
+    return Stored((plain_name(key),))
+
+
+def plain_name(name: str) -> str:
+    """The one name that a weight goes by here, of those that versions of transformers give it."""
+    name = name.removeprefix(OLD_CLIP)
+    return _TIED.get(name, name)
 
 
 def _bfl(key: str) -> Stored | None:

@@ -1,0 +1,91 @@
+"""From what a user calls a model to the model: a registered name, a path, or a name of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoflux.errors import ModelNotFound, UnknownName
+from autoflux.models import catalogue
+from autoflux.models.absent import absent_model
+from autoflux.models.hub_cache import find_cached
+from autoflux.models.inventory import FindBase, take_stock
+from autoflux.models.values import Family, Layout, Model
+from autoflux.models.weights import PICKLE_SUFFIXES
+
+_SUFFIXES = (".safetensors", ".gguf", *PICKLE_SUFFIXES)
+"""By which a name that leads nowhere is known to be meant as a file."""
+
+
+def find(model: str, registered: Mapping[str, str], base: str | None = None) -> Model:
+    """The model of that name or at that path. One of the catalogue need not be on this machine.
+
+    `registered` gives the paths of names that plugins offer; `base` is the name or folder of a model that has what a
+    single file lacks, by default the folder of the file or a FLUX.1 from the hubs' caches.
+
+    Raises:
+        UnknownName: neither a name nor a path.
+        AutofluxError: what `take_stock` says of the folder or file.
+    """
+    if model in registered:
+        return take_stock(Path(registered[model]), model)
+    path, entry = Path(model).expanduser(), catalogue.find(model)
+    if path.exists() or (entry is None and _is_path(model)):
+        return take_stock(path, find_base=_base_finder(path, base, registered))
+    if entry is None:
+        names = (known.name for known in catalogue.CATALOGUE)
+        raise UnknownName("model", model, [*registered, *names], hint="`autoflux plugins` lists what is installed")
+    cached = find_cached(entry)
+    found = take_stock(cached, entry.name) if cached else absent_model(entry)
+    # Whoever asked for it by name knows which it is, whatever its files say.
+    return found.replace(family=entry.family)
+
+
+def require_weights(model: Model) -> None:
+    """Refuse a model that is known from the catalogue only.
+
+    Raises:
+        ModelNotFound: its weights are not on this machine.
+    """
+    if model.layout == Layout.ABSENT:
+        raise ModelNotFound(
+            f"the weights of {model.name!r} are not on this machine", hint=f"autoflux models pull {model.name}"
+        )
+
+
+def _base_finder(file: Path, base: str | None, registered: Mapping[str, str]) -> FindBase:
+    return lambda family: _find_default_base(file, family) if base is None else _find_base(base, registered)
+
+
+def _find_base(base: str, registered: Mapping[str, str]) -> Path:
+    if base in registered:
+        return Path(registered[base])
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path
+    if entry := catalogue.find(base):
+        if folder := find_cached(entry):
+            return folder
+        raise ModelNotFound(f"the base {base!r} is not on this machine", hint=f"autoflux models pull {entry.name}")
+    raise ModelNotFound(
+        f"the base {base!r} is neither a folder nor a known name",
+        hint="give the folder of a FLUX.1 model in the diffusers layout",
+    )
+
+
+def _find_default_base(file: Path, family: Family) -> Path:
+    """Beside the file, as in FLUX.1's own repositories, or any FLUX.1 in the caches: all have the same encoders."""
+    if (file.parent / "tokenizer_2").is_dir():
+        return file.parent
+    # The same family first: it also has the right scheduler.
+    for entry in sorted(catalogue.CATALOGUE, key=lambda entry: entry.family != family):
+        if folder := find_cached(entry):
+            return folder
+    raise ModelNotFound(
+        f"{str(file)!r} lacks tokenizers or text encoders, and no FLUX.1 that has them is on this machine",
+        hint="give the folder of one with --base, or get one: autoflux models pull flux.1-schnell",
+    )
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or "\\" in text or text.startswith(("~", ".")) or Path(text).suffix.lower() in _SUFFIXES
