@@ -183,7 +183,10 @@ def check_formats(parts: Mapping[str, Part], name: str) -> None:
     for part in parts.values():
         form = part.format
         if form not in FORMATS:
-            raise UnsupportedModel(f"the weights of {name!r} are {form}; known are {', '.join(FORMATS)}")
+            raise UnsupportedModel(
+                f"the weights of {name!r} are {form}; known are {', '.join(FORMATS)}",
+                hint="use another version of the model",
+            )
 
 
 def _begins_like_gguf(file: Path) -> bool:

@@ -16,7 +16,6 @@ from autoflux.models.configs import CLASSES, FLUX_DEV, SCHEDULERS, told_by_shape
 from autoflux.models.families import DEFAULTS, tell_family, words_beside
 from autoflux.models.folders import check_file, check_small_parts, read_index, read_json, read_scheduler
 from autoflux.models.layouts import Place, recognise
-from autoflux.models.shapes import Shape
 from autoflux.models.values import Component, Family, Layout, Model, Naming, Settings
 from autoflux.models.weights import weight_files
 
@@ -68,7 +67,7 @@ def _file(path: Path, name: str | None, find_base: FindBase | None) -> Model:
     # The transformer is told first: which base suits depends on it, and sizes that only the base knows come after.
     located = {part: _complete(part, find_parts([checkpoint], *place), path) for part, place in places.items()}
     family = tell_family(
-        told_by_shapes("transformer", _shapes(located["transformer"].parts)),
+        _told("transformer", located["transformer"].parts, path),
         words=words_beside(checkpoint.metadata, str(path.absolute())),
     )
     base = find_base(family) if find_base else path.parent
@@ -152,20 +151,14 @@ def _from_folder(part: str, folder: Path) -> Component:
 
 
 def _from_file(part: str, checkpoint: Checkpoint, place: Place, located: Located, base: Path) -> Component:
-    config = _config(part, _shapes(located.parts), base, checkpoint.file)
+    config = _config(part, located.parts, base, checkpoint.file)
     made = make_component(part, config, located.parts, origin=str(checkpoint.file), files=[checkpoint.file])
     return made.replace(naming=place.naming, prefix=place.prefix)
 
 
-def _config(part: str, shapes: Mapping[str, Shape], base: Path, origin: Path) -> dict[str, Any]:
+def _config(part: str, parts: Mapping[str, Part], base: Path, origin: Path) -> dict[str, Any]:
     """What the shapes tell, and for the rest the base's configuration or FLUX.1's own."""
-    try:
-        told = told_by_shapes(part, shapes)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise DamagedCheckpoint(
-            f"{str(origin)!r} cannot be loaded: {part!r} lacks or misshapes the weight {error}",
-            hint="download the file again",
-        ) from error
+    told = _told(part, parts, origin)
     file = base / part / "config.json"
     for rest in ([read_json(file)] if file.is_file() else []) + [FLUX_DEV[part]]:
         if rest.get(_SIZES[part]) == told.get(_SIZES[part], rest.get(_SIZES[part])):
@@ -176,5 +169,11 @@ def _config(part: str, shapes: Mapping[str, Shape], base: Path, origin: Path) ->
     )
 
 
-def _shapes(parts: Mapping[str, Part]) -> dict[str, Shape]:
-    return {name: part.shape for name, part in parts.items()}
+def _told(part: str, parts: Mapping[str, Part], origin: Path) -> dict[str, Any]:
+    try:
+        return told_by_shapes(part, {name: held.shape for name, held in parts.items()})
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise DamagedCheckpoint(
+            f"{str(origin)!r} cannot be loaded: {part!r} lacks or misshapes a weight that tells its sizes: {error}",
+            hint="download the file again",
+        ) from error

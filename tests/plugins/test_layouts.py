@@ -252,7 +252,7 @@ def test_a_transformer_without_guidance_gets_the_scheduler_of_its_family(tmp_pat
     model = stock(file, dev)
     assert model.family == Family.SCHNELL
     assert not model.scheduler["use_dynamic_shifting"]
-    assert np.array_equal(picture(file, dev), picture(schnell))
+    assert np.array_equal(picture(file, dev), picture(file, schnell))
 
 
 def test_fill_is_recognised_and_says_that_it_cannot_draw_from_a_prompt(folder, tmp_path):
