@@ -10,7 +10,11 @@ import json
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from pathlib import Path
+
+from autoflux.models.configs import CLASSES, FLUX_DEV, SCHEDULERS
+from autoflux.models.shapes import weights_of
 
 DOUBLE = {
     "img_attn.norm.key_norm.scale": ["attn.norm_k.weight"],
@@ -132,9 +136,7 @@ def write_sparse(file: Path, tensors: Mapping[str, tuple[tuple[int, ...], str]],
     """A safetensors file of these shapes and formats whose data takes no room on the disk."""
     header, end = {}, 0
     for name, (shape, form) in tensors.items():
-        size = item_bytes[form]
-        for side in shape:
-            size *= side
+        size = item_bytes[form] * prod(shape)
         header[name] = {"dtype": form, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
@@ -159,3 +161,84 @@ def write_gguf(file: Path, tensors: Mapping[str, object], kind: Callable[[str, o
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def write_sparse_gguf(file: Path, tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> Path:
+    """A GGUF file of these shapes and formats whose data takes no room on the disk."""
+    import gguf
+
+    def string(text: str) -> bytes:
+        return struct.pack("<Q", len(text)) + text.encode()
+
+    head, end = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 1)], 0
+    head.append(string("general.architecture") + struct.pack("<I", 8) + string("flux"))
+    for name, (shape, form) in tensors.items():
+        kind = gguf.GGMLQuantizationType[form]
+        items, size = gguf.GGML_QUANT_SIZES[kind]
+        head.append(string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), kind, end))
+        end += -(-prod(shape) // items * size // 32) * 32
+    text = b"".join(head)
+    with file.open("wb") as opened:
+        opened.write(text + bytes(-len(text) % 32))
+        opened.truncate(len(text) + -len(text) % 32 + end)
+    return file
+
+
+def write_full_size(folder: Path) -> dict[str, Path]:
+    """FLUX.1-dev's headers in every layout, with sparse data: 33.7 GB and more in each that take some MB."""
+    parts = {name: weights_of(name, config) for name, config in FLUX_DEV.items()}
+    bytes_of = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
+    made = {"diffusers folder": _full_folder(folder / "folder", parts, bytes_of)}
+    bfl = to_bfl(parts["transformer"], join_shapes)
+    made["Black Forest Labs file"] = write_sparse(
+        folder / "flux1-dev.safetensors", {name: (shape, "BF16") for name, shape in bfl.items()}, bytes_of
+    )
+    made["float8 file with scales"] = write_sparse(folder / "fp8.safetensors", _scaled(bfl), bytes_of)
+    whole = to_all_in_one(parts, join_shapes, lambda shape: (*shape, 1, 1))
+    narrow = {name: (shape, "F8_E4M3" if len(shape) == 2 else "BF16") for name, shape in whole.items()}
+    made["all-in-one file"] = write_sparse(folder / "all.safetensors", narrow, bytes_of)
+    quantized = {
+        name: (shape, "Q4_K" if len(shape) == 2 and shape[1] % 256 == 0 else "F32") for name, shape in bfl.items()
+    }
+    made["GGUF file"] = write_sparse_gguf(folder / "flux1-dev-Q4_K.gguf", quantized)
+    return made
+
+
+def _scaled(weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[tuple[int, ...], str]]:
+    found: dict[str, tuple[tuple[int, ...], str]] = {"scaled_fp8": ((2,), "F8_E4M3")}
+    for name, shape in weights.items():
+        found[name] = (shape, "F8_E4M3" if len(shape) == 2 else "BF16")
+        if len(shape) == 2:
+            found[name.replace(".weight", ".scale_weight")] = ((), "F32")
+    return found
+
+
+def _full_folder(folder: Path, parts: Mapping[str, Mapping[str, tuple[int, ...]]], bytes_of: Mapping[str, int]) -> Path:
+    """In the shards in which Hugging Face has them: three of the transformer, two of T5."""
+    libraries = {"transformer": "diffusers", "vae": "diffusers"}
+    index = {name: [libraries.get(name, "transformers"), CLASSES[name]] for name in parts}
+    write_json(folder / "model_index.json", index | {"_class_name": "FluxPipeline"})
+    write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        SCHEDULERS[True] | {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+    )
+    for name in ("tokenizer", "tokenizer_2"):
+        write_json(folder / name / "tokenizer.json", {})
+    shards = {"transformer": 3, "text_encoder_2": 2}
+    for name, weights in parts.items():
+        write_json(folder / name / "config.json", FLUX_DEV[name])
+        stem = "diffusion_pytorch_model" if name in libraries else "model"
+        count, keys, where = shards.get(name, 1), list(weights), {}
+        for i in range(count):
+            file = folder / name / (f"{stem}-{i + 1:05}-of-{count:05}" if count > 1 else stem)
+            held = {key: (weights[key], "BF16") for key in keys[i::count]}
+            write_sparse(file.with_suffix(".safetensors"), held, bytes_of)
+            where |= dict.fromkeys(held, f"{file.name}.safetensors")
+        if count > 1:
+            write_json(folder / name / f"{stem}.safetensors.index.json", {"weight_map": where})
+    return folder
+
+
+def write_json(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))

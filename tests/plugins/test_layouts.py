@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -243,11 +244,14 @@ def test_the_base_is_found_in_the_cache_of_a_hub(folder, drawn, tmp_path, monkey
 
 
 def test_a_transformer_without_guidance_gets_the_scheduler_of_its_family(tmp_path):
-    # Of one seed: the same encoders.
-    schnell, dev = (write_tiny_flux(tmp_path / name, guidance=name == "dev") for name in ("schnell", "dev"))
-    scheduler = dev / "scheduler" / "scheduler_config.json"
-    changed = json.loads(scheduler.read_text()) | {"use_dynamic_shifting": True, "shift": 3.0}
-    scheduler.write_text(json.dumps(changed))
+    schnell = write_tiny_flux(tmp_path / "schnell", guidance=False)
+    dev = Path(shutil.copytree(schnell, tmp_path / "dev"))
+    changes = {
+        "scheduler/scheduler_config.json": {"use_dynamic_shifting": True, "shift": 3.0},
+        "transformer/config.json": {"guidance_embeds": True},
+    }
+    for name, changed in changes.items():
+        (dev / name).write_text(json.dumps(json.loads((dev / name).read_text()) | changed))
     file = write_bfl(schnell, tmp_path / "schnell.safetensors")
     model = stock(file, dev)
     assert model.family == Family.SCHNELL
