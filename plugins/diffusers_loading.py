@@ -113,7 +113,8 @@ def _networks(plan: Plan, model: Model, progress: LoadProgress) -> Iterator[tupl
         planned = plan.component(component.name)
         on_disk = planned.placement == Placement.STREAMED and plan.waiting == Waiting.DISK
         dtype = DTYPES[planned.arithmetic]
-        if component.files and not component.folder:
+        # The libraries would leave scales out.
+        if component.files and (component.scaled or not component.folder):
             make = diffusers_files.open_network if on_disk else diffusers_files.load_network
             with _damage_named(Path(component.files[0])):
                 network, store = make(_NETWORKS[component.name], component, dtype)

@@ -28,12 +28,14 @@ DEFAULTS = {
 
 _CHANNELS = {64: None, 384: Family.FILL}
 _WORDS = (
-    (Family.KREA, re.compile(r"flux[._-]?1[._-]krea|flux-krea")),
-    (Family.KONTEXT, re.compile(r"flux[._-]?1[._-]kontext|flux-kontext")),
-    (Family.DEV, re.compile(r"flux[._-]?1[._-]dev\b|flux-dev\b")),
+    (Family.KREA, re.compile(r"flux[._-]*1[._-]krea|flux-krea")),
+    (Family.KONTEXT, re.compile(r"flux[._-]*1[._-]kontext|flux-kontext")),
+    (Family.DEV, re.compile(r"flux[._-]*1[._-]dev\b|flux-dev\b")),
 )
 _METADATA = ("modelspec.architecture", "modelspec.title", "general.name", "general.basename")
-_HUB_FOLDER = re.compile(r"models--black-forest-labs--(?P<name>[^/\\]+)|black-forest-labs[/\\](?P<plain>FLUX[^/\\]+)")
+_HUB_FOLDER = re.compile(
+    r"models--black-forest-labs--(?P<name>[^/\\]+)|(black-forest-labs|AI-ModelScope)[/\\](?P<plain>FLUX[^/\\]+)"
+)
 """How the caches of Hugging Face and ModelScope name the folder of a repository."""
 
 

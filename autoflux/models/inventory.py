@@ -143,6 +143,11 @@ def _settings(folder: Path, family: Family) -> Settings:
 
 def _from_folder(part: str, folder: Path) -> Component:
     config = read_json(folder / part / "config.json")
+    if method := config.get("quantization_config"):
+        name = method.get("quant_method") if isinstance(method, dict) else method
+        raise UnsupportedModel(
+            f"{str(folder / part)!r} is quantized by {name!r}", hint="use the GGUF, float8 or bfloat16 version"
+        )
     files = weight_files(folder / part)
     located = find_parts([read_checkpoint(file) for file in files], Naming.DIFFUSERS, "")
     if not located.parts:

@@ -287,3 +287,31 @@ def test_the_class_in_the_index_tells_kontext(tiny_copy):
     index = tiny_copy / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "FluxKontextPipeline"}))
     assert stock(tiny_copy).family == Family.KONTEXT
+
+
+def test_a_folder_in_the_cache_of_a_hub_tells_which_it_is(tiny_copy, tmp_path):
+    for place, family in (
+        ("models--black-forest-labs--FLUX.1-Krea-dev/snapshots/abc", Family.KREA),
+        ("AI-ModelScope/FLUX___1-dev", Family.DEV),
+        ("FLUX.1-dev", Family.DEV_LIKE),
+    ):
+        folder = tmp_path / place
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(tiny_copy, folder)
+        assert stock(folder).family == family
+
+
+def test_scales_in_a_diffusers_folder_are_used(folder, tmp_path):
+    narrow = _float8(weights(folder)["transformer"], "weight_scale")
+    scaled, wide = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("scaled", "wide"))
+    replace_weights(scaled, "transformer", narrow)
+    replace_weights(wide, "transformer", _widened(narrow))
+    assert np.abs(picture(scaled).astype(int) - picture(wide)).max() <= 1
+
+
+def test_a_folder_quantized_by_a_library_is_refused(tiny_copy):
+    config = tiny_copy / "transformer" / "config.json"
+    changed = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "bitsandbytes"}}
+    config.write_text(json.dumps(changed))
+    with pytest.raises(UnsupportedModel, match="bitsandbytes"):
+        stock(tiny_copy)
