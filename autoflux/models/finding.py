@@ -36,9 +36,9 @@ def find(model: str, registered: Mapping[str, str], base: str | None = None) -> 
         names = (known.name for known in catalogue.CATALOGUE)
         raise UnknownName("model", model, [*registered, *names], hint="`autoflux plugins` lists what is installed")
     cached = find_cached(entry)
-    found = take_stock(cached, entry.name) if cached else absent_model(entry)
-    # Whoever asked for it by name knows which it is, whatever its files say.
-    return found.replace(family=entry.family)
+    if cached:
+        return take_stock(cached, entry.name, published_as=entry.huggingface)
+    return absent_model(entry)
 
 
 def require_weights(model: Model) -> None:

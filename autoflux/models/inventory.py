@@ -36,8 +36,12 @@ _SIZES = {
 Config = Mapping[str, Any]
 
 
-def take_stock(path: Path, name: str | None = None, *, find_base: FindBase | None = None) -> Model:
+def take_stock(
+    path: Path, name: str | None = None, *, find_base: FindBase | None = None, published_as: str = ""
+) -> Model:
     """Read a diffusers folder, or a single file together with the folder of its base.
+
+    `published_as` is the id on a hub that a folder is known to come from, which tells its family.
 
     Raises:
         ModelNotFound: the model, a part of it, or the base of a single file is missing.
@@ -45,15 +49,15 @@ def take_stock(path: Path, name: str | None = None, *, find_base: FindBase | Non
         UnsafeCheckpoint: its weights are pickle files.
         DamagedCheckpoint: a configuration or weight file cannot be right.
     """
-    return _folder(path, name) if path.is_dir() else _file(path, name, find_base)
+    return _folder(path, name, published_as) if path.is_dir() else _file(path, name, find_base)
 
 
-def _folder(path: Path, name: str | None) -> Model:
+def _folder(path: Path, name: str | None, published_as: str) -> Model:
     index = read_index(path, COMPONENTS)
     check_small_parts(path)
     components = tuple(_from_folder(part, path) for part in COMPONENTS)
     scheduler = read_scheduler(path)
-    words = words_beside({}, str(path.resolve()))
+    words = [published_as, *words_beside({}, str(path.resolve()))]
     transformer = components[COMPONENTS.index("transformer")]
     words += [str(source[key]) for source in (index, transformer.config) for key in ("_name_or_path",) if key in source]
     family = tell_family(transformer.config, class_name=index["_class_name"], words=words)
