@@ -10,9 +10,11 @@ from autoflux.api import find_model
 from autoflux.cli.output import json_option, stdout, succeed
 from autoflux.cli.tables import table
 from autoflux.models import catalogue
-from autoflux.models.values import Component, Layout, Model, Naming, ParameterCount
+from autoflux.models.values import Component, Layout, Model, Naming
 from autoflux.plugin_manager import Plugins
 from autoflux.units import format_bytes
+
+_NAMES = {Naming.DIFFUSERS: "diffusers", Naming.BFL: "BFL", Naming.LDM: "LDM"}
 
 
 @click.command("show")
@@ -69,7 +71,7 @@ def _components(model: Model) -> Any:
             f"{component.parameter_count:,}",
             _formats(component),
             format_bytes(component.disk_bytes),
-            component.naming.value if component.naming != Naming.DIFFUSERS else "diffusers",
+            _NAMES[component.naming],
             _source(model, component),
         )
     total = sum(component.parameter_count for component in model.components)
@@ -78,13 +80,11 @@ def _components(model: Model) -> Any:
 
 
 def _formats(component: Component) -> str:
-    total = component.parameter_count
-    shares = [f"{name} {_share(count / total)}" for name, count in component.formats.items()]
-    return ", ".join(shares) + (" with scales" if component.scaled else "")
-
-
-def _share(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.005 else "<1%"
+    """Formats that make up at least half a per cent, with their shares if there are several."""
+    shares = {name: count / component.parameter_count for name, count in component.formats.items()}
+    main = {name: share for name, share in shares.items() if share >= 0.005}
+    named = [f"{name} {share:.0%}" if len(main) > 1 else name for name, share in main.items()]
+    return ", ".join(named) + (", scaled" if component.scaled else "")
 
 
 def _source(model: Model, component: Component) -> str:
@@ -96,19 +96,15 @@ def _source(model: Model, component: Component) -> str:
 
 
 def _blocks(model: Model) -> Any:
-    shown = table("block list", "blocks", "a block", "matmul", "modulation", "norm", "bias", "bytes", title="Blocks")
+    shown = table("block list", "blocks", "a block", "matmul", "modulation", "other", "bytes", title="Blocks")
     for component in model.components:
         for blocks in component.block_lists:
-            first = blocks.blocks[0]
-            shown.add_row(
-                blocks.path,
-                str(len(blocks.blocks)),
-                f"{first.parameters.total:,}",
-                *_kinds(first.parameters),
-                format_bytes(first.disk_bytes),
-            )
+            count, size = blocks.blocks[0].parameters, blocks.blocks[0].disk_bytes
+            other = count.total - count.matmul - count.modulation
+            numbers = map(_millions, (count.total, count.matmul, count.modulation, other))
+            shown.add_row(blocks.path, str(len(blocks.blocks)), *numbers, format_bytes(size))
     return shown
 
 
-def _kinds(count: ParameterCount) -> tuple[str, ...]:
-    return tuple(f"{number:,}" for number in (count.matmul, count.modulation, count.norm, count.bias))
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M" if count else "-"

@@ -143,7 +143,7 @@ def _reason(file: Path, error: Exception) -> str:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
     if length > HEADER_LIMIT:
-        return f"its header would take {length:,} bytes, and {HEADER_LIMIT:,} are the most"
+        return f"by its first bytes its header would take {length:,} bytes, and {HEADER_LIMIT:,} are the most"
     if 8 + length > size:
         return f"it is truncated within its header of {length:,} bytes"
     try:
