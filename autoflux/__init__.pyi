@@ -18,6 +18,7 @@ from .errors import OutOfMemory as OutOfMemory
 from .errors import PluginFailure as PluginFailure
 from .errors import ServiceUnavailable as ServiceUnavailable
 from .errors import UnknownName as UnknownName
+from .errors import UnsupportedModel as UnsupportedModel
 from .errors import UsageError as UsageError
 from .errors import describe as describe
 from .files import check_writable as check_writable
@@ -25,9 +26,13 @@ from .hardware.values import Accelerator as Accelerator
 from .hardware.values import DeviceKind as DeviceKind
 from .hardware.values import Hardware as Hardware
 from .hookspecs import hookimpl as hookimpl
+from .models.checkpoints import locate as locate
 from .models.request import Order as Order
 from .models.request import Request as Request
+from .models.values import Component as Component
 from .models.values import Defaults as Defaults
+from .models.values import Family as Family
+from .models.values import Layout as Layout
 from .models.values import Limits as Limits
 from .models.values import Model as Model
 from .models.values import ModelEntry as ModelEntry
@@ -44,6 +49,8 @@ from .planning.values import Plan as Plan
 from .planning.values import Profile as Profile
 from .planning.values import Waiting as Waiting
 from .planning.values import Wishes as Wishes
+from .runtime.parts import leave_parts_on_disk as leave_parts_on_disk
+from .runtime.parts import load_parts as load_parts
 from .runtime.pipeline import Backend as Backend
 from .runtime.pipeline import Conditioning as Conditioning
 from .runtime.pipeline import LoadProgress as LoadProgress

@@ -7,18 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoflux.errors import DamagedFile, DoesNotFit, MissingExtra, ModelNotFound
+from autoflux.errors import DamagedFile, DoesNotFit, MissingExtra
 from autoflux.files import is_path, read_small
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import is_known, known_machine
 from autoflux.hardware.probe import probe
 from autoflux.hardware.saved import read_hardware
 from autoflux.hardware.values import Hardware
-from autoflux.models.hubs.cached import find_cached, model_path
-from autoflux.models.hubs.names import default_source, parse_reference
-from autoflux.models.hubs.stores import stores
-from autoflux.models.hubs.values import Reference
-from autoflux.models.inventory import take_stock
+from autoflux.models.finding import find, require_weights
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
 from autoflux.planning.planner import make_plan
@@ -87,6 +83,7 @@ class WhatIf:
 def load(
     model: str = "sample",
     *,
+    base: str | None = None,
     wishes: Wishes | None = None,
     plan: Plan | None = None,
     progress: LoadProgress | None = None,
@@ -94,7 +91,8 @@ def load(
     """Measure this machine (or take the last measurement), plan, and load a model.
 
     Args:
-        model: a registered name or the path of a model folder.
+        model: a registered name, a name of the catalogue, or the path of a model's folder or file.
+        base: the name or folder of the model that has what a single file lacks.
         wishes: what the plan must keep to.
         plan: a plan made before, as `saved_plan` reads it, instead of planning now.
         progress: called with what is being loaded and the share done.
@@ -103,7 +101,7 @@ def load(
         AutofluxError: any of those in `autoflux.errors` that planning and loading can end in.
     """
     plugins = load_plugins()
-    found = find_model(model, plugins)
+    found = find_model(model, plugins, base)
     if plan is None:
         plan = plan_for(found, wishes or Wishes(), plugins, probe())
     else:
@@ -126,21 +124,25 @@ def prepare(
     wishes: Wishes,
     plugins: Plugins,
     *,
+    base: str | None = None,
     on_stage: OnStage | None = None,
     refresh: bool = False,
     what_if: WhatIf | None = None,
     saved: Plan | None = None,
 ) -> Prepared:
-    """Take stock of a model, measure the machine, and plan or check the `saved` plan. Does not import torch.
+    """Take stock of a model, which need not be on this machine, measure it, and plan or check the `saved` plan.
+
+    Does not import torch.
 
     Raises:
         PlanUnusable: the saved plan is of another machine, model or version.
         AutofluxError: any other of those that probing and planning can end in.
     """
     what_if = what_if or WhatIf()
-    found = find_model(model, plugins)
+    found = find_model(model, plugins, base, absent=True)
     if what_if.on is None:
-        hardware = probe(refresh=refresh, models_path=Path(found.path), on_stage=on_stage)
+        models_path = Path(found.path) if found.path else None
+        hardware = probe(refresh=refresh, models_path=models_path, on_stage=on_stage)
     else:
         hardware = other_machine(what_if.on)
     hardware = changed(hardware, what_if.changes)
@@ -182,34 +184,21 @@ def saved_plan(file: str) -> Plan:
     return read_plan(read_small(Path(file).expanduser()), repr(file))
 
 
-def find_model(model: str, plugins: Plugins) -> Model:
-    """The model registered under that name, the one in that folder, or the one downloaded under that name or id.
+def find_model(model: str, plugins: Plugins, base: str | None = None, *, absent: bool = False) -> Model:
+    """The model registered under that name, at that path, or of that name in the catalogue.
+
+    `base` is the name or folder of the model that has what a single file lacks. With `absent`, a model of the
+    catalogue may be missing on this machine.
 
     Raises:
         UnknownName: neither a name nor a path.
-        ModelNotFound: a model of a hub that is not on this machine, or only in part.
-        AutofluxError: what `take_stock` says of the folder.
+        ModelNotFound: its weights, or those of its base, are not on this machine.
+        AutofluxError: what `take_stock` says of the folder or file.
     """
-    if model in plugins.models.names():
-        return take_stock(Path(plugins.models.get(model).path), model)
-    path = Path(model).expanduser()
-    if path.exists():
-        return take_stock(path)
-    if reference := parse_reference(model, usual=default_source()):
-        return _downloaded(reference)
-    if any(mark in model for mark in "/\\."):
-        return take_stock(path)
-    return take_stock(Path(plugins.models.get(model).path), model)
-
-
-def _downloaded(reference: Reference) -> Model:
-    found = find_cached(reference, stores())
-    if found is None:
-        raise ModelNotFound(
-            f"{reference.name!r} is neither a folder nor a model that was downloaded to this machine",
-            hint=f"autoflux models pull {reference.name}",
-        )
-    return take_stock(model_path(found, reference.file), found.name)
+    found = find(model, {entry.name: entry.path for entry in plugins.models}, base)
+    if not absent:
+        require_weights(found)
+    return found
 
 
 def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -> Plan:

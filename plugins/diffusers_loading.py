@@ -13,6 +13,8 @@ import torch
 from autoflux import (
     TILE_PIXELS,
     DamagedCheckpoint,
+    Family,
+    Layout,
     LoadProgress,
     Model,
     Placement,
@@ -20,6 +22,7 @@ from autoflux import (
     Precision,
     Residences,
     Store,
+    UnsupportedModel,
     Waiting,
     leave_on_disk,
 )
@@ -31,6 +34,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import accelerate
 import diffusers
 import transformers
+
+from . import diffusers_files
 
 DTYPES = {
     Precision.FLOAT32: torch.float32,
@@ -64,9 +69,20 @@ def load_components(plan: Plan, model: Model, progress: LoadProgress) -> Compone
 
     Raises:
         DamagedCheckpoint: weights or configuration do not fit each other.
+        UnsupportedModel: a model that cannot draw from a prompt.
     """
     _quiet()
-    return assemble(_networks(plan, model, progress), plan, Path(model.path))
+    if model.family == Family.FILL:
+        raise UnsupportedModel(
+            f"{model.name!r} fills in parts of a given picture, and cannot draw one from a prompt",
+            hint="use another FLUX.1, such as flux.1-dev",
+        )
+    loaded = assemble(_networks(plan, model, progress), plan, Path(model.parts_path))
+    if model.layout != Layout.FOLDER:
+        # That of the base may be for another family.
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(model.scheduler)
+        loaded.pipe.register_modules(scheduler=scheduler)
+    return loaded
 
 
 def assemble(networks: Iterable[tuple[str, torch.nn.Module, Store | None]], plan: Plan, folder: Path) -> Components:
@@ -96,9 +112,17 @@ def _networks(plan: Plan, model: Model, progress: LoadProgress) -> Iterator[tupl
         progress(f"loading {component.name.replace('_', ' ')}", done / model.disk_bytes)
         planned = plan.component(component.name)
         on_disk = planned.placement == Placement.STREAMED and plan.waiting == Waiting.DISK
-        load = _open_network if on_disk else _load_network
-        with _damage_named(folder / component.name):
-            network, store = load(folder, component.name, DTYPES[planned.arithmetic])
+        dtype = DTYPES[planned.arithmetic]
+        # The libraries would leave scales out.
+        if component.files and (component.scaled or not component.folder):
+            make = diffusers_files.open_network if on_disk else diffusers_files.load_network
+            with _damage_named(Path(component.files[0])):
+                network, store = make(_NETWORKS[component.name], component, dtype)
+        else:
+            part = Path(component.folder or folder / component.name)
+            load = _open_network if on_disk else _load_network
+            with _damage_named(part):
+                network, store = load(part.parent, part.name, dtype)
         yield component.name, network, store
         done += component.disk_bytes
 

@@ -35,16 +35,24 @@ from autoflux.units import format_seconds
 @json_option
 @click.pass_obj
 def command(
-    plugins: Plugins, *, order: Order, out: Path | None, model: str, wishes: Wishes, saved: Plan | None, as_json: bool
+    plugins: Plugins,
+    *,
+    order: Order,
+    out: Path | None,
+    model: str,
+    base: str | None,
+    wishes: Wishes,
+    saved: Plan | None,
+    as_json: bool,
 ) -> None:
     """Draw PROMPT and save it as PNG."""
     with stderr.status("taking stock") as status:
         # What the user typed is checked against the model before the machine is measured and the weights are read.
-        found = find_model(model, plugins)
+        found = find_model(model, plugins, base)
         requests = make_requests(found, order)
         files = _files(out, requests)
         wishes = wishes.replace(width=requests[0].width, height=requests[0].height, steps=requests[0].steps)
-        prepared = prepare(model, wishes, plugins, on_stage=status.update, saved=saved)
+        prepared = prepare(model, wishes, plugins, base=base, on_stage=status.update, saved=saved)
     stderr.print(summary(prepared.plan), style="dim", soft_wrap=True)
     pictures = _draw(prepared, plugins, requests)
     for picture, file in zip(pictures, files, strict=True):

@@ -63,16 +63,26 @@ class PictureSize(click.ParamType[tuple[int, int]]):
 
 
 def model_option(command: F) -> F:
-    """Add `--model`, passed as `model`."""
-    return click.option(
+    """Add `--model` and `--base`, passed as `model` and `base`."""
+    return _with_options(command, _MODEL)  # type: ignore[return-value]
+
+
+_MODEL = (
+    click.option(
         "--model",
         default="sample",
         show_default=True,
         envvar="AUTOFLUX_MODEL",
         show_envvar=True,
-        help="A name from `autoflux models list`, or the folder of a diffusers model.",
-    )(command)
-
+        help="A name from `autoflux models list`, a diffusers folder, or a safetensors or GGUF file.",
+    ),
+    click.option(
+        "--base",
+        envvar="AUTOFLUX_BASE",
+        show_envvar=True,
+        help="For a file that lacks them: the name or folder of a model with text encoders, VAE and tokenizers.",
+    ),
+)
 
 _WISHES = (
     click.option("--device", envvar="AUTOFLUX_DEVICE", show_envvar=True, help="cpu, cuda, cuda:1, mps or xpu."),

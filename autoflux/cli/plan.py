@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.markup import escape
@@ -13,6 +12,7 @@ from autoflux.api import Prepared, WhatIf, prepare
 from autoflux.cli.options import PictureSize, model_option, wishes_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.saved import saved_plan_option
+from autoflux.cli.tables import table as _table
 from autoflux.cli.what_if import what_if_options
 from autoflux.errors import UsageError
 from autoflux.files import check_writable, write_atomic
@@ -47,6 +47,7 @@ def command(  # noqa: PLR0913 — one for each option
     plugins: Plugins,
     *,
     model: str,
+    base: str | None,
     wishes: Wishes,
     size: tuple[int, int] | None,
     steps: int | None,
@@ -70,7 +71,14 @@ def command(  # noqa: PLR0913 — one for each option
     wishes = wishes.replace(width=width, height=height, steps=steps)
     with stderr.status("taking stock") as status:
         prepared = prepare(
-            model, wishes, plugins, refresh=refresh, on_stage=status.update, what_if=what_if, saved=saved
+            model,
+            wishes,
+            plugins,
+            base=base,
+            refresh=refresh,
+            on_stage=status.update,
+            what_if=what_if,
+            saved=saved,
         )
     if save is not None:
         write_atomic(save, prepared.plan.to_json().encode())
@@ -172,19 +180,3 @@ def _rejected(plan: Plan) -> Table:
         seconds = "-" if other.seconds_per_image is None else format_seconds(other.seconds_per_image)
         table.add_row(other.device, other.offload.value, other.precision.value, seconds, other.reason)
     return table
-
-
-def _table(*columns: str, title: str) -> _Escaped:
-    table = _Escaped(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
-    for column in columns:
-        table.add_column(column, overflow="fold", header_style="dim")
-    return table
-
-
-class _Escaped(Table):
-    """A table whose cells are text, not markup."""
-
-    def add_row(self, *cells: Any, **options: Any) -> None:
-        super().add_row(*(escape(str(cell)) for cell in cells), **options)

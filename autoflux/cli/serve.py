@@ -68,13 +68,14 @@ def command(  # noqa: PLR0913 — one for each option
     allowed_hosts: Sequence[str],
     no_warmup: bool,
     model: str,
+    base: str | None,
     wishes: Wishes,
     saved: Plan | None,
 ) -> int:
     """Serve a model: the page answers at once, the model loads behind it."""
     frontends = _frontends(plugins, names)
     api = plugins.frontends.get(API)
-    found = find_model(model, plugins)
+    found = find_model(model, plugins, base)
     listening = open_port(host, port)
     address = listening.getsockname()[1]
     stopping = Stopping()
@@ -90,7 +91,9 @@ def command(  # noqa: PLR0913 — one for each option
     with stopping.taking_signals():
         stderr.print(f"autoflux: serving {model}", highlight=False, markup=False, soft_wrap=True)
         _announce(host, address)
-        service.start(lambda on_stage: prepare(model, wishes, plugins, on_stage=on_stage, saved=saved), stopping.fail)
+        service.start(
+            lambda on_stage: prepare(model, wishes, plugins, base=base, on_stage=on_stage, saved=saved), stopping.fail
+        )
         run_server(service, listening, make_app, stopping)
     return _ending(stopping)
 

@@ -1,221 +1,188 @@
-"""Taking stock of a model folder: from configurations and file headers to a `Model`, in well under a second."""
+"""Taking stock of a model: from configurations and file headers to a `Model`, in well under a second."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from autoflux.errors import DamagedCheckpoint, ModelNotFound, UnsafeCheckpoint, UnsupportedModel
-from autoflux.models.values import (
-    Architecture,
-    Block,
-    BlockList,
-    Component,
-    Defaults,
-    Model,
-    ParameterCount,
-    Precision,
-    Settings,
-)
-from autoflux.models.weights import PICKLE_SUFFIXES, Tensor, header_digest, read_tensors, weight_files
+from autoflux.errors import DamagedCheckpoint, UnsupportedModel
+from autoflux.models.checkpoints import Checkpoint, Located, Part, check_formats, find_parts, read_checkpoint
+from autoflux.models.components import architecture, make_component
+from autoflux.models.configs import CLASSES, FLUX_DEV, SCHEDULERS, told_by_shapes
+from autoflux.models.families import DEFAULTS, tell_family, words_beside
+from autoflux.models.folders import check_file, check_small_parts, read_index, read_json, read_scheduler
+from autoflux.models.layouts import Place, recognise
+from autoflux.models.values import Component, Family, Layout, Model, Naming, Settings
+from autoflux.models.weights import weight_files
 
-COMPONENTS = ("text_encoder", "text_encoder_2", "transformer", "vae")
+COMPONENTS = tuple(CLASSES)
 """The networks of a FLUX pipeline in the order they run."""
 
-PIPELINES = ("FluxPipeline",)
-SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+FindBase = Callable[[Family], Path]
+"""Gives the folder of a model that has the parts a file of that family lacks."""
 
-_LIBRARIES = ("diffusers", "transformers")
-_BLOCK = re.compile(
-    r"(?P<path>transformer_blocks|single_transformer_blocks|encoder\.block|(?:text_model\.)?encoder\.layers)"
-    r"\.(?P<index>\d+)\."
-)
-_FORMATS = {
-    "F32": (Precision.FLOAT32, 4),
-    "BF16": (Precision.BFLOAT16, 2),
-    "F16": (Precision.FLOAT16, 2),
-    "F8_E4M3": (Precision.FLOAT8, 1),
-    "I8": (Precision.INT8, 1),
+_SIZES = {
+    "text_encoder": "hidden_size",
+    "text_encoder_2": "d_model",
+    "transformer": "attention_head_dim",
+    "vae": "block_out_channels",
 }
-_EMBEDDINGS = ("embed_tokens", "shared.", "embeddings.", "relative_attention_bias")
-
-_SMALL_PARTS = {
-    "tokenizer": ("tokenizer.json", "vocab.json"),
-    "tokenizer_2": ("tokenizer.json", "spiece.model"),
-    "scheduler": ("scheduler_config.json",),
-}
+"""The sizes on which the part of a configuration depends that shapes do not tell: heads, groups, positions."""
 
 Config = Mapping[str, Any]
 
 
-def take_stock(folder: Path, name: str | None = None) -> Model:
-    """Read a diffusers folder.
+def take_stock(
+    path: Path, name: str | None = None, *, find_base: FindBase | None = None, published_as: str = ""
+) -> Model:
+    """Read a diffusers folder, or a single file together with the folder of its base.
+
+    `published_as` is the id on a hub that a folder is known to come from, which tells its family.
 
     Raises:
-        ModelNotFound: the folder or a part of it is missing.
+        ModelNotFound: the model, a part of it, or the base of a single file is missing.
         UnsupportedModel: it holds something other than a FLUX pipeline.
         UnsafeCheckpoint: its weights are pickle files.
         DamagedCheckpoint: a configuration or weight file cannot be right.
     """
-    index = _read_index(folder)
-    configs = {part: _read_json(folder / part / "config.json") for part in COMPONENTS}
-    _check_small_parts(folder)
-    files = {part: weight_files(folder / part) for part in COMPONENTS}
-    components = tuple(_component(part, index[part][1], files[part]) for part in COMPONENTS)
-    settings = _read_settings(folder, guidance=bool(configs["transformer"].get("guidance_embeds")))
-    digest = hashlib.sha256(msgspec.json.encode([index, configs], order="deterministic"))
-    for file in (file for part in COMPONENTS for file in files[part]):
-        digest.update(header_digest(file).encode())
+    return _folder(path, name, published_as) if path.is_dir() else _file(path, name, find_base)
+
+
+def _folder(path: Path, name: str | None, published_as: str) -> Model:
+    index = read_index(path, COMPONENTS)
+    check_small_parts(path)
+    components = tuple(_from_folder(part, path) for part in COMPONENTS)
+    scheduler = read_scheduler(path)
+    words = [published_as, *words_beside({}, str(path.resolve()))]
+    transformer = components[COMPONENTS.index("transformer")]
+    words += [str(source[key]) for source in (index, transformer.config) for key in ("_name_or_path",) if key in source]
+    family = tell_family(transformer.config, class_name=index["_class_name"], words=words)
+    return _model(path, name, Layout.FOLDER, family, components, scheduler)
+
+
+def _file(path: Path, name: str | None, find_base: FindBase | None) -> Model:
+    check_file(path)
+    checkpoint = read_checkpoint(path)
+    places = recognise(checkpoint.tensors, str(path))
+    # The transformer is told first: which base suits depends on it, and sizes that only the base knows come after.
+    located = {part: _complete(part, find_parts([checkpoint], *place), path) for part, place in places.items()}
+    family = tell_family(
+        _told("transformer", located["transformer"].parts, path),
+        words=words_beside(checkpoint.metadata, str(path.absolute())),
+    )
+    base = find_base(family) if find_base else path.parent
+    check_small_parts(base)
+    components = tuple(
+        _from_file(part, checkpoint, places[part], located[part], base) if part in places else _from_folder(part, base)
+        for part in COMPONENTS
+    )
+    layout = Layout.ALL_IN_ONE if len(places) > 1 else Layout.TRANSFORMER_FILE
+    layout = Layout.GGUF if checkpoint.is_gguf else layout
+    return _model(path, name, layout, family, components, _scheduler(base, family), base)
+
+
+def _complete(part: str, located: Located, path: Path) -> Located:
+    """Refuse what does not tell its own sizes, or holds weights of another transformer."""
+    if part == "transformer" and located.others:
+        raise UnsupportedModel(
+            f"{str(path)!r} holds {len(located.others)} weights that FLUX.1 has not, such as {min(located.others)!r}",
+            hint="it is made for a changed FLUX, or quantized in a way that is not known",
+        )
+    check_formats(located.parts, part)
+    return located
+
+
+def _scheduler(base: Path, family: Family) -> dict[str, Any]:
+    """The base's own, unless the base takes guidance and the transformer not, or the other way round."""
+    guidance = family != Family.SCHNELL
+    config = base / "transformer" / "config.json"
+    if not config.is_file() or bool(read_json(config).get("guidance_embeds")) == guidance:
+        return read_scheduler(base)
+    return SCHEDULERS[guidance]
+
+
+def _model(
+    path: Path,
+    name: str | None,
+    layout: Layout,
+    family: Family,
+    components: tuple[Component, ...],
+    scheduler: dict[str, Any],
+    base: Path | None = None,
+) -> Model:
+    settings = _settings(base or path, family)
     return Model(
-        name=name or folder.resolve().name,
-        path=str(folder.resolve()),
-        revision=digest.hexdigest()[:16],
-        architecture=_architecture(configs, components, folder),
+        name=name or (path.stem if path.is_file() else path.resolve().name),
+        path=str(path.resolve()) if path.is_dir() else str(path.absolute()),
+        revision=_revision(components, scheduler),
+        layout=layout,
+        family=family,
+        base_path=str(base.resolve()) if base else "",
+        scheduler=scheduler,
+        architecture=architecture(components, str(path)),
         components=components,
         defaults=settings.defaults,
         limits=settings.limits,
     )
 
 
-def _read_index(folder: Path) -> Config:
-    if not folder.exists():
-        raise ModelNotFound(f"no model at {str(folder)!r}", hint="check the path, or use a name: `autoflux plugins`")
-    if folder.is_file():
-        if folder.suffix in PICKLE_SUFFIXES:
-            raise UnsafeCheckpoint(
-                f"{str(folder)!r} is a pickle file, which can run code when it is loaded, and is not accepted",
-                hint="use the safetensors version of the model",
-            )
-        raise UnsupportedModel(f"{str(folder)!r} is a file", hint="give the folder that holds model_index.json")
-    if not (folder / "model_index.json").is_file():
-        raise ModelNotFound(
-            f"{str(folder)!r} holds no model_index.json", hint="give the folder of a model in the diffusers layout"
-        )
-    index = _read_json(folder / "model_index.json")
-    if index.get("_class_name") not in PIPELINES:
-        raise UnsupportedModel(
-            f"{str(folder)!r} holds a {index.get('_class_name')!r}; known are {', '.join(PIPELINES)}",
-            hint="autoflux runs models of the FLUX family in the diffusers layout",
-        )
-    for part in COMPONENTS:
-        entry = index.get(part)
-        if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in _LIBRARIES):
-            raise UnsupportedModel(f"{str(folder)!r}: the component {part!r} is {entry!r}, not one of FLUX's own")
-    return index
+def _revision(components: Iterable[Component], scheduler: Config) -> str:
+    configs = [[part.name, part.naming, part.prefix, part.config] for part in components]
+    digest = hashlib.sha256(msgspec.json.encode([configs, scheduler], order="deterministic"))
+    for file in dict.fromkeys(file for part in components for file in part.files):
+        digest.update(read_checkpoint(Path(file)).digest.encode())
+    return digest.hexdigest()[:16]
 
 
-def _check_small_parts(folder: Path) -> None:
-    # transformers makes an empty tokenizer out of a folder without its files, and pictures of nothing follow.
-    for part, alternatives in _SMALL_PARTS.items():
-        if not any((folder / part / name).is_file() for name in alternatives):
-            raise ModelNotFound(
-                f"{str(folder / part)!r} holds no {' or '.join(alternatives)}", hint="download the model again"
-            )
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json").get("_class_name")
-    if scheduler != SCHEDULER:
-        raise UnsupportedModel(
-            f"the scheduler of {str(folder)!r} is {scheduler!r}, needed is {SCHEDULER!r}",
-            hint="download the model again",
-        )
-
-
-def _read_settings(folder: Path, *, guidance: bool) -> Settings:
+def _settings(folder: Path, family: Family) -> Settings:
     file = folder / "autoflux.json"
     if file.is_file():
         return Settings.from_json(file.read_bytes(), origin=repr(str(file)))
-    # FLUX.1 schnell takes no guidance, is distilled to 4 steps and was trained on 256 text tokens (its model card).
-    return Settings() if guidance else Settings(defaults=Defaults(steps=4, guidance=0.0, text_tokens=256))
+    return Settings(defaults=DEFAULTS[family])
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = msgspec.json.decode(file.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelNotFound(f"{str(file)!r} is missing", hint="download the model again") from error
-    except (msgspec.MsgspecError, OSError, UnicodeDecodeError) as error:
-        raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error}", hint="download the file again") from error
-    if not isinstance(content, dict):
-        raise DamagedCheckpoint(f"{str(file)!r} is not a JSON object", hint="download the file again")
-    return content
+def _from_folder(part: str, folder: Path) -> Component:
+    config = read_json(folder / part / "config.json")
+    if method := config.get("quantization_config"):
+        name = method.get("quant_method") if isinstance(method, dict) else method
+        raise UnsupportedModel(
+            f"{str(folder / part)!r} is quantized by {name!r}", hint="use the GGUF, float8 or bfloat16 version"
+        )
+    files = weight_files(folder / part)
+    located = find_parts([read_checkpoint(file) for file in files], Naming.DIFFUSERS, "")
+    if not located.parts:
+        raise DamagedCheckpoint(f"the weights of {part!r} are empty", hint="download the model again")
+    return make_component(part, config, located.parts, origin=str(folder / part), files=files, folder=folder / part)
 
 
-def _component(name: str, class_name: str, files: Iterable[Path]) -> Component:
-    tensors = [tensor for file in files for tensor in read_tensors(file)]
-    if not tensors:
-        raise DamagedCheckpoint(f"the weights of {name!r} are empty", hint="download the model again")
-    blocks: dict[str, dict[int, list[Tensor]]] = {}
-    rest: list[Tensor] = []
-    for tensor in tensors:
-        match = _BLOCK.match(tensor.name)
-        group = blocks.setdefault(match["path"], {}).setdefault(int(match["index"]), []) if match else rest
-        group.append(tensor)
-    # Double blocks run before single ones, which is also the order of their names' lengths.
-    ordered = sorted(blocks, key=lambda path: (path.startswith("single"), path))
-    return Component(
-        name=name,
-        class_name=class_name,
-        disk_precision=_main_precision(name, tensors),
-        block_lists=tuple(
-            BlockList(path=path, blocks=tuple(_block(blocks[path][i]) for i in sorted(blocks[path])))
-            for path in ordered
-        ),
-        rest=_block(rest),
+def _from_file(part: str, checkpoint: Checkpoint, place: Place, located: Located, base: Path) -> Component:
+    config = _config(part, located.parts, base, checkpoint.file)
+    made = make_component(part, config, located.parts, origin=str(checkpoint.file), files=[checkpoint.file])
+    return made.replace(naming=place.naming, prefix=place.prefix)
+
+
+def _config(part: str, parts: Mapping[str, Part], base: Path, origin: Path) -> dict[str, Any]:
+    """What the shapes tell, and for the rest the base's configuration or FLUX.1's own."""
+    told = _told(part, parts, origin)
+    file = base / part / "config.json"
+    for rest in ([read_json(file)] if file.is_file() else []) + [FLUX_DEV[part]]:
+        if rest.get(_SIZES[part]) == told.get(_SIZES[part], rest.get(_SIZES[part])):
+            return {**rest, **told}
+    raise UnsupportedModel(
+        f"{str(origin)!r}: {part!r} has sizes that are not FLUX.1's ({_SIZES[part]} is {told[_SIZES[part]]})",
+        hint="give a folder with a fitting config.json as --base",
     )
 
 
-def _main_precision(name: str, tensors: Iterable[Tensor]) -> Precision:
-    counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.precision] += tensor.count
-    most = counts.most_common(1)[0][0]
-    if most not in _FORMATS:
-        raise UnsupportedModel(f"the weights of {name!r} are {most}; known are {', '.join(_FORMATS)}")
-    return _FORMATS[most][0]
-
-
-def _block(tensors: Iterable[Tensor]) -> Block:
-    counts: Counter[str] = Counter()
-    size = 0
-    for tensor in tensors:
-        counts[_kind(tensor)] += tensor.count
-        size += tensor.count * _FORMATS.get(tensor.precision, (None, 4))[1]
-    return Block(parameters=ParameterCount(**counts), disk_bytes=size)
-
-
-def _kind(tensor: Tensor) -> str:
-    if any(part in tensor.name for part in _EMBEDDINGS):
-        return "embedding"
-    if len(tensor.shape) < 2:
-        return "bias" if tensor.name.endswith("bias") else "norm"
-    return "modulation" if "norm" in tensor.name and tensor.name.endswith("linear.weight") else "matmul"
-
-
-def _architecture(configs: Mapping[str, Config], components: tuple[Component, ...], folder: Path) -> Architecture:
-    transformer, vae, text = configs["transformer"], configs["vae"], configs["text_encoder_2"]
+def _told(part: str, parts: Mapping[str, Part], origin: Path) -> dict[str, Any]:
     try:
-        heads = int(transformer["num_attention_heads"])
-        channels = tuple(int(c) for c in vae["block_out_channels"])
-        return Architecture(
-            hidden_size=heads * int(transformer["attention_head_dim"]),
-            head_count=heads,
-            double_blocks=int(transformer["num_layers"]),
-            single_blocks=int(transformer["num_single_layers"]),
-            patch_pixels=2 ** (len(channels) - 1) * 2,
-            guidance=bool(transformer["guidance_embeds"]),
-            text_hidden_size=int(text["d_model"]),
-            text_layers=int(text["num_layers"]),
-            text_parameters=components[1].parameter_count,
-            vae_channels=channels,
-            vae_layers=int(vae["layers_per_block"]),
-            latent_channels=int(vae["latent_channels"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        return told_by_shapes(part, {name: held.shape for name, held in parts.items()})
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise DamagedCheckpoint(
-            f"the configuration in {str(folder)!r} lacks or misstates {error}", hint="download the model again"
+            f"{str(origin)!r} cannot be loaded: {part!r} lacks or misshapes a weight that tells its sizes: {error}",
+            hint="download the file again",
         ) from error

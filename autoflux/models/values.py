@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
+
+import msgspec
 
 from autoflux.values import Value
 
@@ -14,12 +17,49 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
     FLOAT8 = "float8_e4m3fn"
+    FLOAT8_E5M2 = "float8_e5m2"
     INT8 = "int8"
 
     @property
     def item_bytes(self) -> int:
         """Bytes a number takes."""
         return {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.value, 1)
+
+
+class Layout(StrEnum):
+    """How a model lies on the disk."""
+
+    FOLDER = "diffusers folder"
+    TRANSFORMER_FILE = "transformer file"
+    """The transformer alone, in one safetensors file; the rest comes from another model, its base."""
+    ALL_IN_ONE = "all-in-one file"
+    """Transformer, text encoders and autoencoder in one safetensors file, as ComfyUI writes it."""
+    GGUF = "GGUF file"
+    """The transformer alone, in llama.cpp's format."""
+    ABSENT = "not on this machine"
+    """Known from the catalogue only."""
+
+
+class Naming(StrEnum):
+    """Whose names the weights of a component have."""
+
+    DIFFUSERS = "diffusers"
+    """diffusers' for transformer and autoencoder, transformers' for text encoders."""
+    BFL = "Black Forest Labs"
+    LDM = "latent diffusion"
+    """The original names of the autoencoder."""
+
+
+class Family(StrEnum):
+    """Which FLUX.1 a transformer is."""
+
+    DEV = "FLUX.1 dev"
+    SCHNELL = "FLUX.1 schnell"
+    KREA = "FLUX.1 Krea dev"
+    KONTEXT = "FLUX.1 Kontext dev"
+    FILL = "FLUX.1 Fill dev"
+    DEV_LIKE = "FLUX.1 dev family"
+    """dev, Krea, Kontext or a fine-tune of one: they have the same shapes, and nothing in the files says which."""
 
 
 class ParameterCount(Value, frozen=True, kw_only=True):
@@ -61,8 +101,22 @@ class Component(Value, frozen=True, kw_only=True):
     name: str
     class_name: str
     disk_precision: Precision
+    """The format of most of its numbers; of GGUF's, the one that comes next in bytes a number."""
     block_lists: tuple[BlockList, ...] = ()
     rest: Block
+    formats: dict[str, int] = msgspec.field(default_factory=dict)
+    """Parameters by their format on disk, in the words of safetensors (`BF16`) or GGUF (`Q4_K`)."""
+    scaled: bool = False
+    """Whether narrow weights are stored with scales."""
+    files: tuple[str, ...] = ()
+    """Where its weights are; none if the model is not on this machine."""
+    folder: str = ""
+    """The folder of `files`, if diffusers or transformers can load it as it is."""
+    naming: Naming = Naming.DIFFUSERS
+    prefix: str = ""
+    """What stands before the names of its weights in the files."""
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Its configuration as diffusers or transformers read it."""
 
     @property
     def parameter_count(self) -> int:
@@ -134,16 +188,28 @@ class Settings(Value, frozen=True, kw_only=True):
 class Model(Value, frozen=True, kw_only=True):
     """A model on this machine: where it lies, what it is made of, what it takes.
 
-    `revision` changes when a weight file or configuration changes.
+    `path` is a folder or a file, "" if the weights are not on this machine. `revision` changes when a weight file or
+    configuration changes.
     """
 
     name: str
     path: str
     revision: str
+    layout: Layout = Layout.FOLDER
+    family: Family = Family.DEV_LIKE
+    base_path: str = ""
+    """The folder that has tokenizers, and the components that `path` lacks; "" if it is `path`."""
+    scheduler: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The scheduler's configuration as diffusers reads it."""
     architecture: Architecture
     components: tuple[Component, ...]
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
+
+    @property
+    def parts_path(self) -> str:
+        """The folder that has the tokenizers."""
+        return self.base_path or self.path
 
     def component(self, name: str) -> Component:
         """The component of that name; KeyError if the pipeline has none."""

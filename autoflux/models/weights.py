@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from autoflux.errors import DamagedCheckpoint, ModelNotFound, UnsafeCheckpoint
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+HEADER_LIMIT = 100_000_000
+"""Largest header that safetensors takes."""
 
 _DISGUISES = (
     (b"\x80", "a pickle file, which can run code when it is loaded"),
@@ -78,15 +82,19 @@ def read_tensors(file: Path) -> Iterator[Tensor]:
                 yield Tensor(name, tuple(part.get_shape()), part.get_dtype())
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedCheckpoint(
-            f"{str(file)!r} cannot be read as safetensors: {error}", hint="download the file again"
+            f"{str(file)!r} cannot be read as safetensors: {_reason(file, error)}", hint="download the file again"
         ) from error
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What the writer of a file that `read_tensors` accepted says about it."""
+    found = _header(file)[1].get("__metadata__")
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def data_ranges(file: Path) -> dict[str, tuple[int, int]]:
     """First byte and length of each tensor's data in a file that `read_tensors` accepted."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = msgspec.json.decode(opened.read(length))
+    length, header = _header(file)
     return {
         name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
         for name, entry in header.items()
@@ -119,6 +127,32 @@ def _sniff(file: Path) -> None:
     for magic, what, hint in _MISTAKES:
         if start.lstrip().startswith(magic):
             raise DamagedCheckpoint(f"{str(file)!r} is {what}", hint=hint)
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Length and content of the header."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header: dict[str, Any] = msgspec.json.decode(opened.read(length))
+    return length, header
+
+
+def _reason(file: Path, error: Exception) -> str:
+    """In plain words what the library's error means, where the sizes tell."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+    if length > HEADER_LIMIT:
+        return f"by its first bytes its header would take {length:,} bytes, and {HEADER_LIMIT:,} are the most"
+    if 8 + length > size:
+        return f"it is truncated within its header of {length:,} bytes"
+    try:
+        end = max((first + count for first, count in data_ranges(file).values()), default=8 + length)
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError):
+        return str(error)
+    if end > size:
+        return f"it is truncated: {size:,} of {end:,} bytes are there"
+    return f"{size - end:,} bytes follow the last tensor" if end < size else str(error)
 
 
 def _shards(index: Path) -> list[Path]:

@@ -241,7 +241,7 @@ def encoder_identity(model: Model, plan: Plan) -> str:
     facts = {
         "format": FORMAT,
         "revision": model.revision,
-        "files": _encoder_files(Path(model.path)),
+        "files": _encoder_files(model),
         "precisions": sorted(precisions),
         "text_tokens": model.defaults.text_tokens,
         "backend": plan.backend,
@@ -250,14 +250,17 @@ def encoder_identity(model: Model, plan: Plan) -> str:
     return _sha256(facts)
 
 
-def _encoder_files(folder: Path) -> list[tuple[str, int, int]]:
+def _encoder_files(model: Model) -> list[tuple[str, int, int]]:
     """Path, size and time of the text encoders' files.
 
     A model's revision covers the layout of its weights, not the weights: those of a fine-tuned encoder, or of one that
     was trained further in place, have the same. Reading 10 GB to find out would take longer than encoding.
     """
-    files = (file for part in folder.glob("*") if part.name.startswith(ENCODERS) for file in part.rglob("*"))
-    return sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+    folder = Path(model.parts_path)
+    found = {file for part in folder.glob("*") if part.name.startswith(ENCODERS) for file in part.rglob("*")}
+    # Of a single file that holds the encoders too; a folder's own were found above.
+    found.update(Path(f) for c in model.components if c.name.startswith(ENCODERS) and not c.folder for f in c.files)
+    return sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.is_file())
 
 
 def _sha256(facts: object) -> str:

@@ -156,19 +156,22 @@ class FileStore:
         return len(data)
 
 
-def leave_on_disk(network: nn.Module, folder: Path, dtype: torch.dtype) -> FileStore:
-    """Give a network that was made without weights (parameters on `meta`) a store that reads them from `folder`.
-
-    The parameters become empty tensors of `dtype` in RAM whose pages are never touched, so they take none.
-
-    Raises:
-        DamagedCheckpoint: a file cannot be read, or lacks a weight of the network.
-    """
+def make_empty(network: nn.Module, dtype: torch.dtype) -> None:
+    """Make the parameters empty tensors of `dtype` in RAM. Until their pages are touched they take none."""
     empty: dict[int, nn.Parameter] = {}
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             made = torch.empty(parameter.shape, dtype=dtype)
             module.register_parameter(name, empty.setdefault(id(parameter), nn.Parameter(made, requires_grad=False)))
+
+
+def leave_on_disk(network: nn.Module, folder: Path, dtype: torch.dtype) -> FileStore:
+    """Give a network that was made without weights (parameters on `meta`) a store that reads them from `folder`.
+
+    Raises:
+        DamagedCheckpoint: a file cannot be read, or lacks a weight of the network.
+    """
+    make_empty(network, dtype)
     files = weight_files(folder)
     names = {tensor.name for file in files for tensor in read_tensors(file)}
     # transformers 5 and earlier versions do not agree on whether CLIP's names have this prefix.

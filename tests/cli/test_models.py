@@ -119,9 +119,16 @@ def test_a_model_in_both_caches_is_removed_only_from_the_one_that_is_said(hub, c
 
 
 def test_a_model_that_is_not_here_names_the_command_that_brings_it(hub, capsys):
-    for name, told in (("flux.1-dev", "flux.1-dev"), (REPO, REPO), (f"hf.co/{DEV}", f"hf.co/{DEV}")):
-        error = answer(capsys, "plan", "--model", name, code=1)["error"]
+    for name, told in (("flux.1-dev", "flux.1-dev"), (REPO, REPO), (f"hf.co/{DEV}", "flux.1-dev")):
+        error = answer(capsys, "generate", "a hill", "--model", name, code=1)["error"]
         assert (error["code"], error["hint"]) == ("model_not_found", f"autoflux models pull {told}")
+
+
+def test_of_the_catalogue_a_model_that_is_not_here_is_planned(hub, capsys):
+    for name in ("flux.1-dev", f"hf.co/{DEV}"):
+        planned = answer(capsys, "plan", "--model", name, "--on", "rtx-4090-24gb")["data"]
+        assert (planned["model"], planned["device"]) == ("flux.1-dev", "cuda:0")
+    assert answer(capsys, "plan", "--model", REPO, code=1)["error"]["code"] == "model_not_found"
 
 
 def test_a_model_that_is_here_in_part_is_not_loaded(hub, capsys):

@@ -1,0 +1,112 @@
+"""The small files of a diffusers folder: index, configurations, tokenizers, scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from autoflux.errors import DamagedCheckpoint, ModelNotFound, UnsafeCheckpoint, UnsupportedModel
+from autoflux.models.families import PIPELINES
+from autoflux.models.weights import PICKLE_SUFFIXES
+
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+
+_LIBRARIES = ("diffusers", "transformers")
+_SMALL_PARTS = {
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+    "tokenizer_2": ("tokenizer.json", "spiece.model"),
+    "scheduler": ("scheduler_config.json",),
+}
+
+
+def read_index(folder: Path, components: Iterable[str]) -> dict[str, Any]:
+    """The folder's `model_index.json`, if it describes a FLUX pipeline made of the libraries' own classes.
+
+    Raises:
+        ModelNotFound: there is none.
+        UnsupportedModel: another pipeline, or code that comes with the model.
+        DamagedCheckpoint: it cannot be read.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ModelNotFound(
+            f"{str(folder)!r} holds no model_index.json",
+            hint="give the folder of a model in the diffusers layout, or a single file",
+        )
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") not in PIPELINES:
+        raise UnsupportedModel(
+            f"{str(folder)!r} holds a {index.get('_class_name')!r}; known are {', '.join(PIPELINES)}",
+            hint="autoflux runs models of the FLUX family",
+        )
+    for part in components:
+        entry = index.get(part)
+        if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in _LIBRARIES):
+            raise UnsupportedModel(f"{str(folder)!r}: the component {part!r} is {entry!r}, not one of FLUX's own")
+    return index
+
+
+def check_file(file: Path) -> None:
+    """Refuse what is not there, and pickles by their usual names.
+
+    Raises:
+        ModelNotFound, UnsafeCheckpoint: as said.
+    """
+    if not file.exists():
+        raise ModelNotFound(f"no model at {str(file)!r}", hint="check the path, or use a name: `autoflux plugins`")
+    if file.suffix.lower() in PICKLE_SUFFIXES:
+        raise UnsafeCheckpoint(
+            f"{str(file)!r} is a pickle file, which can run code when it is loaded, and is not accepted",
+            hint="use the safetensors version of the model",
+        )
+
+
+def check_small_parts(folder: Path) -> None:
+    """Refuse a folder without tokenizers or scheduler.
+
+    Raises:
+        ModelNotFound: one is missing.
+        UnsupportedModel: the scheduler is not FLUX's.
+    """
+    # transformers makes an empty tokenizer out of a folder without its files, and pictures of nothing follow.
+    for part, alternatives in _SMALL_PARTS.items():
+        if not any((folder / part / name).is_file() for name in alternatives):
+            raise ModelNotFound(
+                f"{str(folder / part)!r} holds no {' or '.join(alternatives)}", hint="download the model again"
+            )
+    read_scheduler(folder)
+
+
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """The scheduler's configuration.
+
+    Raises:
+        UnsupportedModel: it is not FLUX's.
+    """
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    if config.get("_class_name") != SCHEDULER:
+        raise UnsupportedModel(
+            f"the scheduler of {str(folder)!r} is {config.get('_class_name')!r}, needed is {SCHEDULER!r}",
+            hint="download the model again",
+        )
+    return config
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ModelNotFound: the file is missing.
+        DamagedCheckpoint: it is not a JSON object.
+    """
+    try:
+        content = msgspec.json.decode(file.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"{str(file)!r} is missing", hint="download the model again") from error
+    except (msgspec.MsgspecError, OSError, UnicodeDecodeError) as error:
+        raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error}", hint="download the file again") from error
+    if not isinstance(content, dict):
+        raise DamagedCheckpoint(f"{str(file)!r} is not a JSON object", hint="download the file again")
+    return content
