@@ -8,6 +8,7 @@ from .cli.output import stderr as stderr
 from .cli.output import stdout as stdout
 from .cli.output import succeed as succeed
 from .errors import AutofluxError as AutofluxError
+from .errors import ContradictoryWishes as ContradictoryWishes
 from .errors import DamagedCheckpoint as DamagedCheckpoint
 from .errors import DeviceUnavailable as DeviceUnavailable
 from .errors import DoesNotFit as DoesNotFit
@@ -35,6 +36,7 @@ from .paths import cache_dir as cache_dir
 from .paths import config_dir as config_dir
 from .planning.footprint import TILE_PIXELS as TILE_PIXELS
 from .planning.profiles import parse_profile as parse_profile
+from .planning.values import ComponentPlan as ComponentPlan
 from .planning.values import Offload as Offload
 from .planning.values import Placement as Placement
 from .planning.values import Plan as Plan
@@ -46,8 +48,11 @@ from .runtime.pipeline import Conditioning as Conditioning
 from .runtime.pipeline import LoadProgress as LoadProgress
 from .runtime.pipeline import Pipeline as Pipeline
 from .runtime.pipeline import State as State
+from .runtime.placement import OwnOffload as OwnOffload
 from .runtime.placement import Residences as Residences
 from .runtime.session import Session as Session
+from .runtime.stores import Join as Join
+from .runtime.stores import Rows as Rows
 from .runtime.stores import Store as Store
 from .runtime.stores import leave_on_disk as leave_on_disk
 from .serving.frontend import AsgiApp as AsgiApp
