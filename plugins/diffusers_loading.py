@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from autoflux import (
     DamagedCheckpoint,
     LoadProgress,
     Model,
+    OwnOffload,
     Placement,
     Plan,
     Precision,
@@ -32,6 +34,8 @@ import accelerate
 import diffusers
 import transformers
 
+from .diffusers_offload import GroupOffload
+
 DTYPES = {
     Precision.FLOAT32: torch.float32,
     Precision.BFLOAT16: torch.bfloat16,
@@ -44,61 +48,93 @@ _NETWORKS: dict[str, Any] = {
     "transformer": diffusers.FluxTransformer2DModel,
     "vae": diffusers.AutoencoderKL,
 }
-BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks")
-"""The transformer's, in the order they run."""
-
 _TIED = frozenset({"encoder.embed_tokens.weight"})
 """Names of T5's input table, stored once under another name."""
 
 
-class Components:
-    """The loaded parts: diffusers' own pipeline object, and where each network's weights live."""
+MakeNetwork = Callable[[Path, torch.dtype], tuple[torch.nn.Module, Store | None]]
+"""From the folder of a component and a number format to its network, and to where its weights are if not in it."""
 
-    def __init__(self, pipe: diffusers.FluxPipeline, residences: Residences) -> None:
+
+@dataclass(frozen=True)
+class Library:
+    """What differs between libraries that compute the transformer. Encoders and decoder are the same for all."""
+
+    block_lists: tuple[str, ...]
+    """The transformer's, in the order they run."""
+    load: MakeNetwork
+    """Makes the transformer with its weights in RAM."""
+    open: MakeNetwork
+    """Makes it without, and what reads them when they are needed."""
+    own_offload: Callable[[Plan], OwnOffload]
+
+
+class Components:
+    """The loaded parts: the transformer, diffusers' own pipeline object with the others, and where weights live."""
+
+    def __init__(self, pipe: diffusers.FluxPipeline, transformer: torch.nn.Module, residences: Residences) -> None:
         self.pipe = pipe
+        self.transformer = transformer
         self.residences = residences
 
 
-def load_components(plan: Plan, model: Model, progress: LoadProgress) -> Components:
+def load_components(plan: Plan, model: Model, progress: LoadProgress, library: Library | None = None) -> Components:
     """Load every component in its precision and put it where the plan says, in the order they run.
+
+    `library` makes the transformer; diffusers if not given.
 
     Raises:
         DamagedCheckpoint: weights or configuration do not fit each other.
     """
     _quiet()
-    return assemble(_networks(plan, model, progress), plan, Path(model.path))
+    library = library or DIFFUSERS
+    return assemble(_networks(plan, model, progress, library), plan, Path(model.path), library)
 
 
-def assemble(networks: Iterable[tuple[str, torch.nn.Module, Store | None]], plan: Plan, folder: Path) -> Components:
+def assemble(
+    networks: Iterable[tuple[str, torch.nn.Module, Store | None]],
+    plan: Plan,
+    folder: Path,
+    library: Library | None = None,
+) -> Components:
     """Put each network where the plan says as soon as it comes, and join them to a pipeline.
 
-    `networks` gives name, network, and where its weights are if not in it; `folder` holds tokenizers and scheduler.
+    `networks` gives name, network, and where its weights are if not in it; `folder` holds tokenizers and scheduler;
+    `library` made the transformer, diffusers if not given.
 
     Raises:
         DamagedCheckpoint: they do not fit each other.
     """
-    residences, held = Residences(plan, block_lists=BLOCK_LISTS), {}
+    library = library or DIFFUSERS
+    residences = Residences(plan, block_lists=library.block_lists, own_offload=library.own_offload(plan))
+    held: dict[str, Any] = {}
     for name, network, store in networks:
         held[name] = network
         residences.hold(name, network, used=_decoder(network) if name == "vae" else None, store=store)
+    transformer = held.pop("transformer")
     with _damage_named(folder):
-        pipe = diffusers.FluxPipeline(**held, **_load_small_parts(folder))
+        pipe = diffusers.FluxPipeline(**held, transformer=None, **_load_small_parts(folder))
     pipe.set_progress_bar_config(disable=True)
     if plan.tile_decode:
         _decode_in_tiles(pipe.vae)
     residences.settle()
-    return Components(pipe, residences)
+    return Components(pipe, transformer, residences)
 
 
-def _networks(plan: Plan, model: Model, progress: LoadProgress) -> Iterator[tuple[str, torch.nn.Module, Store | None]]:
+def _networks(
+    plan: Plan, model: Model, progress: LoadProgress, library: Library
+) -> Iterator[tuple[str, torch.nn.Module, Store | None]]:
     folder, done = Path(model.path), 0
     for component in model.components:
         progress(f"loading {component.name.replace('_', ' ')}", done / model.disk_bytes)
         planned = plan.component(component.name)
         on_disk = planned.placement == Placement.STREAMED and plan.waiting == Waiting.DISK
-        load = _open_network if on_disk else _load_network
+        if component.name == "transformer":
+            make = library.open if on_disk else library.load
+        else:
+            make = _open_network if on_disk else _load_network
         with _damage_named(folder / component.name):
-            network, store = load(folder, component.name, DTYPES[planned.arithmetic])
+            network, store = make(folder / component.name, DTYPES[planned.arithmetic])
         yield component.name, network, store
         done += component.disk_bytes
 
@@ -115,23 +151,23 @@ def _decode_in_tiles(vae: Any) -> None:
     vae.tile_latent_min_size = TILE_PIXELS // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _open_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
+def _open_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
     """The network without weights, and what reads them when they are needed."""
-    kind = _NETWORKS[name]
+    kind = _NETWORKS[folder.name]
     with accelerate.init_empty_weights(include_buffers=False):
         if issubclass(kind, diffusers.ModelMixin):
-            network = kind.from_config(kind.load_config(folder / name, local_files_only=True))
+            network = kind.from_config(kind.load_config(folder, local_files_only=True))
         else:
-            network = kind(kind.config_class.from_pretrained(folder / name, local_files_only=True))
+            network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
             # One table, not two of equal shape.
             network.set_input_embeddings(network.get_input_embeddings())
-    store = leave_on_disk(network, folder / name, dtype)
+    store = leave_on_disk(network, folder, dtype)
     return network.eval().requires_grad_(requires_grad=False), store
 
 
-def _load_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
-    network, report = _NETWORKS[name].from_pretrained(
-        folder / name,
+def _load_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
+    network, report = _NETWORKS[folder.name].from_pretrained(
+        folder,
         dtype=dtype,
         use_safetensors=True,
         local_files_only=True,
@@ -141,6 +177,14 @@ def _load_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)!r}")
     return network.eval().requires_grad_(requires_grad=False), None
+
+
+DIFFUSERS = Library(
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
+    load=_load_network,
+    open=_open_network,
+    own_offload=GroupOffload,
+)
 
 
 def _load_small_parts(folder: Path) -> dict[str, Any]:
