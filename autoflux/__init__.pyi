@@ -32,6 +32,7 @@ from .models.values import Limits as Limits
 from .models.values import Model as Model
 from .models.values import ModelEntry as ModelEntry
 from .models.values import Precision as Precision
+from .models.weights import weight_shapes as weight_shapes
 from .paths import cache_dir as cache_dir
 from .paths import config_dir as config_dir
 from .planning.footprint import TILE_PIXELS as TILE_PIXELS
@@ -51,7 +52,7 @@ from .runtime.pipeline import State as State
 from .runtime.placement import OwnOffload as OwnOffload
 from .runtime.placement import Residences as Residences
 from .runtime.session import Session as Session
-from .runtime.stores import Join as Join
+from .runtime.stores import FileStore as FileStore
 from .runtime.stores import Rows as Rows
 from .runtime.stores import Store as Store
 from .runtime.stores import leave_on_disk as leave_on_disk

@@ -194,4 +194,5 @@ class Residences:
         self._others.clear()
         self._held.clear()
         self._stores.clear()
+        self._own_offload = None
         self._arena = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoflux.errors import DamagedCheckpoint
-from autoflux.models.weights import data_ranges, read_tensors, weight_files
+from autoflux.models.weights import data_ranges, files_of, read_tensors, weight_shapes
 from autoflux.runtime.units import Piece, Unit
 
 _DTYPES = {
@@ -83,11 +83,6 @@ class Rows(NamedTuple):
     stop: int
 
 
-Join = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Sequence[Rows]]]
-"""From the shape of every tensor in the files to what each tensor of the module is put together of, in order; for
-modules that hold in one tensor what the files hold in several."""
-
-
 class FileStore:
     """Tensors read from safetensors files when they are asked for.
 
@@ -104,7 +99,8 @@ class FileStore:
         *,
         joined: Mapping[str, Sequence[Rows]] | None = None,
     ) -> None:
-        """`renamed` maps names in the module to names in the files where they differ, `joined` to rows of several.
+        """`renamed` maps names in the module to names in the files where they differ. `joined` maps names of tensors
+        in the module that the files hold in several to what they are put together of, in order.
 
         Raises:
             DamagedCheckpoint: a file cannot be read, or lacks a tensor of the module or has it in another shape
@@ -213,9 +209,11 @@ def _joined(
     return tuple(places) if sum(part.stop - part.start for part in parts) == shape[0] else ()
 
 
-def leave_on_disk(network: nn.Module, place: Path, dtype: torch.dtype, *, join: Join | None = None) -> FileStore:
+def leave_on_disk(
+    network: nn.Module, place: Path, dtype: torch.dtype, *, joined: Mapping[str, Sequence[Rows]] | None = None
+) -> FileStore:
     """Give a network that was made without weights (parameters on `meta`) a store that reads them from `place`, the
-    folder of a component or one file.
+    folder of a component or one file. `joined` is as for `FileStore`.
 
     The parameters become empty tensors of `dtype` in RAM whose pages are never touched, so they take none.
 
@@ -227,14 +225,13 @@ def leave_on_disk(network: nn.Module, place: Path, dtype: torch.dtype, *, join: 
         for name, parameter in module.named_parameters(recurse=False):
             made = torch.empty(parameter.shape, dtype=dtype)
             module.register_parameter(name, empty.setdefault(id(parameter), nn.Parameter(made, requires_grad=False)))
-    files = [place] if place.is_file() else weight_files(place)
-    shapes = {tensor.name: tensor.shape for file in files for tensor in read_tensors(file)}
+    names = weight_shapes(place)
     # transformers 5 and earlier versions do not agree on whether CLIP's names have this prefix.
     spellings = {name: (f"{_CLIP}{name}", name.removeprefix(_CLIP)) for name in network.state_dict()}
     renamed = {
-        name: other for name, others in spellings.items() if name not in shapes for other in others if other in shapes
+        name: other for name, others in spellings.items() if name not in names for other in others if other in names
     }
-    return FileStore(network, files, renamed, joined=join(shapes) if join else None)
+    return FileStore(network, files_of(place), renamed, joined=joined)
 
 
 _CLIP = "text_model."
