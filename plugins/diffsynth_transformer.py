@@ -70,11 +70,19 @@ class Sizes:
 
     @classmethod
     def of(cls, weights: Mapping[str, Joined], rotary_axes: Sequence[int]) -> Sizes:
-        """Read from the shapes of DiffSynth's tensors; KeyError if one is missing."""
+        """Read from the shapes of DiffSynth's tensors.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: the rotary embedding does not fit the heads.
+        """
         width, latent_width = weights["x_embedder.weight"].shape
+        head_width = weights["blocks.0.attn.norm_q_a.weight"].shape[0]
+        if sum(rotary_axes) != head_width:
+            raise ValueError(f"a rotary embedding of {tuple(rotary_axes)} does not fit heads of width {head_width}")
         return cls(
             width=width,
-            head_width=weights["blocks.0.attn.norm_q_a.weight"].shape[0],
+            head_width=head_width,
             double_blocks=_count(weights, "blocks"),
             single_blocks=_count(weights, "single_blocks"),
             latent_width=latent_width,
@@ -140,8 +148,12 @@ def joined_weights(shapes: Shapes) -> dict[str, Joined]:
     row numbers in place of weights.
 
     Raises:
-        ValueError: these are not the names of diffusers or Black Forest Labs, or some are missing.
+        ValueError: these are not the names of diffusers or Black Forest Labs, some are missing, or weights have scales.
     """
+    scales = [name for name in shapes if "scale" in name.rpartition(".")[2] and not name.endswith("_norm.scale")]
+    if scales:
+        # DiffSynth's converters would leave them out, and the picture would be noise.
+        raise ValueError(f"its weights are divided by scales, such as {scales[0]!r}, which is not supported")
     numbers, starts = _numbered(shapes)
     if any(name.startswith("transformer_blocks.") for name in shapes):
         converted = FluxDiTStateDictConverterFromDiffusers(dict(numbers))

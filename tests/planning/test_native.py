@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from autoflux.errors import ContradictoryWishes, DoesNotFit
 from autoflux.planning.candidates import candidates
+from autoflux.planning.fit import batch_limit
 from autoflux.planning.native import PINNED_EXCESS, on_device_bytes, passing_bytes
 from autoflux.planning.values import Offload, Origin, Picture, Placement, Plan, Wishes
 from tests.conftest import GB, card
@@ -72,6 +73,11 @@ def test_pinned_memory_counts_as_torch_rounds_it(machine):
     with pytest.raises(DoesNotFit, match="RAM"):
         made(machine(card(12), ram_gb=0.99 * need), NATIVE)
     assert made(machine(card(12), ram_gb=need + 8), NATIVE).predicted.peak_ram_bytes > need * GB
+
+
+def test_a_session_may_draw_what_was_planned_for(machine):
+    found = made(machine(card(12)), NATIVE)
+    assert batch_limit(found, FLUX, 1024, 1024) == found.max_batch >= 1
 
 
 def test_a_card_too_small_for_what_passes_is_refused(machine):

@@ -16,11 +16,8 @@ import autoflux
 from autoflux import (
     DamagedCheckpoint,
     MissingExtra,
-    Offload,
     Order,
-    Placement,
     PluginFailure,
-    Waiting,
     Wishes,
 )
 from autoflux.api import find_model
@@ -28,8 +25,9 @@ from autoflux.models.request import make_requests
 from autoflux.models.weights import weight_shapes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.streaming import Holding, StreamedTransformer, arena_for
+from tests.plugins.plans import streamed
 from tests.runtime.fakes import CPU, hooks_of, tiny_inputs, tiny_transformer
-from tests.tiny_model import write_tiny_flux
+from tests.tiny_model import TRANSFORMER, write_tiny_flux
 
 pytest.importorskip("diffsynth", reason="needs the extra: pip install 'autoflux[diffsynth]'")
 
@@ -68,8 +66,8 @@ def pixels(picture) -> np.ndarray:
     return np.asarray(picture.image).astype(int)
 
 
-def saved(folder: Path, **changes) -> Path:
-    tiny_transformer(**changes).save_pretrained(folder)
+def saved(folder: Path) -> Path:
+    tiny_transformer().save_pretrained(folder)
     return folder
 
 
@@ -196,7 +194,12 @@ def in_black_forest_layout(state: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_a_single_file_of_black_forest_labs_gives_the_same_transformer(tmp_path, prefix):
-    dit, _ = load_transformer(saved(tmp_path / "folder"), torch.float32)
+    from diffusers import FluxTransformer2DModel
+
+    # Heads as wide as FLUX.1's, as a file by itself does not say how their rotary embedding is split.
+    sizes = {"attention_head_dim": 128, "num_attention_heads": 1, "axes_dims_rope": (16, 56, 56)}
+    FluxTransformer2DModel(**TRANSFORMER | sizes, guidance_embeds=True).save_pretrained(tmp_path / "folder")
+    dit, _ = load_transformer(tmp_path / "folder", torch.float32)
     state = in_black_forest_layout(dit.state_dict())
     save_file({f"{prefix}{name}": tensor for name, tensor in state.items()}, tmp_path / "flux.safetensors")
     single, _ = load_transformer(tmp_path / "flux.safetensors", torch.float32)
@@ -250,23 +253,12 @@ def test_block_lists_are_diffsynth_s(session):
     ("waiting", "hoist"), [("pinned", True), ("pinned", False), ("pageable", True), ("disk", True)]
 )
 def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident, waiting, hoist):
-    parts = tuple(
-        c.replace(placement=Placement.STREAMED, resident=resident if c.name == "transformer" else ())
-        for c in session.plan.components
-    )
-    plan = session.plan.replace(
-        offload=Offload.STREAM,
-        components=parts,
-        waiting=Waiting(waiting),
-        ring_bytes=400_000,
-        hoist_modulation=hoist,
-        park_for_decode=hoist,
-    )
-    with autoflux.load(str(tiny_model), plan=plan) as streamed:
+    plan = streamed(session.plan, resident=resident, waiting=waiting, hoist=hoist)
+    with autoflux.load(str(tiny_model), plan=plan) as under_engine:
         for seed, prompt in enumerate(PROMPTS):
             for steps in (1, HOISTED_STEPS + 2):
                 (expected,) = session.generate(prompt, seed=seed, steps=steps)
-                (picture,) = streamed.generate(prompt, seed=seed, steps=steps)
+                (picture,) = under_engine.generate(prompt, seed=seed, steps=steps)
                 assert np.array_equal(pixels(picture), pixels(expected))
 
 
@@ -317,7 +309,12 @@ def _rename(tensors):
         tensors[f"unet.{name}"] = tensors.pop(name)
 
 
-@pytest.mark.parametrize("damage", [_drop, _narrow, _shorten, _rename])
+def _scale(tensors):
+    name = next(name for name in tensors if name.endswith("attn.to_q.weight"))
+    tensors[name.replace("weight", "weight_scale")] = torch.ones(1)
+
+
+@pytest.mark.parametrize("damage", [_drop, _narrow, _shorten, _rename, _scale])
 def test_weights_that_are_not_a_flux_transformer_s_are_refused(tiny_copy, damage):
     plan, file = _plan(tiny_copy), tiny_copy / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
@@ -334,6 +331,8 @@ def test_a_rotary_embedding_that_the_configuration_asks_for(tmp_path):
     assert dit.pos_embedder.axes_dim == [4, 6, 6]
     assert sum(json.loads((tmp_path / "config.json").read_text())["axes_dims_rope"]) == 16
     assert weight_shapes(tmp_path)["x_embedder.weight"] == (32, 64)
+    with pytest.raises(ValueError, match="heads of width 16"):
+        Sizes.of(joined_weights(weight_shapes(tmp_path)), (16, 56, 56))
 
 
 def test_diffsynth_is_told_not_to_ask_hubs():

@@ -11,17 +11,12 @@ import pytest
 import torch
 
 import autoflux
-from autoflux import ComponentPlan, ContradictoryWishes, Offload, Placement, Precision, Wishes
+from autoflux import ComponentPlan, ContradictoryWishes, Placement, Precision, Wishes
 from autoflux.runtime.placement import Residences
+from tests.plugins.plans import native
 from tests.runtime.fakes import hooks_of
 
 PROMPT = "a red circle"
-
-
-def native(plan, backend):
-    """The plan with everything left to the backend."""
-    parts = tuple(component.replace(placement=Placement.NATIVE) for component in plan.components)
-    return plan.replace(backend=backend, offload=Offload.NATIVE, components=parts)
 
 
 @pytest.fixture(scope="module")
