@@ -16,8 +16,10 @@ import autoflux
 from autoflux import (
     DamagedCheckpoint,
     MissingExtra,
+    Offload,
     Order,
     PluginFailure,
+    Precision,
     Wishes,
 )
 from autoflux.api import find_model
@@ -260,6 +262,32 @@ def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident
                 (expected,) = session.generate(prompt, seed=seed, steps=steps)
                 (picture,) = under_engine.generate(prompt, seed=seed, steps=steps)
                 assert np.array_equal(pixels(picture), pixels(expected))
+
+
+@pytest.mark.parametrize("storage", [Precision.FLOAT8, Precision.INT8])
+def test_streamed_in_eight_bits_pictures_are_those_of_the_other_backend(sessions, tiny_model, storage):
+    """A row has a scale of its own, so it does not matter whose rows a weight is joined of."""
+    drawn = []
+    for session in sessions:
+        plan = streamed(session.plan)
+        parts = tuple(c.replace(storage=storage) if c.name == "transformer" else c for c in plan.components)
+        with autoflux.load(str(tiny_model), plan=plan.replace(components=parts)) as narrow:
+            drawn.append(pixels(narrow.generate(PROMPTS[0], seed=1, steps=3)[0]))
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+    assert not np.array_equal(drawn[1], pixels(sessions[1].generate(PROMPTS[0], seed=1, steps=3)[0]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", list(Offload))
+def test_on_a_card_every_offload_draws_the_same_picture(tiny_model, offload):
+    drawn = []
+    for how in (Offload.NONE, offload):
+        wishes = Wishes(device="cuda", backend="diffsynth", offload=how)
+        with autoflux.load(str(tiny_model), wishes=wishes) as opened:
+            first, again = (pixels(opened.generate(PROMPTS[0], seed=5, steps=3)[0]) for _ in range(2))
+            assert np.array_equal(first, again)
+            drawn.append(first)
+    assert np.array_equal(*drawn)
 
 
 def test_detaching_leaves_the_transformer_as_it_was(tmp_path):
