@@ -16,6 +16,8 @@ from torch import nn
 
 from autoflux import FileStore, Rows, cache_dir, leave_on_disk, weight_shapes
 
+from . import diffusers_loading  # noqa: F401 — sets what diffusers and transformers, which DiffSynth imports, read
+
 # Read when DiffSynth is imported or asked for a file: weights come from where the model is, never from a hub.
 os.environ["DIFFSYNTH_SKIP_DOWNLOAD"] = "true"
 os.environ.setdefault("DIFFSYNTH_MODEL_BASE_PATH", str(cache_dir() / "diffsynth"))

@@ -367,6 +367,7 @@ def test_diffsynth_is_told_not_to_ask_hubs():
     from diffsynth.core import ModelConfig
 
     assert os.environ["DIFFSYNTH_SKIP_DOWNLOAD"] == "true"
+    assert os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] == "1"
     assert not ModelConfig(model_id="black-forest-labs/FLUX.1-dev").require_downloading()
 
 
