@@ -9,6 +9,7 @@ from .cli.output import stderr as stderr
 from .cli.output import stdout as stdout
 from .cli.output import succeed as succeed
 from .errors import AutofluxError as AutofluxError
+from .errors import ContradictoryWishes as ContradictoryWishes
 from .errors import DamagedCheckpoint as DamagedCheckpoint
 from .errors import DeviceUnavailable as DeviceUnavailable
 from .errors import DoesNotFit as DoesNotFit
@@ -37,11 +38,13 @@ from .models.values import Limits as Limits
 from .models.values import Model as Model
 from .models.values import ModelEntry as ModelEntry
 from .models.values import Precision as Precision
+from .models.weights import weight_shapes as weight_shapes
 from .paths import cache_dir as cache_dir
 from .paths import config_dir as config_dir
 from .planning.footprint import TILE_PIXELS as TILE_PIXELS
 from .planning.profile_files import parse_profile as parse_profile
 from .planning.profile_files import parse_profiles as parse_profiles
+from .planning.values import ComponentPlan as ComponentPlan
 from .planning.values import HostProfile as HostProfile
 from .planning.values import Offload as Offload
 from .planning.values import Placement as Placement
@@ -56,8 +59,11 @@ from .runtime.pipeline import Conditioning as Conditioning
 from .runtime.pipeline import LoadProgress as LoadProgress
 from .runtime.pipeline import Pipeline as Pipeline
 from .runtime.pipeline import State as State
+from .runtime.placement import OwnOffload as OwnOffload
 from .runtime.placement import Residences as Residences
 from .runtime.session import Session as Session
+from .runtime.stores import FileStore as FileStore
+from .runtime.stores import Rows as Rows
 from .runtime.stores import Store as Store
 from .runtime.stores import leave_on_disk as leave_on_disk
 from .serving.frontend import AsgiApp as AsgiApp

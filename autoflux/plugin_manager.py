@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = (
     "diffusers_backend",
+    "diffsynth_backend",
     "gradio_frontend",
     "api_frontend",
     "sample_model",

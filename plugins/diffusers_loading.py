@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import torch
 
 from autoflux import (
     TILE_PIXELS,
+    Component,
     DamagedCheckpoint,
     Family,
     Layout,
     LoadProgress,
     Model,
+    OwnOffload,
     Placement,
     Plan,
     Precision,
@@ -36,6 +40,7 @@ import diffusers
 import transformers
 
 from . import diffusers_files
+from .diffusers_offload import GroupOffload
 
 DTYPES = {
     Precision.FLOAT32: torch.float32,
@@ -49,23 +54,41 @@ _NETWORKS: dict[str, Any] = {
     "transformer": diffusers.FluxTransformer2DModel,
     "vae": diffusers.AutoencoderKL,
 }
-BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks")
-"""The transformer's, in the order they run."""
-
 _TIED = frozenset({"encoder.embed_tokens.weight"})
 """Names of T5's input table, stored once under another name."""
 
 
-class Components:
-    """The loaded parts: diffusers' own pipeline object, and where each network's weights live."""
+MakeNetwork = Callable[[Path, torch.dtype], tuple[torch.nn.Module, Store | None]]
+"""From the folder of a component and a number format to its network, and to where its weights are if not in it."""
 
-    def __init__(self, pipe: diffusers.FluxPipeline, residences: Residences) -> None:
+
+@dataclass(frozen=True)
+class Library:
+    """What differs between libraries that compute the transformer. Encoders and decoder are the same for all."""
+
+    name: str
+    block_lists: tuple[str, ...]
+    """The transformer's, in the order they run."""
+    load: MakeNetwork
+    """Makes the transformer with its weights in RAM."""
+    open: MakeNetwork
+    """Makes it without, and what reads them when they are needed."""
+    own_offload: Callable[[Plan], OwnOffload]
+
+
+class Components:
+    """The loaded parts: the transformer, diffusers' own pipeline object with the others, and where weights live."""
+
+    def __init__(self, pipe: diffusers.FluxPipeline, transformer: torch.nn.Module, residences: Residences) -> None:
         self.pipe = pipe
+        self.transformer = transformer
         self.residences = residences
 
 
-def load_components(plan: Plan, model: Model, progress: LoadProgress) -> Components:
+def load_components(plan: Plan, model: Model, progress: LoadProgress, library: Library | None = None) -> Components:
     """Load every component in its precision and put it where the plan says, in the order they run.
+
+    `library` makes the transformer; diffusers if not given.
 
     Raises:
         DamagedCheckpoint: weights or configuration do not fit each other.
@@ -77,7 +100,8 @@ def load_components(plan: Plan, model: Model, progress: LoadProgress) -> Compone
             f"{model.name!r} fills in parts of a given picture, and cannot draw one from a prompt",
             hint="use another FLUX.1, such as flux.1-dev",
         )
-    loaded = assemble(_networks(plan, model, progress), plan, Path(model.parts_path))
+    library = library or DIFFUSERS
+    loaded = assemble(_networks(plan, model, progress, library), plan, Path(model.parts_path), library)
     if model.layout != Layout.FOLDER:
         # That of the base may be for another family.
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(model.scheduler)
@@ -85,46 +109,81 @@ def load_components(plan: Plan, model: Model, progress: LoadProgress) -> Compone
     return loaded
 
 
-def assemble(networks: Iterable[tuple[str, torch.nn.Module, Store | None]], plan: Plan, folder: Path) -> Components:
+def assemble(
+    networks: Iterable[tuple[str, torch.nn.Module, Store | None]],
+    plan: Plan,
+    folder: Path,
+    library: Library | None = None,
+) -> Components:
     """Put each network where the plan says as soon as it comes, and join them to a pipeline.
 
-    `networks` gives name, network, and where its weights are if not in it; `folder` holds tokenizers and scheduler.
+    `networks` gives name, network, and where its weights are if not in it; `folder` holds tokenizers and scheduler;
+    `library` made the transformer, diffusers if not given.
 
     Raises:
         DamagedCheckpoint: they do not fit each other.
     """
-    residences, held = Residences(plan, block_lists=BLOCK_LISTS), {}
+    library = library or DIFFUSERS
+    residences = Residences(plan, block_lists=library.block_lists, own_offload=library.own_offload(plan))
+    held: dict[str, Any] = {}
     for name, network, store in networks:
         held[name] = network
         residences.hold(name, network, used=_decoder(network) if name == "vae" else None, store=store)
+    transformer = held.pop("transformer")
     with _damage_named(folder):
-        pipe = diffusers.FluxPipeline(**held, **_load_small_parts(folder))
+        pipe = diffusers.FluxPipeline(**held, transformer=None, **_load_small_parts(folder))
     pipe.set_progress_bar_config(disable=True)
     if plan.tile_decode:
         _decode_in_tiles(pipe.vae)
     residences.settle()
-    return Components(pipe, residences)
+    return Components(pipe, transformer, residences)
 
 
-def _networks(plan: Plan, model: Model, progress: LoadProgress) -> Iterator[tuple[str, torch.nn.Module, Store | None]]:
+def _networks(
+    plan: Plan, model: Model, progress: LoadProgress, library: Library
+) -> Iterator[tuple[str, torch.nn.Module, Store | None]]:
     folder, done = Path(model.path), 0
     for component in model.components:
         progress(f"loading {component.name.replace('_', ' ')}", done / model.disk_bytes)
         planned = plan.component(component.name)
         on_disk = planned.placement == Placement.STREAMED and plan.waiting == Waiting.DISK
-        dtype = DTYPES[planned.arithmetic]
-        # The libraries would leave scales out.
-        if component.files and (component.scaled or not component.folder):
-            make = diffusers_files.open_network if on_disk else diffusers_files.load_network
-            with _damage_named(Path(component.files[0])):
-                network, store = make(_NETWORKS[component.name], component, dtype)
-        else:
-            part = Path(component.folder or folder / component.name)
-            load = _open_network if on_disk else _load_network
-            with _damage_named(part):
-                network, store = load(part.parent, part.name, dtype)
+        make = _maker(component, folder, library, on_disk=on_disk)
+        with _damage_named(_place(component, folder)):
+            network, store = make(DTYPES[planned.arithmetic])
         yield component.name, network, store
         done += component.disk_bytes
+
+
+def _maker(
+    component: Component, folder: Path, library: Library, *, on_disk: bool
+) -> Callable[[torch.dtype], tuple[torch.nn.Module, Store | None]]:
+    """What makes the component's network, given a number format."""
+    place = _place(component, folder)
+    if component.name == "transformer" and library is not DIFFUSERS:
+        _check_readable(component, library)
+        return partial(library.open if on_disk else library.load, place)
+    # The libraries would leave scales out.
+    if component.files and (component.scaled or not component.folder):
+        make = diffusers_files.open_network if on_disk else diffusers_files.load_network
+        return partial(make, _NETWORKS[component.name], component)
+    return partial(_open_network if on_disk else _load_network, place)
+
+
+def _place(component: Component, folder: Path) -> Path:
+    """The folder that has the component, or the file that does."""
+    if component.files and not component.folder:
+        return Path(component.files[0])
+    return Path(component.folder or folder / component.name)
+
+
+def _check_readable(component: Component, library: Library) -> None:
+    """Whether another library's loader can read the transformer from where it is."""
+    if component.prefix or component.scaled or _place(component, Path()).suffix == ".gguf":
+        raise UnsupportedModel(
+            f"the backend {library.name!r} reads transformers from diffusers folders and plain safetensors files, not "
+            "from files that hold other parts too, weights with scales, or GGUF",
+            hint="use --backend diffusers",
+        )
 
 
 def _decoder(vae: Any) -> torch.nn.Module:
@@ -139,23 +198,23 @@ def _decode_in_tiles(vae: Any) -> None:
     vae.tile_latent_min_size = TILE_PIXELS // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _open_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
+def _open_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
     """The network without weights, and what reads them when they are needed."""
-    kind = _NETWORKS[name]
+    kind = _NETWORKS[folder.name]
     with accelerate.init_empty_weights(include_buffers=False):
         if issubclass(kind, diffusers.ModelMixin):
-            network = kind.from_config(kind.load_config(folder / name, local_files_only=True))
+            network = kind.from_config(kind.load_config(folder, local_files_only=True))
         else:
-            network = kind(kind.config_class.from_pretrained(folder / name, local_files_only=True))
+            network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
             # One table, not two of equal shape.
             network.set_input_embeddings(network.get_input_embeddings())
-    store = leave_on_disk(network, folder / name, dtype)
+    store = leave_on_disk(network, folder, dtype)
     return network.eval().requires_grad_(requires_grad=False), store
 
 
-def _load_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
-    network, report = _NETWORKS[name].from_pretrained(
-        folder / name,
+def _load_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
+    network, report = _NETWORKS[folder.name].from_pretrained(
+        folder,
         dtype=dtype,
         use_safetensors=True,
         local_files_only=True,
@@ -165,6 +224,15 @@ def _load_network(folder: Path, name: str, dtype: torch.dtype) -> tuple[torch.nn
     if missing:
         raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)!r}")
     return network.eval().requires_grad_(requires_grad=False), None
+
+
+DIFFUSERS = Library(
+    name="diffusers",
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
+    load=_load_network,
+    open=_open_network,
+    own_offload=GroupOffload,
+)
 
 
 def _load_small_parts(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State
 
-from .diffusers_loading import BLOCK_LISTS, DTYPES, Components
+from .diffusers_loading import DIFFUSERS, DTYPES, Components, Library
 
 HOISTED_STEPS = 32
 """Steps whose modulation is computed at once; FLUX.1-dev's takes 2.1 MB a step and picture."""
@@ -66,9 +66,13 @@ class FluxState:
 class DiffusersPipeline:
     """A pipeline's verbs over a loaded `FluxPipeline`."""
 
+    library: ClassVar[Library] = DIFFUSERS
+
     def __init__(self, components: Components, plan: Plan, model: Model) -> None:
         self._pipe = components.pipe
+        self._transformer: Any = components.transformer
         self._residences = components.residences
+        self._architecture = model.architecture
         self._device = torch.device(plan.device)
         self._dtype = DTYPES[plan.component("transformer").arithmetic]
         self._text_tokens = model.defaults.text_tokens
@@ -98,13 +102,13 @@ class DiffusersPipeline:
         assert isinstance(conditioning, FluxConditioning)  # noqa: S101 — our own encode made it
         pipe = self._pipe
         generator = torch.Generator("cpu").manual_seed(request.seed)
-        channels = pipe.transformer.config.in_channels // 4
+        channels = self._architecture.latent_channels
         latents, image_ids = pipe.prepare_latents(
             1, channels, request.height, request.width, self._dtype, self._device, generator
         )
         scheduler, timesteps = self._schedule(request.steps, latents.shape[1])
         guidance = None
-        if pipe.transformer.config.guidance_embeds:
+        if self._architecture.guidance:
             guidance = torch.full([1], request.guidance, device=self._device, dtype=torch.float32)
         return FluxState(request, conditioning, latents, image_ids, timesteps, scheduler, guidance)
 
@@ -112,22 +116,12 @@ class DiffusersPipeline:
     def denoise(self, states: Sequence[State]) -> None:
         """Advance each state by one step in one pass through the transformer."""
         flux = [state for state in states if isinstance(state, FluxState)]
-        times = [state.timesteps[state.step] for state in flux]
-        guidance = [state.guidance for state in flux if state.guidance is not None]
-        with self._residences.denoising() as transformer:
+        with self._residences.denoising():
             if self._residences.hoists:
                 self._residences.select(torch.cat([self._modulation(state) for state in flux]))
-            velocity = transformer(
-                hidden_states=torch.cat([state.latents for state in flux]),
-                timestep=torch.stack(times).to(self._dtype) / 1000,
-                guidance=torch.cat(guidance) if guidance else None,
-                pooled_projections=torch.cat([state.conditioning.pooled for state in flux]),
-                encoder_hidden_states=torch.cat([state.conditioning.tokens for state in flux]),
-                txt_ids=flux[0].conditioning.token_ids,
-                img_ids=flux[0].image_ids,
-                return_dict=False,
-            )[0]
-        for i, (state, time) in enumerate(zip(flux, times, strict=True)):
+            velocity = self._velocity(flux)
+        for i, state in enumerate(flux):
+            time = state.timesteps[state.step]
             state.latents = state.scheduler.step(velocity[i : i + 1], time, state.latents, return_dict=False)[0]
             state.step += 1
 
@@ -139,15 +133,33 @@ class DiffusersPipeline:
 
     def block_lists(self) -> dict[str, nn.ModuleList]:
         """Double blocks, then single blocks."""
-        transformer = self._pipe.transformer
-        return {name: getattr(transformer, name) for name in BLOCK_LISTS}
+        return {name: getattr(self._transformer, name) for name in self.library.block_lists}
 
     def close(self) -> None:
         """Drop the weights."""
         self._residences.close()
-        self._pipe = None
+        self._pipe = self._transformer = None
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
+
+    def _velocity(self, states: Sequence[FluxState]) -> torch.Tensor:
+        """What the transformer makes of each state at its step, packed: (states, image tokens, 64)."""
+        guidance = [state.guidance for state in states if state.guidance is not None]
+        velocity: torch.Tensor = self._transformer(
+            hidden_states=torch.cat([state.latents for state in states]),
+            timestep=torch.stack([self._time(state.timesteps[state.step]) for state in states]),
+            guidance=torch.cat(guidance) if guidance else None,
+            pooled_projections=torch.cat([state.conditioning.pooled for state in states]),
+            encoder_hidden_states=torch.cat([state.conditioning.tokens for state in states]),
+            txt_ids=states[0].conditioning.token_ids,
+            img_ids=states[0].image_ids,
+            return_dict=False,
+        )[0]
+        return velocity
+
+    def _time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """0 to 1, rounded as `FluxPipeline` does."""
+        return timestep.to(self._dtype) / 1000
 
     def _encode(self, prompt: str) -> FluxConditioning:
         tokens, pooled, token_ids = self._pipe.encode_prompt(
@@ -173,10 +185,10 @@ class DiffusersPipeline:
 
     def _embedding(self, time: torch.Tensor, state: FluxState) -> torch.Tensor:
         """What the transformer's forward makes of timestep, guidance and pooled prompt, with the same roundings."""
-        given = [(time.to(self._dtype) / 1000).to(self._dtype) * 1000]
+        given = [self._time(time) * 1000]
         if state.guidance is not None:
             given.append(state.guidance.to(self._dtype) * 1000)
-        embedding: torch.Tensor = self._pipe.transformer.time_text_embed(*given, state.conditioning.pooled)
+        embedding: torch.Tensor = self._transformer.time_text_embed(*given, state.conditioning.pooled)
         return embedding
 
     def _schedule(self, steps: int, image_tokens: int) -> tuple[Any, torch.Tensor]:

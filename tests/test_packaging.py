@@ -48,7 +48,7 @@ def test_the_wheel_holds_plugins_profiles_and_the_sample_model(installed, tmp_pa
     assert str(ROOT) not in found["sample"]
     assert found["problems"] == 0
     assert {"cpu", "cuda", "mps", "xpu"} <= set(found["profiles"])
-    assert found["backends"] == ["diffusers"]
+    assert found["backends"] == ["diffusers", "diffsynth"]
 
 
 def test_the_installed_program_runs_from_another_folder(installed, tmp_path):

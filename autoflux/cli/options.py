@@ -97,7 +97,8 @@ _WISHES = (
         type=click.Choice([o.value for o in Offload]),
         envvar="AUTOFLUX_OFFLOAD",
         show_envvar=True,
-        help="Where weights wait: on the device, or in RAM to come a component at a time or block by block.",
+        help="Where weights wait: on the device, or in RAM to come a component at a time, block by block, or in the "
+        "backend's own way.",
     ),
     click.option(
         "--precision",

@@ -122,6 +122,7 @@ def summary(plan: Plan) -> str:
         Offload.NONE: "all weights there",
         Offload.COMPONENT: "one component there at a time",
         Offload.STREAM: "streamed block by block",
+        Offload.NATIVE: f"brought there by {plan.backend}",
     }[plan.offload]
     precision = plan.component("transformer").storage.value
     picture = plan.predicted.picture

@@ -65,6 +65,24 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelNotFound(f"no safetensors file in {str(folder)!r}", hint="download the model again")
 
 
+def files_of(place: Path) -> list[Path]:
+    """The file itself, or the weight files of the folder of a component.
+
+    Raises:
+        As `weight_files`.
+    """
+    return [place] if place.is_file() else weight_files(place)
+
+
+def weight_shapes(place: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights, by name, in a component's folder or a file.
+
+    Raises:
+        As `weight_files` and `read_tensors`.
+    """
+    return {tensor.name: tensor.shape for file in files_of(place) for tensor in read_tensors(file)}
+
+
 def read_tensors(file: Path) -> Iterator[Tensor]:
     """The tensors of a safetensors file, by name.
 

@@ -9,6 +9,7 @@ from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
 from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.footprint import Footprint, activations, footprint
+from autoflux.planning.native import passing_bytes
 from autoflux.planning.profiles import select_profile
 from autoflux.planning.streaming import pinned_bytes, stream_layout
 from autoflux.planning.timeline import Rates, Timeline, block_seconds, choose_rates, timeline
@@ -196,7 +197,8 @@ def _offloads(site: _Site, wishes: Wishes, model: Model) -> Sequence[Offload]:
     if site.one_memory:
         return (Offload.NONE,)
     streamable = bool(model.component("transformer").blocks)
-    return tuple(Offload) if streamable else (Offload.NONE, Offload.COMPONENT)
+    ours = (Offload.NONE, Offload.COMPONENT, Offload.STREAM)
+    return ours if streamable else ours[:2]
 
 
 def _candidate(
@@ -239,6 +241,7 @@ _PLACEMENTS = {
     Offload.NONE: Placement.DEVICE,
     Offload.COMPONENT: Placement.VISITING,
     Offload.STREAM: Placement.STREAMED,
+    Offload.NATIVE: Placement.NATIVE,
 }
 
 
@@ -255,6 +258,8 @@ def _held(
         ComponentPlan(name=c.name, storage=precision, arithmetic=precision, placement=_PLACEMENTS[offload])
         for c in model.components
     )
+    if offload == Offload.NATIVE:
+        return _native(model, site, rates, components, picture)
     if offload != Offload.STREAM:
         return _Held(Arrangement(components=components), rates)
     tried = [
@@ -266,6 +271,17 @@ def _held(
     if not fitting:
         return tried[0]
     return min(fitting, key=lambda held: _seconds_per_image(model, site, held, picture) * _handicap(held))
+
+
+def _native(model: Model, site: _Site, rates: Rates, components: tuple[ComponentPlan, ...], picture: Picture) -> _Held:
+    """As if the library copied all weights in each step, from memory that is not pinned, before it computes."""
+    priors, transformer = site.profile.priors, model.component("transformer")
+    working = activations(model, components, priors, picture, tile_decode=False).peak
+    room = (site.vram_limit_bytes or 0) - priors.context_bytes - working - passing_bytes(model, components)
+    copied = transformer.bytes_as(components[0].storage) / (rates.link_gb_per_s.value * 1e9)
+    blocks = model.architecture.double_blocks + model.architecture.single_blocks
+    seconds = copied + blocks * block_seconds(model, rates, priors, picture)
+    return _Held(Arrangement(components=components, ring_bytes=max(0, room)), rates, seconds)
 
 
 def _ways(components: tuple[ComponentPlan, ...], waiting: Waiting) -> Iterator[Arrangement]:

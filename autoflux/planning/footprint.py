@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
+from autoflux.planning.native import on_device_bytes, ram_bytes
 from autoflux.planning.streaming import arena_bytes, stage_bytes
 from autoflux.planning.values import Arrangement, ComponentPlan, PhaseBytes, Picture, Placement, Priors, Waiting
 from autoflux.values import Value
@@ -47,9 +48,9 @@ def footprint(
     arena = arena_bytes(model, arrangement)
     working = activations(model, components, priors, picture, tile_decode=arrangement.tile_decode)
     phases = PhaseBytes(
-        encode=_held(components, weights, "encode") + arena + working.encode,
-        denoise=_held(components, weights, "denoise") + arena + working.denoise,
-        decode=_held(components, weights, "decode")
+        encode=_held(model, arrangement, weights, "encode") + arena + working.encode,
+        denoise=_held(model, arrangement, weights, "denoise") + arena + working.denoise,
+        decode=_held(model, arrangement, weights, "decode")
         + (arrangement.ring_bytes if arrangement.park_for_decode else arena)
         + working.decode,
     )
@@ -69,6 +70,7 @@ def _in_ram(model: Model, arrangement: Arrangement, weights: dict[str, int]) -> 
     # Weights for the device pass through RAM one component at a time; those that wait in RAM stay there.
     components, streamed = arrangement.components, arrangement.streamed
     visiting = sum(weights[c.name] for c in components if c.placement == Placement.VISITING)
+    visiting += ram_bytes(model, components)
     passing = max((weights[c.name] for c in components if c.placement == Placement.DEVICE), default=0)
     if not streamed:
         return visiting + passing
@@ -100,12 +102,13 @@ def _denoise_activations(model: Model, components: Sequence[ComponentPlan], prio
     return int(priors.denoise_activations * unit * picture.batch)
 
 
-def _held(components: Sequence[ComponentPlan], weights: dict[str, int], phase: str) -> int:
-    return sum(
+def _held(model: Model, arrangement: Arrangement, weights: dict[str, int], phase: str) -> int:
+    ours = sum(
         weights[c.name]
-        for c in components
+        for c in arrangement.components
         if c.placement == Placement.DEVICE or (c.placement == Placement.VISITING and PHASE_OF[c.name] == phase)
     )
+    return ours + on_device_bytes(model, arrangement, [name for name in PHASE_OF if PHASE_OF[name] == phase])
 
 
 def _encode_activations(model: Model, components: Sequence[ComponentPlan], picture: Picture) -> int:

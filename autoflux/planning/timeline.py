@@ -107,6 +107,8 @@ def _copied_bytes(model: Model, component: ComponentPlan) -> int:
         return 0
     if component.placement == Placement.STREAMED and component.name == "transformer":
         return modulation_bytes(model, component.storage)
+    if component.placement == Placement.NATIVE and component.name == "transformer":
+        return 0
     return model.component(component.name).bytes_as(component.storage)
 
 

@@ -24,6 +24,8 @@ class Offload(StrEnum):
     """Each component lies in RAM and comes to the device, whole, for its phase."""
     STREAM = "stream"
     """Weights lie in RAM and pass through the device block by block while it computes; as many as fit stay there."""
+    NATIVE = "native"
+    """The backend's library brings weights in its own way. Never chosen, only wished for."""
 
 
 class Placement(StrEnum):
@@ -35,6 +37,8 @@ class Placement(StrEnum):
     """In RAM, copied to the device whole for its phase."""
     STREAMED = "streamed"
     """In RAM, copied to the device block by block, in each pass, but for the blocks that stay."""
+    NATIVE = "native"
+    """In RAM, brought to the device by the backend's library."""
 
 
 class Waiting(StrEnum):
@@ -245,7 +249,7 @@ class Plan(Value, frozen=True, kw_only=True):
     waiting: Waiting = Waiting.PINNED
     """Where streamed weights wait."""
     ring_bytes: int = 0
-    """Device memory that streamed weights pass through."""
+    """Device memory that streamed weights pass through, or that the backend's own offload may fill with weights."""
     hoist_modulation: bool = False
     """Compute the modulation of all steps before the first, so that its weights are not needed in the loop."""
     tile_decode: bool = False

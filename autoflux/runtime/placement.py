@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from autoflux.errors import ContradictoryWishes
-from autoflux.planning.values import Placement, Plan, Waiting
+from autoflux.planning.values import ComponentPlan, Placement, Plan, Waiting
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.stores import Store
 from autoflux.runtime.streaming import NARROW, Holding, StreamedModule, StreamedTransformer, arena_for
 from autoflux.runtime.units import sequence_atoms
+
+
+class OwnOffload(Protocol):
+    """A library's own way of bringing weights to the device, for components that the plan leaves to it."""
+
+    def hold(self, network: nn.Module, planned: ComponentPlan) -> nn.Module:
+        """Take a component over; gives what to call from now on.
+
+        Raises:
+            ContradictoryWishes: the library cannot hold it as planned.
+        """
+
+    def use(self, network: nn.Module) -> AbstractContextManager[None]:
+        """For the time of the context, what `hold` gave can be called."""
 
 
 class Residence:
@@ -24,9 +39,13 @@ class Residence:
     parameters are pointed back at it.
     """
 
-    def __init__(self, module: nn.Module, placement: Placement, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, placement: Placement, device: torch.device, own: OwnOffload | None = None
+    ) -> None:
+        """`own` brings the weights if given."""
         self.module = module
         self.device = device
+        self._own = own
         self.visiting = placement == Placement.VISITING
         if placement == Placement.DEVICE:
             module.to(device)
@@ -35,7 +54,8 @@ class Residence:
     def on_device(self) -> Iterator[nn.Module]:
         """The module with its weights on the device, or streamed there, for the time of the block."""
         if not self.visiting:
-            yield self.module
+            with self._own.use(self.module) if self._own else nullcontext():
+                yield self.module
             return
         tensors = [*self.module.parameters(), *self.module.buffers()]
         in_ram = [tensor.data for tensor in tensors]
@@ -54,11 +74,12 @@ class Residences:
     `hold` each as soon as it is loaded, then `settle`.
     """
 
-    def __init__(self, plan: Plan, *, block_lists: Sequence[str]) -> None:
-        """`block_lists` are the transformer's, in the order they run."""
+    def __init__(self, plan: Plan, *, block_lists: Sequence[str], own_offload: OwnOffload | None = None) -> None:
+        """`block_lists` are the transformer's, in the order they run; `own_offload` is the backend's."""
         self._plan = plan
         self._device = torch.device(plan.device)
         self._block_lists = block_lists
+        self._own_offload = own_offload
         self._held: dict[str, Residence] = {}
         self._transformer: StreamedTransformer | None = None
         self._others: dict[str, StreamedModule] = {}
@@ -73,10 +94,14 @@ class Residences:
         weights come from `store`, if given, and are otherwise its own.
 
         Raises:
-            ContradictoryWishes: weights that stay on the disk are to be held in another format than there.
+            ContradictoryWishes: weights that stay on the disk are to be held in another format than there, or the
+                backend has no offload of its own that could hold the component as planned.
             torch.OutOfMemoryError: the device has less memory than the plan counts on.
         """
         planned = self._plan.component(name)
+        if planned.placement == Placement.NATIVE:
+            self._held[name] = self._left_to_backend(network, planned)
+            return
         self._held[name] = Residence(network, planned.placement, self._device)
         if planned.placement != Placement.STREAMED:
             return
@@ -98,6 +123,14 @@ class Residences:
             self._others[name] = StreamedModule(part, sequence_atoms(part))
         if store:
             self._stores[name] = store
+
+    def _left_to_backend(self, network: nn.Module, planned: ComponentPlan) -> Residence:
+        own = self._own_offload
+        if own is None:
+            raise ContradictoryWishes(
+                f"the backend {self._plan.backend!r} has no offload of its own", hint="drop --offload, or take 'stream'"
+            )
+        return Residence(own.hold(network, planned), planned.placement, self._device, own)
 
     def settle(self) -> None:
         """Give the streamed components their memory on the device, once all are held.
@@ -161,4 +194,5 @@ class Residences:
         self._others.clear()
         self._held.clear()
         self._stores.clear()
+        self._own_offload = None
         self._arena = None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from autoflux.errors import DamagedCheckpoint
-from autoflux.models.weights import data_ranges, read_tensors, weight_files
+from autoflux.models.weights import data_ranges, files_of, read_tensors, weight_shapes
 from autoflux.runtime.units import Piece, Unit
 
 _DTYPES = {
@@ -75,6 +75,14 @@ def _contents(number: int, file: Path) -> Iterator[tuple[tuple[str, tuple[int, .
             yield (tensor.name, tensor.shape), _Range(number, *ranges[tensor.name], dtype)
 
 
+class Rows(NamedTuple):
+    """Rows `start` to `stop`, along the first dimension, of the tensor `name` in the files."""
+
+    name: str
+    start: int
+    stop: int
+
+
 class FileStore:
     """Tensors read from safetensors files when they are asked for.
 
@@ -83,19 +91,32 @@ class FileStore:
     process.
     """
 
-    def __init__(self, module: nn.Module, files: Sequence[Path], renamed: Mapping[str, str] | None = None) -> None:
-        """`renamed` maps names in the module to names in the files where they differ.
+    def __init__(
+        self,
+        module: nn.Module,
+        files: Sequence[Path],
+        renamed: Mapping[str, str] | None = None,
+        *,
+        joined: Mapping[str, Sequence[Rows]] | None = None,
+    ) -> None:
+        """`renamed` maps names in the module to names in the files where they differ. `joined` maps names of tensors
+        in the module that the files hold in several to what they are put together of, in order.
 
         Raises:
             DamagedCheckpoint: a file cannot be read, or lacks a tensor of the module or has it in another shape
                 or a format that torch lacks.
         """
         held = {key: place for i, file in enumerate(files) for key, place in _contents(i, file)}
+        rows = {name: (sides, place) for (name, sides), place in held.items()} if joined else {}
         persistent = module.state_dict(keep_vars=True)
-        self._ranges: dict[int, _Range] = {}
+        self._ranges: dict[int, tuple[_Range, ...]] = {}
         for name, tensor in persistent.items():
-            if place := held.get(((renamed or {}).get(name, name), tuple(tensor.shape))):
-                self._ranges[id(tensor)] = place
+            shape = tuple(tensor.shape)
+            if joined and name in joined:
+                if places := _joined(shape, joined[name], rows):
+                    self._ranges[id(tensor)] = places
+            elif place := held.get(((renamed or {}).get(name, name), shape)):
+                self._ranges[id(tensor)] = (place,)
         for name, tensor in persistent.items():
             # One of several names of a tied weight is enough.
             if id(tensor) not in self._ranges:
@@ -117,21 +138,38 @@ class FileStore:
         for view, piece in zip(unit.views(target), unit.pieces, strict=True):
             self._read(piece, view)
 
+    def fill(self, module: nn.Module) -> None:
+        """Read all weights of the module, which the store was made for, into their own memory.
+
+        Raises:
+            DamagedCheckpoint: as `read`.
+        """
+        for tensor in {id(t): t for t in module.state_dict(keep_vars=True).values()}.values():
+            self._read(Piece(tensor, 0), tensor.data)
+
     def close(self) -> None:
         """Close the files."""
         while self._files:
             os.close(self._files.pop()[1])
 
     def _read(self, piece: Piece, view: Tensor) -> None:
-        place = self._ranges.get(id(piece.tensor))
-        if place is None:
+        places = self._ranges.get(id(piece.tensor))
+        if places is None:
             view.copy_(self._computed[id(piece.tensor)])
-        elif place.dtype == view.dtype:
-            self._fill(place, view.flatten().view(torch.uint8))
+            return
+        numbers, at = view.flatten(), 0
+        for place in places:
+            count = place.nbytes // place.dtype.itemsize
+            self._read_range(place, numbers[at : at + count])
+            at += count
+
+    def _read_range(self, place: _Range, numbers: Tensor) -> None:
+        if place.dtype == numbers.dtype:
+            self._fill(place, numbers.view(torch.uint8))
         else:
-            wide = torch.empty(view.shape, dtype=place.dtype)
-            self._fill(place, wide.flatten().view(torch.uint8))
-            view.copy_(wide)
+            wide = torch.empty(numbers.shape, dtype=place.dtype)
+            self._fill(place, wide.view(torch.uint8))
+            numbers.copy_(wide)
 
     def _fill(self, place: _Range, target: Tensor) -> None:
         name, descriptor = self._files[place.file]
@@ -156,6 +194,21 @@ class FileStore:
         return len(data)
 
 
+def _joined(
+    shape: tuple[int, ...], parts: Sequence[Rows], held: Mapping[str, tuple[tuple[int, ...], _Range]]
+) -> tuple[_Range, ...]:
+    """Where the bytes of these rows lie; empty if some are missing, or if they do not make a tensor of that shape."""
+    places = []
+    for part in parts:
+        sides, place = held.get(part.name, ((), None))
+        if place is None or sides[1:] != shape[1:] or part.stop > sides[0]:
+            return ()
+        row_bytes = place.nbytes // sides[0]
+        begin, nbytes = place.offset + part.start * row_bytes, (part.stop - part.start) * row_bytes
+        places.append(replace(place, offset=begin, nbytes=nbytes))
+    return tuple(places) if sum(part.stop - part.start for part in parts) == shape[0] else ()
+
+
 def make_empty(network: nn.Module, dtype: torch.dtype) -> None:
     """Make the parameters empty tensors of `dtype` in RAM. Until their pages are touched they take none."""
     empty: dict[int, nn.Parameter] = {}
@@ -165,21 +218,25 @@ def make_empty(network: nn.Module, dtype: torch.dtype) -> None:
             module.register_parameter(name, empty.setdefault(id(parameter), nn.Parameter(made, requires_grad=False)))
 
 
-def leave_on_disk(network: nn.Module, folder: Path, dtype: torch.dtype) -> FileStore:
-    """Give a network that was made without weights (parameters on `meta`) a store that reads them from `folder`.
+def leave_on_disk(
+    network: nn.Module, place: Path, dtype: torch.dtype, *, joined: Mapping[str, Sequence[Rows]] | None = None
+) -> FileStore:
+    """Give a network that was made without weights (parameters on `meta`) a store that reads them from `place`, the
+    folder of a component or one file. `joined` is as for `FileStore`.
+
+    The parameters become empty tensors of `dtype` in RAM whose pages are never touched, so they take none.
 
     Raises:
         DamagedCheckpoint: a file cannot be read, or lacks a weight of the network.
     """
     make_empty(network, dtype)
-    files = weight_files(folder)
-    names = {tensor.name for file in files for tensor in read_tensors(file)}
+    names = weight_shapes(place)
     # transformers 5 and earlier versions do not agree on whether CLIP's names have this prefix.
     spellings = {name: (f"{_CLIP}{name}", name.removeprefix(_CLIP)) for name in network.state_dict()}
     renamed = {
         name: other for name, others in spellings.items() if name not in names for other in others if other in names
     }
-    return FileStore(network, files, renamed)
+    return FileStore(network, files_of(place), renamed, joined=joined)
 
 
 _CLIP = "text_model."

@@ -18,15 +18,14 @@ from autoflux import (
     DamagedCheckpoint,
     DoesNotFit,
     InvalidRequest,
-    Offload,
     Order,
     Placement,
-    Waiting,
     Wishes,
 )
 from autoflux.models.request import make_requests
 from autoflux.runtime.picture import read_request
 from autoflux.runtime.placement import Residence
+from tests.plugins.plans import streamed
 from tests.tiny_model import TEXT_TOKENS, write_tiny_flux
 
 PROMPTS = ("a red circle", "two large green squares above the small yellow star")
@@ -209,41 +208,25 @@ def test_a_visiting_component_keeps_its_weights_in_ram():
     ("waiting", "hoist"), [("pinned", True), ("pinned", False), ("pageable", True), ("disk", True)]
 )
 def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident, waiting, hoist):
-    largest = 400_000
-    parts = tuple(
-        c.replace(placement=Placement.STREAMED, resident=resident if c.name == "transformer" else ())
-        for c in session.plan.components
-    )
-    plan = session.plan.replace(
-        offload=Offload.STREAM,
-        components=parts,
-        waiting=Waiting(waiting),
-        ring_bytes=largest,
-        hoist_modulation=hoist,
-        park_for_decode=hoist,
-    )
-    with autoflux.load(str(tiny_model), plan=plan) as streamed:
+    plan = streamed(session.plan, resident=resident, waiting=waiting, hoist=hoist)
+    with autoflux.load(str(tiny_model), plan=plan) as under_engine:
         for seed, prompt in enumerate(PROMPTS):
             for steps in (1, HOISTED_STEPS + 2):
                 (expected,) = session.generate(prompt, seed=seed, steps=steps)
-                (picture,) = streamed.generate(prompt, seed=seed, steps=steps)
+                (picture,) = under_engine.generate(prompt, seed=seed, steps=steps)
                 assert np.array_equal(np.asarray(picture.image), np.asarray(expected.image))
         # States of different prompts at different steps in one pass; hoisted rows are those of single pictures.
         orders = [Order(prompt=prompt, seed=1, steps=steps) for prompt, steps in zip(PROMPTS, (4, 2), strict=True)]
         requests = [request for order in orders for request in make_requests(session.model, order)]
-        for picture, expected in zip(streamed.draw(requests), session.draw(requests), strict=True):
+        for picture, expected in zip(under_engine.draw(requests), session.draw(requests), strict=True):
             assert np.abs(np.asarray(picture.image).astype(int) - np.asarray(expected.image)).max() <= 1
 
 
 def test_what_a_failed_decode_left_parked_is_back_for_the_next_picture(session, tiny_model):
-    parts = tuple(c.replace(placement=Placement.STREAMED) for c in session.plan.components)
-    plan = session.plan.replace(
-        offload=Offload.STREAM, components=parts, ring_bytes=400_000, hoist_modulation=True, park_for_decode=True
-    )
     (expected,) = session.generate(PROMPTS[0], seed=1, steps=2)
-    with autoflux.load(str(tiny_model), plan=plan) as streamed:
-        streamed.pipeline._residences._arena.park()
-        (picture,) = streamed.generate(PROMPTS[0], seed=1, steps=2)
+    with autoflux.load(str(tiny_model), plan=streamed(session.plan)) as under_engine:
+        under_engine.pipeline._residences._arena.park()
+        (picture,) = under_engine.generate(PROMPTS[0], seed=1, steps=2)
     assert np.array_equal(np.asarray(picture.image), np.asarray(expected.image))
 
 
@@ -259,7 +242,8 @@ def test_on_a_card_every_offload_draws_the_same_picture_in_less_memory(tiny_mode
         assert torch.cuda.memory_allocated() - before <= idle + 2**25
         weights = sum(c.bytes_as(autoflux.Precision.BFLOAT16) for c in opened.model.components)
         # A card that holds everything keeps all blocks when it streams, and the ring beside them.
-        assert idle < weights / 10 if offload == autoflux.Offload.COMPONENT else idle >= weights / 2
+        waits = offload in (autoflux.Offload.COMPONENT, autoflux.Offload.NATIVE)
+        assert idle < weights / 10 if waits else idle >= weights / 2
     with autoflux.load(str(tiny_model), wishes=Wishes(device="cuda", offload=autoflux.Offload.NONE)) as resident:
         assert resident.generate(PROMPTS[0], seed=5, steps=3)[0].png() == first
 

@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,7 +20,7 @@ from autoflux.errors import DamagedCheckpoint
 from autoflux.models.weights import data_ranges, read_tensors, weight_files
 from autoflux.runtime.modulation import Modulation
 from autoflux.runtime.sources import HostUnits, StagedUnits
-from autoflux.runtime.stores import FileStore, KeptStore, ModuleStore
+from autoflux.runtime.stores import FileStore, KeptStore, ModuleStore, Rows
 from autoflux.runtime.streamer import Streamer
 from autoflux.runtime.units import Atom, block_atoms, make_units
 from tests.runtime.fakes import (
@@ -225,6 +228,52 @@ def test_names_may_differ_from_those_in_the_files(tmp_path):
     (unit,) = layer_units(chain, 1 << 20)
     found = read(FileStore(chain, [tmp_path / "x.safetensors"], renamed), unit)
     assert all(torch.equal(a, 2 * b) for a, b in zip(found, chain.parameters(), strict=True))
+
+
+@st.composite
+def cuts(draw):
+    """How many rows a tensor has, and the places where it is cut."""
+    rows = draw(st.integers(1, 12))
+    places = draw(st.lists(st.integers(1, max(1, rows - 1)), max_size=4, unique=True))
+    return rows, sorted(place for place in places if place < rows)
+
+
+@settings(deadline=None)
+@given(made=st.lists(cuts(), min_size=1, max_size=4), order=st.randoms(use_true_random=False), wide=st.booleans())
+def test_a_tensor_may_be_joined_of_rows_of_several(tmp_path_factory, made, order, wide):
+    file = tmp_path_factory.mktemp("joined") / "x.safetensors"
+    tensors = {f"t{i}": torch.randn(rows, 3) for i, (rows, _) in enumerate(made)}
+    save_file(tensors, file)
+    parts = [
+        Rows(f"t{i}", begin, end)
+        for i, (rows, places) in enumerate(made)
+        for begin, end in pairwise([0, *places, rows])
+    ]
+    order.shuffle(parts)
+    wanted = torch.cat([tensors[part.name][part.start : part.stop] for part in parts])
+    module = nn.Linear(3, len(wanted), bias=False, dtype=torch.float64 if wide else torch.float32)
+    store = FileStore(module, [file], joined={"weight": parts})
+    (unit,) = make_units([Atom("linear", module)], 0)
+    assert torch.equal(read(store, unit)[0], wanted.to(module.weight.dtype))
+    store.fill(module)
+    store.close()
+    assert torch.equal(module.weight, wanted.to(module.weight.dtype))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [Rows("a", 0, 4)],
+        [Rows("a", 0, 4), Rows("missing", 0, 4)],
+        [Rows("a", 0, 8)],
+        [Rows("a", 0, 4), Rows("narrow", 0, 4)],
+        [],
+    ],
+)
+def test_rows_that_do_not_make_the_tensor_are_missed(tmp_path, parts):
+    save_file({"a": torch.zeros(4, 3), "narrow": torch.zeros(4, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(DamagedCheckpoint, match="lacks the weight 'weight'"):
+        FileStore(nn.Linear(3, 8, bias=False), [tmp_path / "x.safetensors"], joined={"weight": parts})
 
 
 # What is wrong with files

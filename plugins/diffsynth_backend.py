@@ -1,0 +1,50 @@
+"""The backend that computes the transformer with DiffSynth. Importing this module imports neither it nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import ClassVar
+
+from autoflux import Backend, LoadProgress, MissingExtra, Model, Pipeline, Plan, PluginFailure, hookimpl
+
+INSTALL = "pip install 'autoflux[diffsynth]'"
+
+
+class DiffSynthBackend:
+    """Runs what the backend `diffusers` runs, from the same folders, with DiffSynth's transformer and step function.
+
+    Text encoders and decoder are those of that backend: DiffSynth's compute the same, but in FLUX.1's sizes only.
+    """
+
+    name: ClassVar[str] = "diffsynth"
+
+    def missing(self) -> str | None:
+        """The pip command that installs it, None when it is installed."""
+        absent = any(find_spec(name) is None for name in ("diffsynth", "diffusers", "torchvision", "transformers"))
+        return INSTALL if absent else None
+
+    def build(self, plan: Plan, model: Model, progress: LoadProgress) -> Pipeline:
+        """Load the model's components where the plan puts them.
+
+        Raises:
+            MissingExtra: DiffSynth is not installed.
+            PluginFailure: it is installed and cannot be imported.
+        """
+        if command := self.missing():
+            raise MissingExtra(f"the backend {self.name!r}", command)
+        try:
+            from .diffsynth_pipeline import DiffSynthPipeline  # noqa: PLC0415 — imports torch and DiffSynth
+        except (ImportError, RuntimeError) as error:
+            raise PluginFailure(
+                f"DiffSynth is installed and cannot be imported: {error}",
+                hint="torch and torchvision must come from the same index: `pip install --force-reinstall torch "
+                "torchvision`",
+            ) from error
+        return DiffSynthPipeline.load(plan, model, progress)
+
+
+@hookimpl
+def register_backends(register: Callable[[Backend], None]) -> None:
+    """Register the backend `diffsynth`."""
+    register(DiffSynthBackend())

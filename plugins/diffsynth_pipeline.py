@@ -1,0 +1,68 @@
+"""The verbs of the diffusers pipeline with DiffSynth's transformer and step function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+import torch
+
+from autoflux import LoadProgress, Model, Plan
+
+from .diffsynth_offload import VramManagement
+from .diffsynth_transformer import BLOCK_LISTS, load_transformer, open_transformer
+from .diffusers_loading import Library, load_components
+from .diffusers_pipeline import DiffusersPipeline, FluxState
+
+# isort: split
+from diffsynth.pipelines.flux_image import model_fn_flux_image
+
+DIFFSYNTH = Library(
+    name="diffsynth",
+    block_lists=BLOCK_LISTS,
+    load=load_transformer,
+    open=open_transformer,
+    own_offload=VramManagement.planned,
+)
+
+
+class DiffSynthPipeline(DiffusersPipeline):
+    """Noise, schedule, encoders and decoder are the base's, so that a seed means the same in both."""
+
+    library: ClassVar[Library] = DIFFSYNTH
+
+    @classmethod
+    def load(cls, plan: Plan, model: Model, progress: LoadProgress) -> Self:
+        """Load every component as planned."""
+        return cls(load_components(plan, model, progress, DIFFSYNTH), plan, model)
+
+    def _velocity(self, states: Sequence[FluxState]) -> torch.Tensor:
+        dit, request = self._transformer, states[0].request
+        # The step function takes latents as pictures, 8 pixels a side to one, whose sides are even.
+        height, width = (2 * (side // self._architecture.patch_pixels) for side in (request.height, request.width))
+        guidance = [state.guidance for state in states if state.guidance is not None]
+        ids = states[0].conditioning.token_ids
+        velocity = model_fn_flux_image(
+            dit=dit,
+            latents=dit.unpatchify(torch.cat([state.latents for state in states]), height, width),
+            timestep=torch.stack([self._thousandths(state.timesteps[state.step]) for state in states]),
+            prompt_emb=torch.cat([state.conditioning.tokens for state in states]),
+            pooled_prompt_emb=torch.cat([state.conditioning.pooled for state in states]),
+            guidance=torch.cat(guidance).to(self._dtype) if guidance else None,
+            text_ids=ids.expand(len(states), *ids.shape),
+        )
+        packed: torch.Tensor = dit.patchify(velocity)
+        return packed
+
+    def _embedding(self, time: torch.Tensor, state: FluxState) -> torch.Tensor:
+        """What the step function makes of timestep, guidance and pooled prompt, with the same roundings."""
+        dit = self._transformer
+        embedding: torch.Tensor = dit.time_embedder(self._thousandths(time), self._dtype)
+        embedding = embedding + dit.pooled_text_embedder(state.conditioning.pooled)
+        if state.guidance is not None:
+            embedding = embedding + dit.guidance_embedder(state.guidance.to(self._dtype) * 1000, self._dtype)
+        return embedding
+
+    def _thousandths(self, timestep: torch.Tensor) -> torch.Tensor:
+        """0 to 1000, with the roundings that it has in diffusers."""
+        return self._time(timestep) * 1000
