@@ -11,8 +11,28 @@ from autoflux.hardware.values import DeviceKind
 from autoflux.models.values import Precision
 from autoflux.values import Value
 
-PLAN_SCHEMA = 1
-"""Version of `Plan`'s JSON. Raised when a field changes its name, unit or meaning."""
+PLAN_SCHEMA = 2
+"""Version of `Plan`'s JSON. Raised when a field changes its name, unit or meaning.
+
+2: `waiting` is each component's own; components say whether they multiply narrow numbers; the way blocks are compiled,
+attended and transferred.
+"""
+
+
+class Quality(StrEnum):
+    """How far a plan may go from the picture that bfloat16 weights give."""
+
+    EXACT = "exact"
+    """No weights in 8 bits: the same picture, to the bit, as with all weights on the device."""
+    BALANCED = "balanced"
+    """Weights of the transformer in 8 bits where that is faster or smaller."""
+
+
+class TransferUnit(StrEnum):
+    """The least that one copy to the device moves."""
+
+    LAYER = "layer"
+    BLOCK = "block"
 
 
 class Offload(StrEnum):
@@ -37,6 +57,8 @@ class Placement(StrEnum):
     """In RAM, copied to the device whole for its phase."""
     STREAMED = "streamed"
     """In RAM, copied to the device block by block, in each pass, but for the blocks that stay."""
+    HOST = "host"
+    """In RAM, and computed there by the processor; only what it gives goes to the device."""
     NATIVE = "native"
     """In RAM, brought to the device by the backend's library."""
 
@@ -70,8 +92,25 @@ class Wishes(Value, frozen=True, kw_only=True):
     profile: str | None = None
     offload: Offload | None = None
     precision: Precision | None = None
+    """Of activations, and of weights that are not in 8 bits."""
+    quality: Quality | None = None
+    quant: Precision | None = None
+    """Of the transformer's weights: an 8-bit format, or a wide one for none."""
+    keep: tuple[str, ...] = ()
+    """Components whose weights are to stay on the device."""
+    cpu: tuple[str, ...] = ()
+    """Components that the processor is to compute."""
+    unit: TransferUnit | None = None
+    block_bytes: int | None = None
+    """Least bytes of one copy: several blocks at once."""
+    batch: int | None = None
+    """Pictures that must fit at once."""
+    compiled: bool | None = None
+    attention: str | None = None
     vram_bytes: int | None = None
     ram_bytes: int | None = None
+    pictures: int | None = None
+    """How many are to be drawn: time to start is spread over them."""
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -98,11 +137,19 @@ class Priors(Value, frozen=True, kw_only=True):
 
     matmul_tflops: Positive
     """Rate assumed when the probe has none, 10^12 operations a second."""
+    attention_share: Share = 1.0
+    """Rate of attention as a share of the matmul rate, where it was not measured."""
     step_efficiency: Share
-    """Share of the matmul rate that a whole denoise step reaches."""
+    """Share of a step that products and attention take, uncompiled, where no block was timed."""
+    compiled_rest: Share = 1.0
+    """What compiling leaves of the time that a block takes beside products and attention."""
+    compile_seconds: Seconds = 0.0
+    """Compiling the blocks, at the first step."""
+    widen_gb_per_s: Positive = 100.0
+    """Weights in 8 bits that the device widens in a second, 10^9 bytes."""
     vae_efficiency: Share
     block_seconds: Seconds
-    """Time a block takes beside its arithmetic: launching its kernels."""
+    """Least time of a block, uncompiled: launching its kernels."""
     link_gb_per_s: Positive
     disk_gb_per_s: Positive
     start_seconds: Seconds
@@ -162,20 +209,36 @@ class ComponentPlan(Value, frozen=True, kw_only=True):
 
     name: str
     storage: Precision
+    """Of weights; in 8 bits only the matrices of blocks, and everything else in `arithmetic`."""
     arithmetic: Precision
+    """Of activations."""
+    native: bool = False
+    """Multiply 8-bit weights with activations in 8 bits, instead of widening them at each use."""
     placement: Placement
+    waiting: Waiting = Waiting.PINNED
+    """Where streamed weights wait."""
     resident: tuple[int, ...] = ()
     """Numbers of the blocks that stay on the device while the others are streamed."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its blocks are in 8 bits."""
+        return self.storage.item_bytes == 1
 
 
 class Arrangement(Value, frozen=True, kw_only=True):
     """Where all weights are. What has a default is for streamed ones."""
 
     components: tuple[ComponentPlan, ...]
-    waiting: Waiting = Waiting.PINNED
     ring_bytes: int = 0
     tile_decode: bool = False
     park_for_decode: bool = False
+    unit: TransferUnit = TransferUnit.BLOCK
+    block_bytes: int = 0
+
+    def component(self, name: str) -> ComponentPlan:
+        """The component of that name; KeyError if there is none."""
+        return {c.name: c for c in self.components}[name]
 
     @property
     def streamed(self) -> tuple[ComponentPlan, ...]:
@@ -246,8 +309,6 @@ class Plan(Value, frozen=True, kw_only=True):
     unified_memory: bool = False
     offload: Offload
     components: tuple[ComponentPlan, ...]
-    waiting: Waiting = Waiting.PINNED
-    """Where streamed weights wait."""
     ring_bytes: int = 0
     """Device memory that streamed weights pass through, or that the backend's own offload may fill with weights."""
     hoist_modulation: bool = False
@@ -256,6 +317,14 @@ class Plan(Value, frozen=True, kw_only=True):
     """Decode large pictures in parts, because whole they would not fit."""
     park_for_decode: bool = False
     """Take the blocks that stay off the device while a picture is decoded, to make room, and bring them back."""
+    unit: TransferUnit = TransferUnit.BLOCK
+    """The least that one copy moves; `block_bytes` may make it several blocks."""
+    block_bytes: int = 0
+    compiled: bool = False
+    """Compile the transformer's blocks, which takes its time at the first step."""
+    attention: str = "default"
+    """What computes attention: `default`, torch's own choice, or `cudnn`."""
+    quality: Quality = Quality.BALANCED
     max_batch: int
     vram_limit_bytes: int | None
     """Ceiling of device memory, None on the CPU."""
@@ -272,11 +341,17 @@ class Plan(Value, frozen=True, kw_only=True):
         """Where all weights are."""
         return Arrangement(
             components=self.components,
-            waiting=self.waiting,
             ring_bytes=self.ring_bytes,
             tile_decode=self.tile_decode,
             park_for_decode=self.park_for_decode,
+            unit=self.unit,
+            block_bytes=self.block_bytes,
         )
+
+    @property
+    def waiting(self) -> Waiting:
+        """Where streamed weights of the transformer wait."""
+        return self.component("transformer").waiting
 
     def component(self, name: str) -> ComponentPlan:
         """The plan of the component of that name; KeyError if there is none."""

@@ -114,7 +114,7 @@ class Residences:
             holding = Holding(
                 resident=frozenset(planned.resident),
                 storage=planned.storage,
-                native=planned.storage == planned.arithmetic,
+                native=planned.native,
                 hoist=self._plan.hoist_modulation,
             )
             self._transformer = StreamedTransformer(network, self._block_lists, holding, self._device)
