@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoflux.api import find_model, plan_for
-from autoflux.errors import DoesNotFit, ModelNotFound, UnknownName
+from autoflux.errors import DoesNotFit
 from autoflux.hardware.known import known_machine, known_names
 from autoflux.hardware.values import Accelerator, Hardware
 from autoflux.models.flops import image_tokens, step_flop
-from autoflux.models.values import Architecture, Block, BlockList, Component, Model, ParameterCount, Precision
+from autoflux.models.values import Model
+from autoflux.planning import streaming
 from autoflux.planning.values import Plan, Waiting, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
 from autoflux.units import format_bytes, format_seconds
@@ -55,7 +56,7 @@ def main() -> None:
 
 def page(plugins: Plugins) -> Iterator[str]:
     """Markdown: the arithmetic of some machines, then one line for every known one."""
-    model = flux_dev(plugins)
+    model = find_model("flux.1-dev", plugins, absent=True)
     for name in SHOWN:
         yield from section(name, model, plugins)
     yield "## All known machines"
@@ -141,11 +142,14 @@ def time(plan: Plan, machine: Hardware, model: Model) -> Iterator[str]:
     flop = step_flop(model.architecture, tokens)
     card = _card(plan, machine)
     rates = card.matmul_tflops if card else machine.host.matmul_tflops
-    rate = rates[part.arithmetic].value if part.arithmetic in rates else plan.priors.matmul_tflops
-    share = plan.priors.step_efficiency
+    multiplied = part.storage if part.native else part.arithmetic
+    rate = rates[multiplied].value if multiplied in rates else plan.priors.matmul_tflops
+    blocks = {kind: format_seconds(seconds) for kind, seconds in plan.predicted.block_seconds.items()}
     yield (
-        f"arithmetic: {flop / 1e12:.1f} TFLOP a step / ({rate:.3g} TFLOP/s in {part.arithmetic.value} x {share:g}) = "
-        f"{format_seconds(flop / (rate * 1e12 * share))}"
+        f"arithmetic: {flop / 1e12:.1f} TFLOP a step, products at {rate:.3g} TFLOP/s in {multiplied.value}; with "
+        f"attention and the rest {blocks['double']} for each of {model.architecture.double_blocks} double blocks and "
+        f"{blocks['single']} for each of {model.architecture.single_blocks} single ones"
+        f"{', compiled' * plan.compiled}, together {format_seconds(computed_seconds(plan, model))}"
     )
     link = card.link.to_device_gb_per_s(pinned=True) if card and card.link else None
     if link and (streamed := streamed_bytes(plan, model)):
@@ -156,14 +160,18 @@ def time(plan: Plan, machine: Hardware, model: Model) -> Iterator[str]:
     yield f"predicted: {format_seconds(plan.predicted.seconds_per_step)} a step, {picture.steps} steps a picture"
 
 
+def computed_seconds(plan: Plan, model: Model) -> float:
+    """What all blocks of a step compute for."""
+    size, seconds = model.architecture, plan.predicted.block_seconds
+    return size.double_blocks * seconds["double"] + size.single_blocks * seconds["single"]
+
+
 def streamed_bytes(plan: Plan, model: Model) -> int:
     """Bytes of the transformer's blocks that come over the link in each step."""
     part = plan.component("transformer")
     if part.placement != "streamed":
         return 0
-    coming = [b for i, b in enumerate(model.component("transformer").blocks) if i not in part.resident]
-    left_out = sum(b.parameters.modulation for b in coming) if plan.hoist_modulation else 0
-    return (sum(b.parameters.total for b in coming) - left_out) * part.storage.item_bytes
+    return streaming.streamed_bytes(model, plan.arrangement)
 
 
 def _way(plan: Plan) -> str:
@@ -181,58 +189,6 @@ def _need(error: DoesNotFit) -> str:
 def _card(plan: Plan, machine: Hardware) -> Accelerator | None:
     return next((card for card in machine.accelerators if card.device == plan.device), None)
 
-
-def flux_dev(plugins: Plugins) -> Model:
-    """FLUX.1-dev without its weights: as autoflux knows it, or else from its published sizes."""
-    try:
-        return find_model("flux.1-dev", plugins)
-    except (UnknownName, ModelNotFound):
-        return FLUX_DEV
-
-
-def _block(total: int, modulation: int = 0) -> Block:
-    counts = ParameterCount(matmul=total - modulation, modulation=modulation)
-    return Block(parameters=counts, disk_bytes=2 * total)
-
-
-def _component(name: str, rest: int, **lists: tuple[int, Block]) -> Component:
-    blocks = (BlockList(path=path, blocks=(block,) * count) for path, (count, block) in lists.items())
-    return Component(
-        name=name, class_name="", disk_precision=Precision.BFLOAT16, block_lists=tuple(blocks), rest=_block(rest)
-    )
-
-
-FLUX_DEV = Model(
-    name="flux.1-dev",
-    path="flux.1-dev",
-    revision="published sizes",
-    architecture=Architecture(
-        hidden_size=3072,
-        head_count=24,
-        double_blocks=19,
-        single_blocks=38,
-        patch_pixels=16,
-        guidance=True,
-        text_hidden_size=4096,
-        text_layers=24,
-        text_parameters=4_762_310_656,
-        vae_channels=(128, 256, 512, 512),
-        vae_layers=2,
-        latent_channels=16,
-    ),
-    components=(
-        _component("text_encoder", 38_006_016, layers=(12, _block(7_087_872))),
-        _component("text_encoder_2", 131_602_432, block=(24, _block(192_946_176))),
-        _component(
-            "transformer",
-            64_124_992,
-            transformer_blocks=(19, _block(339_831_296, 12 * 3072**2)),
-            single_transformer_blocks=(38, _block(141_591_808, 3 * 3072**2)),
-        ),
-        _component("vae", 83_819_683),
-    ),
-)
-"""11.9 G parameters in the transformer, 4.76 G and 123 M in the text encoders, 84 M in the VAE."""
 
 if __name__ == "__main__":
     main()

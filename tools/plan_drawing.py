@@ -10,7 +10,9 @@ from pathlib import Path
 
 from autoflux.files import write_atomic
 from autoflux.hardware.values import Accelerator, DeviceKind, Disk, Figure, Hardware, Host, Link, Size, Source, Transfer
-from autoflux.models.values import Architecture, Block, BlockList, Component, Model, ParameterCount, Precision
+from autoflux.models import catalogue
+from autoflux.models.absent import absent_model
+from autoflux.models.values import Model, Precision
 from autoflux.planning.drawing import draw
 from autoflux.planning.drawing_svg import to_svg
 from autoflux.planning.planner import make_plan
@@ -19,59 +21,12 @@ from autoflux.planning.values import Profile, Wishes
 from autoflux.plugin_manager import load_plugins
 from autoflux.units import GB
 
-HIDDEN = 3072
-
 
 def flux_dev() -> Model:
-    """FLUX.1-dev by the parameters of its networks, as counted on the diffusers models of its configurations."""
-    return Model(
-        name="FLUX.1-dev",
-        path="FLUX.1-dev",
-        revision="",
-        architecture=Architecture(
-            hidden_size=HIDDEN,
-            head_count=24,
-            double_blocks=19,
-            single_blocks=38,
-            patch_pixels=16,
-            guidance=True,
-            text_hidden_size=4096,
-            text_layers=24,
-            text_parameters=4_762_310_656,
-            vae_channels=(128, 256, 512, 512),
-            vae_layers=2,
-            latent_channels=16,
-        ),
-        components=(
-            _component("text_encoder", 38_006_016, ("layers", 12, 7_087_872, 0)),
-            _component("text_encoder_2", 131_602_432, ("block", 24, 192_946_176, 0)),
-            _component(
-                "transformer",
-                64_124_992,
-                ("transformer_blocks", 19, 339_831_296, 12 * HIDDEN**2),
-                ("single_transformer_blocks", 38, 141_591_808, 3 * HIDDEN**2),
-            ),
-            _component("vae", 83_819_683),
-        ),
-    )
-
-
-def _component(name: str, rest: int, *lists: tuple[str, int, int, int]) -> Component:
-    return Component(
-        name=name,
-        class_name="Network",
-        disk_precision=Precision.BFLOAT16,
-        block_lists=tuple(
-            BlockList(path=path, blocks=(_block(total, modulation),) * count)
-            for path, count, total, modulation in lists
-        ),
-        rest=_block(rest, 0),
-    )
-
-
-def _block(total: int, modulation: int) -> Block:
-    parameters = ParameterCount(matmul=total - modulation, modulation=modulation)
-    return Block(parameters=parameters, disk_bytes=2 * total)
+    """FLUX.1-dev as the catalogue knows it."""
+    entry = catalogue.find("flux.1-dev")
+    assert entry is not None  # noqa: S101 — it is in the catalogue
+    return absent_model(entry)
 
 
 def machine(*, vram_gb: float, tflops: float, link_gb_per_s: float = 24.0, ram_gb: float = 64.0) -> Hardware:
@@ -122,7 +77,7 @@ def main(target: Path) -> None:
     model, hardware = flux_dev(), machine(vram_gb=12, tflops=200)
     plan = make_plan(hardware, model, shipped_profiles(), Wishes(device="cuda"), ("diffusers",))
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, to_svg(draw(plan, model, hardware)).encode())
+    write_atomic(target, to_svg(draw(plan, model)).encode())
 
 
 if __name__ == "__main__":

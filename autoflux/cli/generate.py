@@ -8,10 +8,11 @@ import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from autoflux.api import Prepared, find_model, open_session, prepare
-from autoflux.cli.options import model_option, order_options, wishes_options
+from autoflux.cli.options import model_option, order_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.plan import summary
 from autoflux.cli.saved import saved_plan_option
+from autoflux.cli.wishes import wishes_options
 from autoflux.errors import UsageError
 from autoflux.files import check_writable, write_atomic
 from autoflux.models.request import Order, Request, make_requests
@@ -51,7 +52,8 @@ def command(
         found = find_model(model, plugins, base)
         requests = make_requests(found, order)
         files = _files(out, requests)
-        wishes = wishes.replace(width=requests[0].width, height=requests[0].height, steps=requests[0].steps)
+        first = requests[0]
+        wishes = wishes.replace(width=first.width, height=first.height, steps=first.steps, pictures=len(requests))
         prepared = prepare(model, wishes, plugins, base=base, on_stage=status.update, saved=saved)
     stderr.print(summary(prepared.plan), style="dim", soft_wrap=True)
     pictures = _draw(prepared, plugins, requests)

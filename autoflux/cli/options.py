@@ -11,8 +11,6 @@ import click
 
 from autoflux.errors import UsageError
 from autoflux.models.request import Order
-from autoflux.models.values import Precision
-from autoflux.planning.values import Offload, Wishes
 from autoflux.units import parse_bytes, parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -64,7 +62,7 @@ class PictureSize(click.ParamType[tuple[int, int]]):
 
 def model_option(command: F) -> F:
     """Add `--model` and `--base`, passed as `model` and `base`."""
-    return _with_options(command, _MODEL)  # type: ignore[return-value]
+    return with_options(command, _MODEL)  # type: ignore[return-value]
 
 
 _MODEL = (
@@ -83,59 +81,6 @@ _MODEL = (
         help="For a file that lacks them: the name or folder of a model with text encoders, VAE and tokenizers.",
     ),
 )
-
-_WISHES = (
-    click.option("--device", envvar="AUTOFLUX_DEVICE", show_envvar=True, help="cpu, cuda, cuda:1, mps or xpu."),
-    click.option(
-        "--backend", envvar="AUTOFLUX_BACKEND", show_envvar=True, help="The library that builds the pipeline."
-    ),
-    click.option(
-        "--profile", envvar="AUTOFLUX_PROFILE", show_envvar=True, help="A hardware profile, by name or TOML file."
-    ),
-    click.option(
-        "--offload",
-        type=click.Choice([o.value for o in Offload]),
-        envvar="AUTOFLUX_OFFLOAD",
-        show_envvar=True,
-        help="Where weights wait: on the device, or in RAM to come a component at a time, block by block, or in the "
-        "backend's own way.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice([p.value for p in (Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16)]),
-        envvar="AUTOFLUX_PRECISION",
-        show_envvar=True,
-        help="Number format of weights and arithmetic.",
-    ),
-    click.option(
-        "--vram",
-        "vram_bytes",
-        type=ByteSize(),
-        envvar="AUTOFLUX_VRAM",
-        show_envvar=True,
-        help="Ceiling of device memory.",
-    ),
-    click.option(
-        "--ram", "ram_bytes", type=ByteSize(), envvar="AUTOFLUX_RAM", show_envvar=True, help="Ceiling of host memory."
-    ),
-)
-
-
-def wishes_options(command: F) -> F:
-    """Add the options that constrain the plan; they arrive together as `wishes`."""
-
-    @wraps(command)
-    def with_wishes(*positional: Any, **arguments: Any) -> Any:
-        names = ("device", "backend", "profile", "offload", "precision", "vram_bytes", "ram_bytes")
-        given = {name: arguments.pop(name) for name in names}
-        if given["offload"]:
-            given["offload"] = Offload(given["offload"])
-        if given["precision"]:
-            given["precision"] = Precision(given["precision"])
-        return command(*positional, wishes=Wishes(**given), **arguments)
-
-    return _with_options(with_wishes, _WISHES)  # type: ignore[return-value]
-
 
 _ORDER = (
     click.argument("prompt"),
@@ -156,10 +101,10 @@ def order_options(command: F) -> F:
         width, height = arguments.pop("size") or (None, None)
         return command(*positional, order=Order(width=width, height=height, **given), **arguments)
 
-    return _with_options(with_order, _ORDER)  # type: ignore[return-value]
+    return with_options(with_order, _ORDER)  # type: ignore[return-value]
 
 
-def _with_options(command: Callable[..., Any], options: tuple[Callable[[Any], Any], ...]) -> Callable[..., Any]:
+def with_options(command: Callable[..., Any], options: tuple[Callable[[Any], Any], ...]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command

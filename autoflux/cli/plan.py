@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -9,18 +10,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoflux.api import Prepared, WhatIf, prepare
-from autoflux.cli.options import PictureSize, model_option, wishes_options
+from autoflux.cli.options import PictureSize, model_option
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.saved import saved_plan_option
 from autoflux.cli.tables import table as _table
 from autoflux.cli.what_if import what_if_options
+from autoflux.cli.wishes import wishes_options
 from autoflux.errors import UsageError
 from autoflux.files import check_writable, write_atomic
 from autoflux.models.values import Model
 from autoflux.planning.drawing import draw
 from autoflux.planning.drawing_svg import to_svg
 from autoflux.planning.drawing_text import to_text
-from autoflux.planning.values import Offload, Placement, Plan, Wishes
+from autoflux.planning.values import ComponentPlan, Offload, Placement, Plan, Rejected, Waiting, Wishes
+from autoflux.planning.weights import component_bytes
 from autoflux.plugin_manager import Plugins
 from autoflux.units import format_bytes, format_seconds
 
@@ -83,7 +86,7 @@ def command(  # noqa: PLR0913 — one for each option
     if save is not None:
         write_atomic(save, prepared.plan.to_json().encode())
     if svg is not None:
-        write_atomic(svg, to_svg(draw(prepared.plan, prepared.model, prepared.hardware)).encode())
+        write_atomic(svg, to_svg(draw(prepared.plan, prepared.model)).encode())
     if as_json:
         succeed(prepared.plan.to_data())
         return
@@ -110,7 +113,7 @@ def show(prepared: Prepared) -> None:
 
 
 def _show_drawing(prepared: Prepared) -> None:
-    drawing = draw(prepared.plan, prepared.model, prepared.hardware)
+    drawing = draw(prepared.plan, prepared.model)
     text = to_text(drawing, columns=stdout.width, unicode=not stdout.options.ascii_only)
     stdout.print()
     stdout.print(text, markup=False, emoji=False, soft_wrap=True)
@@ -125,6 +128,8 @@ def summary(plan: Plan) -> str:
         Offload.NATIVE: f"brought there by {plan.backend}",
     }[plan.offload]
     precision = plan.component("transformer").storage.value
+    if plan.offload == Offload.STREAM and not plan.predicted.streamed_bytes:
+        where = "all blocks there"
     picture = plan.predicted.picture
     return (
         f"{plan.model} on {plan.device} in {precision}, {where}: "
@@ -154,7 +159,9 @@ def _components(plan: Plan, model: Model) -> Table:
     places = {
         Placement.DEVICE: home,
         Placement.VISITING: f"RAM, visits {home}",
-        Placement.STREAMED: f"RAM, streams to {home}",
+        Placement.STREAMED: f"streams to {home} from ",
+        Placement.NATIVE: f"RAM, brought to {home} by {plan.backend}",
+        Placement.HOST: "RAM, computed by the processor",
     }
     for part in plan.components:
         component = model.component(part.name)
@@ -162,10 +169,16 @@ def _components(plan: Plan, model: Model) -> Table:
             part.name,
             f"{component.parameter_count:,}",
             part.storage.value,
-            format_bytes(component.bytes_as(part.storage)),
-            places[part.placement] + (f", {len(part.resident)} blocks stay" if part.resident else ""),
+            format_bytes(component_bytes(model, part)),
+            _place(part, places),
         )
     return table
+
+
+def _place(part: ComponentPlan, places: Mapping[Placement, str]) -> str:
+    waiting = {Waiting.PINNED: "pinned RAM", Waiting.PAGEABLE: "RAM", Waiting.DISK: "its files"}[part.waiting]
+    staying = f", {len(part.resident)} blocks stay" if part.resident else ""
+    return places[part.placement] + (waiting if part.placement == Placement.STREAMED else "") + staying
 
 
 def _choices(plan: Plan) -> Table:
@@ -176,8 +189,14 @@ def _choices(plan: Plan) -> Table:
 
 
 def _rejected(plan: Plan) -> Table:
-    table = _table("device", "offload", "precision", "a picture", "not taken because", title="Alternatives")
+    table = _table("device", "offload", "weights", "a picture", "not taken because", title="Alternatives")
     for other in plan.rejected:
         seconds = "-" if other.seconds_per_image is None else format_seconds(other.seconds_per_image)
-        table.add_row(other.device, other.offload.value, other.precision.value, seconds, other.reason)
+        table.add_row(other.device, other.offload.value, _weights(other), seconds, other.reason)
     return table
+
+
+def _weights(other: Rejected) -> str:
+    """Format of the transformer's weights and how they are computed with."""
+    native = ", multiplied so" if other.native else ""
+    return other.precision.value + native + (", compiled" if other.compiled else "")

@@ -10,14 +10,12 @@ import click
 from click.core import ParameterSource
 
 from autoflux.api import saved_plan
+from autoflux.cli.wishes import NAMES as WISHES
 from autoflux.errors import ContradictoryWishes
 from autoflux.planning.values import Plan
 from autoflux.plugin_manager import Plugins
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-WISHES = ("device", "backend", "profile", "offload", "precision", "vram_bytes", "ram_bytes")
-"""Options that say how to plan, so that they mean nothing beside a plan."""
 
 
 def saved_plan_option(*excluded: str) -> Callable[[F], F]:
@@ -59,7 +57,8 @@ def _check_alone(names: tuple[str, ...]) -> None:
 
 def _without_wishes(arguments: dict[str, Any], saved: Plan, plugins: Plugins) -> dict[str, Any]:
     """The arguments with the plan's model, and without wishes that the environment has."""
-    arguments = {name: None if name in WISHES else value for name, value in arguments.items()}
+    empty = {"keep": (), "cpu": ()}
+    arguments = {name: empty.get(name) if name in WISHES else value for name, value in arguments.items()}
     if not is_given("model"):
         arguments["model"] = saved.model if saved.model in plugins.models.names() else saved.model_path
     return arguments

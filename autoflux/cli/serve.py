@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from autoflux.api import find_model, prepare
-from autoflux.cli.options import model_option, wishes_options
+from autoflux.cli.options import model_option
 from autoflux.cli.output import stderr, warn
 from autoflux.cli.plan import summary
 from autoflux.cli.saved import saved_plan_option
+from autoflux.cli.wishes import wishes_options
 from autoflux.errors import MissingExtra
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins

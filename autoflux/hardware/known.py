@@ -148,7 +148,8 @@ def _hardware(name: str, machine: KnownMachine, host: KnownHost) -> Hardware:
     hardware = Hardware(
         fingerprint="",
         probed_at="never",
-        versions={},
+        # What compiles blocks is there on Linux, for cards of NVIDIA's.
+        versions={"triton": "assumed"} if machine.kind == DeviceKind.CUDA else {},
         accelerators=cards,
         host=computer,
         disk=Disk(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -213,6 +214,7 @@ def _versions(report: nvml.Report) -> dict[str, str]:
         "python": platform.python_version(),
         "torch": _package_version("torch"),
         "diffusers": _package_version("diffusers"),
+        "triton": _package_version("triton") if _compiles() else None,
         "driver": report.driver,
         "cuda": report.cuda,
     }
@@ -224,6 +226,11 @@ def _torch_versions(measured: Measured) -> dict[str, str]:
     torch = measured.torch
     built = {"torch_build": torch.version, "torch_cuda": torch.cuda, "torch_hip": torch.hip} if torch else {}
     return {name: version for name, version in built.items() if version}
+
+
+def _compiles() -> bool:
+    """Whether there is the C compiler that triton needs for what launches its kernels."""
+    return any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang"))
 
 
 def _package_version(name: str) -> str | None:

@@ -9,13 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import pairwise
 
-from autoflux.hardware.values import DeviceKind, Hardware
-from autoflux.models.values import Block, Model
+from autoflux.hardware.values import BlockKind
+from autoflux.models.values import Model
 from autoflux.planning.footprint import PHASE_OF, activations
 from autoflux.planning.schedule import Passage, PassTrace, Span, Unit, trace_pass
-from autoflux.planning.streaming import staying_bytes, streamed_bytes
-from autoflux.planning.timeline import block_seconds, choose_rates
-from autoflux.planning.values import ComponentPlan, Placement, Plan, Waiting
+from autoflux.planning.speed import KINDS
+from autoflux.planning.streaming import staying_bytes
+from autoflux.planning.values import ComponentPlan, Placement, Plan, TransferUnit
+from autoflux.planning.weights import component_bytes, unit_bytes
 from autoflux.units import format_bytes, format_seconds
 from autoflux.values import Value
 
@@ -42,7 +43,7 @@ PART_OF = {Placement.DEVICE: Part.STAYS, Placement.VISITING: Part.VISITS, Placem
 class DrawnBlock(Value, frozen=True, kw_only=True):
     """A block of the transformer: `number` counts within its list, `kind` is `double` or `single`."""
 
-    kind: str
+    kind: BlockKind
     number: int
     nbytes: int
     part: Part
@@ -119,10 +120,10 @@ class Drawing(Value, frozen=True, kw_only=True):
         }[part]
 
 
-def draw(plan: Plan, model: Model, hardware: Hardware) -> Drawing:
-    """What there is to see of a plan for `model`, made for `hardware`."""
+def draw(plan: Plan, model: Model) -> Drawing:
+    """What there is to see of a plan for `model`."""
     blocks = _blocks(plan, model)
-    trace = _trace(plan, model, hardware, blocks)
+    trace = _trace(plan, blocks)
     picture = plan.predicted.picture
     precision = plan.component("transformer").storage.value
     on_cpu = plan.vram_limit_bytes is None
@@ -145,32 +146,22 @@ def _blocks(plan: Plan, model: Model) -> tuple[DrawnBlock, ...]:
     planned = plan.component("transformer")
     transformer = model.component("transformer")
     places = [
-        ("single" if "single" in blocks.path else "double", number, block)
-        for blocks in transformer.block_lists
+        (kind, number, block)
+        for kind, blocks in zip(KINDS, transformer.block_lists, strict=False)
         for number, block in enumerate(blocks.blocks)
     ]
     return tuple(
         DrawnBlock(
             kind=kind,
             number=number,
-            nbytes=_block_bytes(plan, model, i, block),
+            nbytes=unit_bytes(block, planned),
             part=Part.STAYS if i in planned.resident else PART_OF[planned.placement],
         )
         for i, (kind, number, block) in enumerate(places)
     )
 
 
-def _block_bytes(plan: Plan, model: Model, index: int, block: Block) -> int:
-    planned = plan.component("transformer")
-    if planned.placement != Placement.STREAMED:
-        return block.parameters.total * planned.storage.item_bytes
-    # What would be streamed if all blocks but this one stayed: the same count as the planner's.
-    others = tuple(i for i in range(len(model.component("transformer").blocks)) if i != index)
-    alone = planned.replace(resident=others)
-    return streamed_bytes(model, plan.arrangement.replace(components=(alone,)))
-
-
-def _trace(plan: Plan, model: Model, hardware: Hardware, blocks: Sequence[DrawnBlock]) -> PassTrace:
+def _trace(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
     """One step of the plan. What streams is simulated as the planner did; otherwise blocks share the step evenly."""
     planned = plan.component("transformer")
     if planned.placement != Placement.STREAMED:
@@ -178,22 +169,22 @@ def _trace(plan: Plan, model: Model, hardware: Hardware, blocks: Sequence[DrawnB
         ends = [each * (i + 1) for i in range(len(blocks))]
         passages = tuple(Passage(None, Span(end - each, end)) for end in ends)
         return PassTrace(plan.predicted.seconds_per_step, passages)
-    seconds, bytes_per_second = _pace(plan, model, hardware)
-    units = [Unit(block.nbytes, seconds) for block in blocks]
-    return trace_pass(units, planned.resident, plan.ring_bytes, bytes_per_second)
+    predicted = plan.predicted
+    if plan.unit == TransferUnit.LAYER:
+        return _layered(plan, blocks)
+    units = [Unit(block.nbytes, predicted.block_seconds[block.kind]) for block in blocks]
+    return trace_pass(units, planned.resident, plan.ring_bytes, predicted.copy_gb_per_s * 1e9)
 
 
-def _pace(plan: Plan, model: Model, hardware: Hardware) -> tuple[float, float]:
-    """Seconds a block computes, and bytes copied a second."""
-    kind, _, index = plan.device.partition(":")
-    accelerator = hardware.accelerator(DeviceKind(kind), int(index or 0))
-    precision = plan.component("transformer").arithmetic
-    measured, link = (accelerator.matmul_tflops, accelerator.link) if accelerator else ({}, None)
-    rates = choose_rates(hardware, measured, link, precision, plan.priors, pinned=True)
-    # Copies run at the slowest part of their way.
-    slower = {Waiting.PAGEABLE: hardware.host.copy_gb_per_s, Waiting.DISK: rates.disk_gb_per_s}.get(plan.waiting)
-    gb_per_s = min(rate.value for rate in (rates.link_gb_per_s, slower) if rate is not None)
-    return block_seconds(model, rates, plan.priors, plan.predicted.picture), gb_per_s * 1e9
+def _layered(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
+    """Layer after layer is copied and computes, so that a block's copies and arithmetic take their turns."""
+    total, at, passages = plan.predicted.seconds_per_step, 0.0, []
+    for block in blocks:
+        each = total * block.nbytes / sum(other.nbytes for other in blocks)
+        middle = at + max(0.0, each - plan.predicted.block_seconds[block.kind] / 2)
+        passages.append(Passage(Span(at, middle), Span(middle, at + each)))
+        at += each
+    return PassTrace(total, tuple(passages))
 
 
 def _lanes(trace: PassTrace) -> tuple[Lane, ...]:
@@ -265,7 +256,7 @@ def _visiting(plan: Plan, model: Model, phase: str) -> int:
 
 
 def _weights(model: Model, planned: ComponentPlan) -> int:
-    return model.component(planned.name).bytes_as(planned.storage)
+    return component_bytes(model, planned)
 
 
 def _blocks_caption(plan: Plan, blocks: Sequence[DrawnBlock]) -> str:

@@ -8,8 +8,18 @@ from autoflux.hardware.values import DeviceKind
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
 from autoflux.planning.native import on_device_bytes, ram_bytes
-from autoflux.planning.streaming import arena_bytes, stage_bytes
-from autoflux.planning.values import Arrangement, ComponentPlan, PhaseBytes, Picture, Placement, Priors, Waiting
+from autoflux.planning.streaming import arena_bytes, modulation_bytes, stage_bytes, staying_bytes, streamed_bytes
+from autoflux.planning.values import (
+    Arrangement,
+    ComponentPlan,
+    PhaseBytes,
+    Picture,
+    Placement,
+    Priors,
+    TransferUnit,
+    Waiting,
+)
+from autoflux.planning.weights import component_bytes
 from autoflux.values import Value
 
 PHASE_OF = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer": "denoise", "vae": "decode"}
@@ -44,7 +54,7 @@ def footprint(
     On a unified chip (`unified_memory`) weights lie in one place only, so they count as device memory and not as RAM.
     """
     components = arrangement.components
-    weights = {c.name: model.component(c.name).bytes_as(c.storage) for c in components}
+    weights = {c.name: component_bytes(model, c) for c in components}
     arena = arena_bytes(model, arrangement)
     working = activations(model, components, priors, picture, tile_decode=arrangement.tile_decode)
     phases = PhaseBytes(
@@ -62,21 +72,40 @@ def footprint(
         denoise=phases.denoise + priors.context_bytes,
         decode=phases.decode + priors.context_bytes,
     )
-    in_ram = 0 if unified_memory else _in_ram(model, arrangement, weights)
+    in_ram = 0 if unified_memory else _in_ram(model, arrangement)
     return Footprint(vram=on_device, ram_bytes=priors.host_bytes + in_ram)
 
 
-def _in_ram(model: Model, arrangement: Arrangement, weights: dict[str, int]) -> int:
-    # Weights for the device pass through RAM one component at a time; those that wait in RAM stay there.
-    components, streamed = arrangement.components, arrangement.streamed
-    visiting = sum(weights[c.name] for c in components if c.placement == Placement.VISITING)
-    visiting += ram_bytes(model, components)
-    passing = max((weights[c.name] for c in components if c.placement == Placement.DEVICE), default=0)
-    if not streamed:
-        return visiting + passing
-    stage = 0 if arrangement.waiting == Waiting.PINNED else stage_bytes(model, streamed[0].storage)
-    kept = 0 if arrangement.waiting == Waiting.DISK else sum(weights[c.name] for c in streamed)
-    return visiting + passing + kept + stage
+def _in_ram(model: Model, arrangement: Arrangement) -> int:
+    """At the worst moment: when all is loaded, or while a component is read in the width of its files."""
+    components = arrangement.components
+    kept = {c.name: _kept_in_ram(model, arrangement, c) for c in components}
+    stage = stage_bytes(model, [c for c in arrangement.streamed if c.waiting != Waiting.PINNED])
+    peak, before = sum(kept.values()) + stage, 0
+    for component in components:
+        peak = max(peak, before + _read_bytes(model, component))
+        before += kept[component.name]
+    return peak + ram_bytes(model, components)
+
+
+def _kept_in_ram(model: Model, arrangement: Arrangement, planned: ComponentPlan) -> int:
+    if planned.placement in (Placement.VISITING, Placement.HOST):
+        return component_bytes(model, planned)
+    if planned.placement != Placement.STREAMED or planned.waiting == Waiting.DISK:
+        return 0
+    if planned.name != "transformer":
+        return component_bytes(model, planned)
+    staying = staying_bytes(model, arrangement) if arrangement.park_for_decode else 0
+    hoisted = 0 if arrangement.unit == TransferUnit.LAYER else modulation_bytes(model, planned)
+    return streamed_bytes(model, arrangement) + hoisted + staying
+
+
+def _read_bytes(model: Model, planned: ComponentPlan) -> int:
+    """RAM for a component as it is read, before its blocks are made narrow and move to where they will be."""
+    on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
+    if on_disk or planned.placement == Placement.NATIVE:  # whose own count includes it
+        return 0
+    return model.component(planned.name).bytes_as(planned.arithmetic)
 
 
 def activations(

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from autoflux.errors import DoesNotFit, UnknownName
-from autoflux.hardware.values import DeviceKind, Hardware, Source
+from autoflux.hardware.values import DeviceKind, Figure, Hardware
 from autoflux.models.request import Request, check
 from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
-from autoflux.planning.streaming import pinned_bytes
-from autoflux.planning.timeline import FROM_PROFILE
-from autoflux.planning.values import (
-    Choice,
-    Offload,
-    Origin,
-    Picture,
-    Plan,
-    Predicted,
-    Profile,
-    Rejected,
-    Waiting,
-    Wishes,
-)
-from autoflux.units import format_bytes, format_seconds
+from autoflux.planning.reasons import choices, rejection
+from autoflux.planning.speed import FROM_PROFILE, block_seconds
+from autoflux.planning.streaming import pinned_bytes, streamed_bytes
+from autoflux.planning.timeline import copy_gb_per_s
+from autoflux.planning.values import Offload, Picture, Plan, Predicted, Profile, Quality, TransferUnit, Wishes
+from autoflux.planning.weights import component_bytes
+from autoflux.units import format_bytes
 
 
 def make_plan(
@@ -37,7 +29,7 @@ def make_plan(
         DoesNotFit: no way fits; the message gives need against have.
         DeviceUnavailable: the wished device is not there.
         ContradictoryWishes: two wishes exclude each other.
-        UnknownName: no backend or profile of that name.
+        UnknownName: no backend, profile or component of that name.
         InvalidRequest: the wished size or steps are out of the model's limits.
     """
     picture = _picture(model, wishes)
@@ -46,12 +38,12 @@ def make_plan(
     fitting = _preferred([c for c in tried if c.fits])
     if not fitting:
         raise _refusal(model, tried, wishes)
-    best = min(fitting, key=lambda c: (c.seconds_per_image, c.footprint.vram.peak, c.footprint.ram_bytes))
+    best = min(fitting, key=lambda c: c.cost)
     return _plan(hardware, model, wishes, backend, best, [c for c in tried if c is not best])
 
 
 def _preferred(fitting: Sequence[Candidate]) -> list[Candidate]:
-    """Of each device only the best precision that fits: a worse one is for want of memory, not for speed."""
+    """Of each device only the best arithmetic that fits: a worse one is for want of memory, not for speed."""
     best = {c.device: min(o.preference for o in fitting if o.device == c.device) for c in fitting}
     return [c for c in fitting if c.preference == best[c.device]]
 
@@ -63,6 +55,7 @@ def _picture(model: Model, wishes: Wishes) -> Picture:
         height=defaults.height if wishes.height is None else wishes.height,
         steps=defaults.steps if wishes.steps is None else wishes.steps,
         text_tokens=defaults.text_tokens,
+        batch=wishes.batch or 1,
     )
     request = Request(
         prompt="a picture", seed=0, steps=picture.steps, guidance=0, width=picture.width, height=picture.height
@@ -84,14 +77,19 @@ def _backend(wishes: Wishes, backends: Sequence[str]) -> str:
 def _plan(
     hardware: Hardware, model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
 ) -> Plan:
+    held = best.arrangement
+    priors, waiting = best.profile.priors, held.component("transformer").waiting
     predicted = Predicted(
         picture=best.picture,
+        block_seconds=block_seconds(model, best.rates, priors, best.picture, best.way),
+        copy_gb_per_s=copy_gb_per_s(waiting, best.rates) if held.streamed else 0.0,
+        streamed_bytes=streamed_bytes(model, held),
         seconds_per_step=best.timeline.step,
         seconds_per_image=best.seconds_per_image,
         seconds_to_start=best.timeline.start,
         peak_vram_bytes=best.footprint.vram,
         peak_ram_bytes=best.footprint.ram_bytes,
-        pinned_bytes=pinned_bytes(model, best.arrangement),
+        pinned_bytes=pinned_bytes(model, held),
     )
     return Plan(
         model=model.name,
@@ -99,147 +97,50 @@ def _plan(
         model_revision=model.revision,
         fingerprint=hardware.fingerprint,
         profile=best.profile.name,
-        priors=best.profile.priors,
+        priors=priors,
         backend=backend,
         device=best.device,
-        unified_memory=best.unified_memory,
+        unified_memory=best.site.accelerator is not None and best.site.one_memory,
         offload=best.offload,
-        components=best.arrangement.components,
-        waiting=best.arrangement.waiting,
-        ring_bytes=best.arrangement.ring_bytes,
-        hoist_modulation=best.offload == Offload.STREAM,
-        tile_decode=best.arrangement.tile_decode,
-        park_for_decode=best.arrangement.park_for_decode,
+        components=held.components,
+        ring_bytes=held.ring_bytes,
+        hoist_modulation=best.offload == Offload.STREAM and held.unit == TransferUnit.BLOCK,
+        tile_decode=held.tile_decode,
+        park_for_decode=held.park_for_decode,
+        unit=held.unit,
+        block_bytes=held.block_bytes,
+        compiled=best.way.compiled,
+        attention=best.rates.attention,
+        quality=wishes.quality or Quality.BALANCED,
         max_batch=best.max_batch,
-        vram_limit_bytes=best.vram_limit_bytes,
-        ram_limit_bytes=best.ram_limit_bytes,
+        vram_limit_bytes=best.site.vram_limit_bytes,
+        ram_limit_bytes=best.site.ram_limit_bytes,
         predicted=predicted,
-        choices=_choices(wishes, backend, best, others),
-        rejected=tuple(_rejection(c, best) for c in others),
+        choices=choices(model, wishes, backend, best, others),
+        rejected=tuple(rejection(c, best) for c in others),
         warnings=_warnings(best, wishes),
     )
 
 
-def _choices(wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]) -> tuple[Choice, ...]:
-    def choice(topic: str, value: str, wish: object, reason: str, origin: Origin) -> Choice:
-        if wish is not None:
-            return Choice(topic=topic, value=value, reason="you asked for it", origin=Origin.WISH)
-        return Choice(topic=topic, value=value, reason=reason, origin=origin)
-
-    rate = best.rates.matmul_tflops
-    origin = Origin.MEASURED if rate.source == Source.MEASURED else Origin.PROFILE
-    speed = f"{rate.value:.3g} TFLOP/s {rate.source}, {format_seconds(best.seconds_per_image)} a picture"
-    return (
-        choice("device", best.device, wishes.device, _device_reason(best, others) + f": {speed}", origin),
-        choice("precision", best.precision, wishes.precision, _precision_reason(best), Origin.PROFILE),
-        choice("offload", best.offload, wishes.offload, _offload_reason(best), Origin.DERIVED),
-        choice("backend", backend, wishes.backend, "the first that is installed", Origin.DERIVED),
-        *_decode_choice(best),
-        Choice(
-            topic="batch",
-            value=f"up to {best.max_batch}",
-            reason="the most pictures of this size that fit at once",
-            origin=Origin.DERIVED,
-        ),
-    )
-
-
-def _decode_choice(best: Candidate) -> tuple[Choice, ...]:
-    held = best.arrangement
-    if not held.streamed:
-        return ()
-    what, why = [], []
-    if held.tile_decode:
-        what.append("in tiles")
-        why.append("whole it would not fit, or leave so little room for blocks that a picture took much longer")
-    if held.park_for_decode:
-        what.append("parked")
-        why.append("the blocks that stay leave the device meanwhile, which costs less than keeping its room free")
-    value, reason = " and ".join(what) or "whole", "; ".join(why) or "there is room for it beside the weights"
-    return (Choice(topic="decode", value=value, reason=reason, origin=Origin.DERIVED),)
-
-
-def _device_reason(best: Candidate, others: Sequence[Candidate]) -> str:
-    rest = {c.device for c in others} - {best.device}
-    if not rest:
-        return "the only device"
-    unfit = [c for c in others if c.device in rest and not c.fits]
-    if len(unfit) == len([c for c in others if c.device in rest]):
-        nearest = min(unfit, key=lambda c: c.missing_bytes)
-        return f"{', '.join(sorted(rest))} cannot: at best it {nearest.shortfall}"
-    return "the fastest device"
-
-
-def _precision_reason(best: Candidate) -> str:
-    if best.preference == 0:
-        return f"the first choice of the profile {best.profile.name!r}"
-    better = ", ".join(best.profile.precision[: best.preference])
-    return f"the profile {best.profile.name!r} prefers {better}, which does not fit"
-
-
-_WAITING = {
-    Waiting.PINNED: "pinned RAM",
-    Waiting.PAGEABLE: "ordinary RAM, as less can be pinned",
-    Waiting.DISK: "their files, as RAM is too small",
-}
-
-
-def _offload_reason(best: Candidate) -> str:
-    if best.offload == Offload.STREAM:
-        staying = sum(len(component.resident) for component in best.arrangement.components)
-        return (
-            f"{staying} of the transformer's blocks fit the device for good, the others pass through "
-            f"{format_bytes(best.arrangement.ring_bytes)} of it while earlier ones compute; they wait in "
-            f"{_WAITING[best.arrangement.waiting]}"
-        )
-    if best.offload == Offload.COMPONENT:
-        return f"all weights together need more than {format_bytes(best.vram_limit_bytes or 0)} of device memory"
-    where = "RAM" if best.vram_limit_bytes is None else "the device"
-    need = best.footprint.ram_bytes if best.vram_limit_bytes is None else best.footprint.vram.peak
-    have = best.ram_limit_bytes if best.vram_limit_bytes is None else best.vram_limit_bytes
-    return f"everything fits {where}: {format_bytes(need)} of {format_bytes(have)}"
-
-
-def _rejection(candidate: Candidate, best: Candidate) -> Rejected:
-    slower = candidate.seconds_per_image / best.seconds_per_image
-    reason = f"{slower:.3g} times as long a picture" if slower > 1.005 else "as fast, but takes more memory"
-    if candidate.device == best.device and candidate.preference > best.preference:
-        reason = f"less exact than {best.precision.value}, which fits"
-    return Rejected(
-        device=candidate.device,
-        offload=candidate.offload,
-        precision=candidate.precision,
-        reason=candidate.shortfall or reason,
-        seconds_per_image=candidate.seconds_per_image,
-        peak_vram_bytes=candidate.footprint.vram.peak,
-        peak_ram_bytes=candidate.footprint.ram_bytes,
-    )
-
-
 def _warnings(best: Candidate, wishes: Wishes) -> tuple[str, ...]:
-    assumed = [
-        name
-        for name, figure in (
-            ("arithmetic rate", best.rates.matmul_tflops),
-            ("link bandwidth", best.rates.link_gb_per_s),
-            ("disk rate", best.rates.disk_gb_per_s),
-        )
-        if figure.note == FROM_PROFILE and not (name == "link bandwidth" and best.kind == DeviceKind.CPU)
-    ]
-    warnings = []
-    if assumed:
-        warnings.append(f"{', '.join(assumed)} not measured; assumed from the profile {best.profile.name!r}")
-    if wishes.vram_bytes is not None and best.vram_limit_bytes is None:
-        warnings.append("the ceiling of device memory (--vram) means nothing on the CPU; --ram limits its memory")
-    return tuple(warnings)
+    figures = {"arithmetic rate": best.rates.matmul_tflops, "disk rate": best.rates.disk_gb_per_s}
+    if best.kind != DeviceKind.CPU:
+        figures["link bandwidth"] = best.rates.link_gb_per_s
+    return tuple(_told(figures, best, wishes))
+
+
+def _told(figures: dict[str, Figure], best: Candidate, wishes: Wishes) -> Iterator[str]:
+    unmeasured = [name for name, figure in figures.items() if figure.note == FROM_PROFILE]
+    if unmeasured:
+        yield f"{', '.join(unmeasured)} not measured; assumed from the profile {best.profile.name!r}"
+    if wishes.vram_bytes is not None and best.site.vram_limit_bytes is None:
+        yield "the ceiling of device memory (--vram) means nothing on the CPU; --ram limits its memory"
 
 
 def _refusal(model: Model, tried: Sequence[Candidate], wishes: Wishes) -> DoesNotFit:
     nearest = min(tried, key=lambda c: c.missing_bytes)
-    parts = ", ".join(
-        f"{c.name} {format_bytes(model.component(c.name).bytes_as(c.storage))}" for c in nearest.arrangement.components
-    )
-    wish = "--vram" if nearest.vram_limit_bytes is not None and nearest.missing_vram_bytes > 0 else "--ram"
+    parts = ", ".join(f"{c.name} {format_bytes(component_bytes(model, c))}" for c in nearest.arrangement.components)
+    wish = "--vram" if nearest.site.vram_limit_bytes is not None and nearest.missing_vram_bytes > 0 else "--ram"
     limited = wishes.vram_bytes if wish == "--vram" else wishes.ram_bytes
     if limited is not None:
         hint = f"{wish} {format_bytes(limited + nearest.missing_bytes * 1.01).replace(' ', '')} would fit"

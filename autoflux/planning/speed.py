@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from autoflux.hardware.values import (
+    FLUX_IMAGE_TOKENS,
+    FLUX_TEXT_TOKENS,
     Accelerator,
     BlockKind,
     Figure,
@@ -24,17 +28,24 @@ from autoflux.planning.values import Picture, Priors
 from autoflux.values import Value
 
 FROM_PROFILE = "from the profile"
+"""Note of a figure that neither the probe nor the user gave."""
+
+KINDS: tuple[BlockKind, BlockKind] = ("double", "single")
 
 NATIVE_OVERHEAD: Mapping[Precision, float] = {Precision.FLOAT8: 1.0, Precision.INT8: 1.45}
-"""Time of an 8-bit product in a layer over that of the product alone: making activations narrow, and for int8 scaling
-sums that arrive as four bytes each. One H200, compiled, 4608 x 3072 -> 12288: 0.25 ms in fp8 at 1259 TFLOP/s, 0.59 ms in
+"""Time of an 8-bit product in a compiled layer over that of the product alone: making activations narrow, and for int8
+scaling sums that arrive as four bytes each. One H200, 4608 x 3072 -> 12288: 0.25 ms in fp8 at 1259 TFLOP/s, 0.59 ms in
 int8 at 850."""
 
 EAGER_NARROWING = 0.75
-"""What making activations narrow adds to the rest of a block when it is not compiled, as a share of that rest. One H200:
-125 us a layer against 24 us compiled, FLUX.1-dev, 1024x1024."""
+"""What making activations narrow adds to the rest of a block that is not compiled, as a share of that rest. One H200,
+FLUX.1-dev, 1024x1024: 125 us a layer against 24 us compiled."""
 
-DEVICES_OWN_ATTENTION = "default"
+DEFAULT_ATTENTION = "default"
+"""torch's own choice."""
+
+REST_UNIT = 3072 * (FLUX_IMAGE_TOKENS + FLUX_TEXT_TOKENS)
+"""Numbers in the tokens of a block of FLUX.1 at 1024x1024, for which `Rates.rest_seconds` is."""
 
 
 class Way(Value, frozen=True, kw_only=True):
@@ -54,35 +65,36 @@ class Rates(Value, frozen=True, kw_only=True):
     """What the timeline reckons with: the probe's figures, or the profile's where the probe has none."""
 
     matmul_tflops: Figure
-    narrow_tflops: Figure | None
+    narrow_tflops: Figure | None = None
     """Of products of one byte a number; None if they are not computed so."""
     attention_tflops: Figure
-    attention: str
-    """What computes attention fastest: `default` or `cudnn`."""
-    rest_seconds: dict[BlockKind, float]
-    """What a block takes beside products and attention at 1024x1024 with 512 text tokens, uncompiled; may be empty."""
+    attention: str = DEFAULT_ATTENTION
+    """What computes attention: `default` or `cudnn`."""
+    rest_seconds: dict[BlockKind, float] = msgspec.field(default_factory=dict)
+    """What a block takes beside products and attention, uncompiled, at 1024x1024; empty if none was timed."""
     link_gb_per_s: Figure
     disk_gb_per_s: Figure
     host_copy_gb_per_s: Figure | None = None
+    host_tflops: Figure
 
 
 def choose_rates(
-    device: Accelerator | Host, way: Way, priors: Priors, *, link: Figure | None, disk: Figure | None, copy: Figure | None
+    device: Accelerator | Host, way: Way, priors: Priors, attention: str | None, **others: Figure
 ) -> Rates:
-    """A measured rate beats the profile's."""
-    measured = device.matmul_tflops
-    matmul = measured.get(way.arithmetic.value) or assumed(priors.matmul_tflops)
+    """A measured rate beats the profile's. `attention` is what is to compute it, None for the fastest.
+
+    `others` are the fields of `Rates` that do not depend on the way.
+    """
+    matmul = device.matmul_tflops.get(way.arithmetic.value) or assumed(priors.matmul_tflops)
     kinds = device.attention_tflops if isinstance(device, Accelerator) else {}
-    attention = max(kinds, key=lambda name: (kinds[name].value, name == DEVICES_OWN_ATTENTION), default=None)
+    chosen = attention or max(kinds, key=lambda name: (kinds[name].value, name), default=DEFAULT_ATTENTION)
     return Rates(
         matmul_tflops=matmul,
-        narrow_tflops=measured.get(way.storage.value) if way.native else None,
-        attention_tflops=kinds[attention] if attention else assumed(matmul.value * priors.attention_share),
-        attention=attention or DEVICES_OWN_ATTENTION,
-        rest_seconds=_rest_seconds(device, matmul, kinds.get(DEVICES_OWN_ATTENTION)),
-        link_gb_per_s=link or assumed(priors.link_gb_per_s),
-        disk_gb_per_s=disk or assumed(priors.disk_gb_per_s),
-        host_copy_gb_per_s=copy,
+        narrow_tflops=device.matmul_tflops.get(way.storage.value) if way.native else None,
+        attention_tflops=kinds.get(chosen) or assumed(matmul.value * priors.attention_share),
+        attention=chosen,
+        rest_seconds=_rest_seconds(device, matmul, kinds.get(DEFAULT_ATTENTION)),
+        **others,
     )
 
 
@@ -92,56 +104,46 @@ def _rest_seconds(device: Accelerator | Host, matmul: Figure, attention: Figure 
         return {}
     rest: dict[BlockKind, float] = {}
     for kind, timing in device.blocks.items():
-        attending = attention_operations(timing.hidden_size, timing.image_tokens + timing.text_tokens)
+        tokens = timing.image_tokens + timing.text_tokens
+        attending = attention_operations(timing.hidden_size, tokens)
         products = (timing.operations - attending) / (matmul.value * 1e12)
         beside = timing.seconds.value - products - attending / (attention.value * 1e12)
-        scale = FLUX_REST_UNIT / (timing.hidden_size * (timing.image_tokens + timing.text_tokens))
-        rest[kind] = max(0.0, beside) * scale
+        rest[kind] = max(0.0, beside) * REST_UNIT / (timing.hidden_size * tokens)
     return rest
 
 
-FLUX_REST_UNIT = 3072 * (4096 + 512)
-"""Numbers in the tokens of a block of FLUX.1 at 1024x1024: what `Rates.rest_seconds` is for."""
-
-
-def block_seconds(
-    model: Model, rates: Rates, priors: Priors, picture: Picture, way: Way
-) -> dict[BlockKind, float]:
+def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, way: Way) -> dict[BlockKind, float]:
     """What a double and a single block compute for, all pictures of the batch together."""
-    architecture = model.architecture
+    architecture, batch = model.architecture, picture.batch
+    hidden = architecture.hidden_size
     tokens = picture.text_tokens + image_tokens(architecture, picture.width, picture.height)
-    hidden, batch = architecture.hidden_size, picture.batch
     attending = batch * attention_operations(hidden, tokens)
     multiplying = batch * block_operations(hidden, tokens) - attending
-    products = multiplying / (rates.matmul_tflops.value * 1e12)
+    wide = multiplying / (rates.matmul_tflops.value * 1e12)
     attention = attending / (rates.attention_tflops.value * 1e12)
-    narrow = _products(multiplying, rates, priors, way, products, hidden)
+    products = _product_seconds(multiplying, wide, rates, priors, way, hidden)
     least = priors.block_seconds * (priors.compiled_rest if way.compiled else 1.0)
-    kinds: tuple[BlockKind, ...] = ("double", "single")
     seconds = {}
-    for kind in kinds:
+    for kind in KINDS:
+        rest = (wide + attention) * (1 / priors.step_efficiency - 1)
         if kind in rates.rest_seconds:
-            rest = rates.rest_seconds[kind] * batch * tokens * hidden / FLUX_REST_UNIT
-        else:
-            rest = (products + attention) * (1 / priors.step_efficiency - 1)
+            rest = rates.rest_seconds[kind] * batch * tokens * hidden / REST_UNIT
         # The device computes one block while the host prepares the next, so the slower of the two counts.
-        seconds[kind] = max(narrow + attention + rest * _rest_factor(priors, way), least)
+        seconds[kind] = max(products + attention + rest * _rest_factor(priors, way), least)
     return seconds
 
 
-def _products(multiplying: float, rates: Rates, priors: Priors, way: Way, wide: float, hidden: int) -> float:
+def _product_seconds(multiplying: float, wide: float, rates: Rates, priors: Priors, way: Way, hidden: int) -> float:
     if not way.is_narrow:
         return wide
     if way.native and rates.narrow_tflops:
         return NATIVE_OVERHEAD[way.storage] * multiplying / (rates.narrow_tflops.value * 1e12)
-    # Widened at each use: a byte is read and two are written and read again.
+    # A block has 12 h^2 weights, 24 h^2 if it is a double one: each of those does half of its tokens.
     return wide + 12 * hidden**2 / (priors.widen_gb_per_s * 1e9)
 
 
 def _rest_factor(priors: Priors, way: Way) -> float:
-    if way.compiled:
-        return priors.compiled_rest
-    return 1.0 + EAGER_NARROWING * way.native
+    return priors.compiled_rest if way.compiled else 1.0 + EAGER_NARROWING * way.native
 
 
 def assumed(value: float) -> Figure:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-from autoflux.models.values import Block, Component, Model, Precision
-from autoflux.planning.schedule import ALIGNMENT, Unit, aligned, choose_resident, pass_seconds
-from autoflux.planning.values import Arrangement, Waiting
-
-TENSORS_PER_BLOCK = 32
-"""Upper bound of the tensors of a block; each begins at a multiple of the alignment. FLUX's double block has 24."""
+from autoflux.hardware.values import BlockKind
+from autoflux.models.values import Component, Model
+from autoflux.planning.schedule import Unit, aligned, choose_resident, pass_seconds
+from autoflux.planning.speed import KINDS
+from autoflux.planning.values import Arrangement, ComponentPlan, TransferUnit, Waiting
+from autoflux.planning.weights import component_bytes, modulation_in, rest_bytes, unit_bytes
 
 RING_UNITS = (1.0, 4 / 3, 2.0)
 """Sizes of the ring to try, in largest units: with one, nothing is copied while a largest block computes; with two,
 one can be on its way at any time."""
+
+RUNGS = 2
+"""Budgets tried, a smallest unit apart: what is chosen for a budget is not always better than for a little less."""
+
+LARGEST_LAYER = 5
+"""The largest layer of a FLUX block in squares of the hidden size: the last of a single block."""
 
 
 class StreamLayout(NamedTuple):
@@ -25,34 +32,96 @@ class StreamLayout(NamedTuple):
     seconds_per_step: float
 
 
+class Room(NamedTuple):
+    """Device memory that a layout may use: for ring and blocks that stay together, and for the ring alone."""
+
+    budget_bytes: int
+    ring_limit_bytes: int
+
+
+def block_kinds(transformer: Component) -> list[BlockKind]:
+    """Of each block in order: the first list holds double blocks, the second single ones."""
+    return [kind for kind, blocks in zip(KINDS, transformer.block_lists, strict=False) for _ in blocks.blocks]
+
+
 def stream_layout(
     model: Model,
-    precision: Precision,
+    arrangement: Arrangement,
+    room: Room,
     *,
-    budget_bytes: int,
-    ring_limit_bytes: int,
-    block_seconds: float,
+    seconds: Mapping[BlockKind, float],
     bytes_per_second: float,
 ) -> StreamLayout:
-    """The fastest way to share `budget_bytes` between a ring and blocks that stay.
+    """The fastest way to share the room between a ring and blocks that stay.
 
-    The ring alone takes at most `ring_limit_bytes`. The text encoders and the decoder pass through it too, whole blocks
-    at a time. If not even the smallest ring fits, that one is returned.
+    The text encoders and the decoder pass through the ring too, whole blocks at a time. If not even the smallest ring
+    fits, that one is returned.
     """
+    planned = arrangement.component("transformer")
     transformer = model.component("transformer")
-    rest = _staying(transformer, precision, ())
-    units = [Unit(_bytes(block, precision), block_seconds) for block in transformer.blocks]
-    largest = max(unit.nbytes for unit in units)
-    least = max(largest, _largest_of_others(model, precision), _largest_modulation(transformer, precision))
+    kinds = block_kinds(transformer)
+    rest = aligned(rest_bytes(transformer.rest, planned))
+    least = max(_largest_of_others(model, arrangement), _largest_modulation(model, planned))
+    if arrangement.unit == TransferUnit.LAYER:
+        layers = _by_layers(model, planned, kinds, seconds, bytes_per_second)
+        return layers._replace(ring_bytes=max(layers.ring_bytes, least))
+    loads = [
+        Unit(unit_bytes(block, planned), seconds[kind]) for block, kind in zip(transformer.blocks, kinds, strict=True)
+    ]
+    units = _joined(loads, arrangement.block_bytes)
+    least = max(
+        *(unit.nbytes for unit in units), _largest_of_others(model, arrangement), _largest_modulation(model, planned)
+    )
     found: list[StreamLayout] = []
     for times in RING_UNITS:
-        ring = max(int(times * largest), least)
-        if found and (rest + ring > budget_bytes or ring > ring_limit_bytes):
+        ring = max(int(times * max(unit.nbytes for unit in units)), least)
+        if found and (rest + ring > room.budget_bytes or ring > room.ring_limit_bytes):
             break
-        resident = choose_resident(units, max(0, budget_bytes - rest - ring), ring, bytes_per_second)
-        seconds = pass_seconds(units, resident, ring, bytes_per_second)
-        found.append(StreamLayout(tuple(sorted(resident)), ring, seconds))
+        # Numbers of joined units mean nothing to people, and whoever joins blocks wants them streamed.
+        budget = 0 if arrangement.block_bytes else max(0, room.budget_bytes - rest - ring)
+        found.append(_best_of(units, budget, ring, bytes_per_second))
     return min(found, key=lambda layout: (layout.seconds_per_step, layout.ring_bytes))
+
+
+def _by_layers(
+    model: Model,
+    planned: ComponentPlan,
+    kinds: Sequence[BlockKind],
+    seconds: Mapping[BlockKind, float],
+    bytes_per_second: float,
+) -> StreamLayout:
+    """A ring for the largest layer: nothing is copied while that one computes, and little while others do."""
+    transformer = model.component("transformer")
+    hidden = model.architecture.hidden_size
+    largest = LARGEST_LAYER * hidden**2 * planned.storage.item_bytes
+    copies = (component_bytes(model, planned) - rest_bytes(transformer.rest, planned)) / bytes_per_second
+    return StreamLayout((), int(1.01 * largest), copies + sum(seconds[kind] for kind in kinds) / 2)
+
+
+def _joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
+    """Blocks joined to units that stay within so many bytes, as the engine joins them."""
+    units: list[Unit] = []
+    for load in loads:
+        if units and units[-1].nbytes + load.nbytes <= block_bytes:
+            units[-1] = Unit(units[-1].nbytes + load.nbytes, units[-1].seconds + load.seconds)
+        else:
+            units.append(load)
+    return units
+
+
+def _best_of(units: Sequence[Unit], budget_bytes: int, ring: int, bytes_per_second: float) -> StreamLayout:
+    step = aligned(min(unit.nbytes for unit in units))
+    rungs = budget_bytes // step
+    tried = (
+        _chosen(tuple(units), rung * step, ring, bytes_per_second) for rung in range(rungs, max(-1, rungs - RUNGS), -1)
+    )
+    return min(tried, key=lambda layout: layout.seconds_per_step)
+
+
+@lru_cache(maxsize=4096)
+def _chosen(units: tuple[Unit, ...], budget_bytes: int, ring: int, bytes_per_second: float) -> StreamLayout:
+    resident = choose_resident(units, budget_bytes, ring, bytes_per_second)
+    return StreamLayout(tuple(sorted(resident)), ring, pass_seconds(units, resident, ring, bytes_per_second))
 
 
 def arena_bytes(model: Model, arrangement: Arrangement) -> int:
@@ -62,70 +131,69 @@ def arena_bytes(model: Model, arrangement: Arrangement) -> int:
 
 def staying_bytes(model: Model, arrangement: Arrangement) -> int:
     """Weights on the device beside the ring."""
-    transformers = (c for c in arrangement.streamed if c.name == "transformer")
-    return sum(_staying(model.component(c.name), c.storage, c.resident) for c in transformers)
+    planned = next((c for c in arrangement.streamed if c.name == "transformer"), None)
+    if planned is None:
+        return 0
+    transformer = model.component("transformer")
+    sizes = block_bytes_of(model, planned)
+    return aligned(rest_bytes(transformer.rest, planned)) + sum(aligned(sizes[i]) for i in planned.resident)
+
+
+def block_bytes_of(model: Model, planned: ComponentPlan) -> list[int]:
+    """What each block of the transformer takes without its modulation."""
+    return [unit_bytes(block, planned) for block in model.component(planned.name).blocks]
 
 
 def streamed_bytes(model: Model, arrangement: Arrangement) -> int:
     """Bytes that pass through the ring in a step."""
-    transformer = next((c for c in arrangement.streamed if c.name == "transformer"), None)
-    if transformer is None:
+    planned = next((c for c in arrangement.streamed if c.name == "transformer"), None)
+    if planned is None:
         return 0
-    blocks = model.component("transformer").blocks
-    return sum(_bytes(b, transformer.storage) for i, b in enumerate(blocks) if i not in transformer.resident)
+    if arrangement.unit == TransferUnit.LAYER:
+        return component_bytes(model, planned) - rest_bytes(model.component("transformer").rest, planned)
+    return sum(size for i, size in enumerate(block_bytes_of(model, planned)) if i not in planned.resident)
 
 
 def pinned_bytes(model: Model, arrangement: Arrangement) -> int:
     """RAM that is pinned for streamed weights."""
-    if not arrangement.streamed:
-        return 0
-    precision = arrangement.streamed[0].storage
-    if arrangement.waiting != Waiting.PINNED:
-        return stage_bytes(model, precision)
-    others = (c for c in arrangement.streamed if c.name != "transformer")
-    return (
-        (staying_bytes(model, arrangement) if arrangement.park_for_decode else 0)
-        + streamed_bytes(model, arrangement)
-        + modulation_bytes(model, precision)
-        + sum(model.component(c.name).bytes_as(c.storage) for c in others)
-    )
+    direct = [c for c in arrangement.streamed if c.waiting == Waiting.PINNED]
+    through = [c for c in arrangement.streamed if c.waiting != Waiting.PINNED]
+    pinned = sum(component_bytes(model, c) for c in direct if c.name != "transformer")
+    if any(c.name == "transformer" for c in direct):
+        parked = staying_bytes(model, arrangement) if arrangement.park_for_decode else 0
+        planned = arrangement.component("transformer")
+        hoisted = 0 if arrangement.unit == TransferUnit.LAYER else modulation_bytes(model, planned)
+        pinned += parked + streamed_bytes(model, arrangement) + hoisted
+    return pinned + stage_bytes(model, through)
 
 
-def stage_bytes(model: Model, precision: Precision) -> int:
-    """Pinned buffer through which weights come that wait elsewhere: two of the largest unit for each component and
-    the modulation, as they all read ahead for themselves."""
-    parts = [max(_bytes(b, precision) for b in model.component("transformer").blocks)]
-    parts += [_largest_part(c, precision) for c in model.components if c.name != "transformer"]
-    parts.append(_largest_modulation(model.component("transformer"), precision))
-    return 2 * sum(parts)
+def stage_bytes(model: Model, through: Iterable[ComponentPlan]) -> int:
+    """Pinned buffers through which weights come that wait elsewhere: two of the largest unit for each component and
+    for the modulation, as they all read ahead for themselves."""
+    total = 0
+    for planned in through:
+        total += 2 * _largest_part(model.component(planned.name), planned)
+        if planned.name == "transformer":
+            total += 2 * _largest_modulation(model, planned)
+    return total
 
 
-def modulation_bytes(model: Model, precision: Precision) -> int:
+def modulation_bytes(model: Model, planned: ComponentPlan) -> int:
     """Bytes of the modulation weights, which pass through the ring once a picture."""
-    blocks = model.component("transformer").blocks
-    return sum(block.parameters.modulation for block in blocks) * precision.item_bytes
+    return sum(modulation_in(block, planned) for block in model.component(planned.name).blocks)
 
 
-def _staying(transformer: Component, precision: Precision, resident: Iterable[int]) -> int:
-    blocks = sum(aligned(_bytes(transformer.blocks[i], precision)) for i in resident)
-    return aligned(_bytes(transformer.rest, precision)) + blocks
+def _largest_of_others(model: Model, arrangement: Arrangement) -> int:
+    others = (c for c in arrangement.streamed if c.name != "transformer")
+    return max((_largest_part(model.component(c.name), c, whole=True) for c in others), default=0)
 
 
-def _bytes(block: Block, precision: Precision) -> int:
-    """What a block takes without its modulation."""
-    count = block.parameters.total - block.parameters.modulation
-    return count * precision.item_bytes + TENSORS_PER_BLOCK * ALIGNMENT
+def _largest_part(component: Component, planned: ComponentPlan, *, whole: bool = False) -> int:
+    """The largest block; what lies outside the blocks counts only for components that stream `whole`."""
+    outside = [rest_bytes(component.rest, planned)] if whole or planned.name != "transformer" else []
+    return max([unit_bytes(block, planned) for block in component.blocks] + outside)
 
 
-def _largest_of_others(model: Model, precision: Precision) -> int:
-    others = (component for component in model.components if component.name != "transformer")
-    return max(_largest_part(component, precision) for component in others)
-
-
-def _largest_part(component: Component, precision: Precision) -> int:
-    return max(_bytes(part, precision) for part in (component.rest, *component.blocks))
-
-
-def _largest_modulation(transformer: Component, precision: Precision) -> int:
+def _largest_modulation(model: Model, planned: ComponentPlan) -> int:
     # A double block has two modulation layers.
-    return max(block.parameters.modulation for block in transformer.blocks) * precision.item_bytes
+    return max(modulation_in(block, planned) for block in model.component(planned.name).blocks)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from autoflux.hardware.values import DeviceKind
+from autoflux.hardware.values import BlockKind, DeviceKind
 from autoflux.models.values import Precision
 from autoflux.values import Value
 
@@ -272,6 +272,12 @@ class Predicted(Value, frozen=True, kw_only=True):
     """What the plan will take. Peaks count everything the process puts on the device, its context included."""
 
     picture: Picture
+    block_seconds: dict[BlockKind, float] = msgspec.field(default_factory=dict)
+    """What a double and a single block compute for."""
+    copy_gb_per_s: float = 0.0
+    """At which streamed weights of the transformer arrive."""
+    streamed_bytes: int = 0
+    """Weights that are copied to the device in each step."""
     seconds_per_step: float
     seconds_per_image: float
     seconds_to_start: float
@@ -286,6 +292,9 @@ class Rejected(Value, frozen=True, kw_only=True):
     device: str
     offload: Offload
     precision: Precision
+    """Of the transformer's weights."""
+    native: bool = False
+    compiled: bool = False
     reason: str
     seconds_per_image: float | None = None
     peak_vram_bytes: int | None = None

@@ -15,7 +15,7 @@ from autoflux.planning.drawing import Drawing, DrawnPhase, Part, draw
 from autoflux.planning.drawing_svg import COLOURS, WIDTH, to_svg
 from autoflux.planning.drawing_text import to_text
 from autoflux.planning.planner import make_plan
-from autoflux.planning.values import Offload, Plan, Waiting, Wishes
+from autoflux.planning.values import Offload, Plan, Quality, Waiting, Wishes
 from tests.conftest import GB, card, size
 from tests.planning.test_planner import FLUX as WITHOUT_BLOCKS
 from tools.plan_drawing import flux_dev, machine, shipped_profiles
@@ -25,8 +25,10 @@ FLUX, PROFILES = flux_dev(), shipped_profiles()
 
 def drawn(vram_gb: float, *, tflops: float = 100.0, model=FLUX, hardware=None, **wishes) -> tuple[Drawing, Plan]:
     hardware = hardware or machine(vram_gb=vram_gb, tflops=tflops)
-    plan = make_plan(hardware, model, PROFILES, Wishes(**{"device": "cuda", **wishes}), ("diffusers",))
-    return draw(plan, model, hardware), plan
+    plan = make_plan(
+        hardware, model, PROFILES, Wishes(**{"device": "cuda", "quality": Quality.EXACT, **wishes}), ("diffusers",)
+    )
+    return draw(plan, model), plan
 
 
 def cases() -> dict[str, tuple[Drawing, Plan]]:

@@ -43,7 +43,7 @@ def test_a_plan_is_read_with_its_envelope_and_without(plan, hardware):
         ("[]", "as Plan"),
         ("null", "as Plan"),
         (b"\xff\xfe", "not JSON"),
-        ('{"schema": 2}', "of version 2 and this autoflux reads version 1"),
+        ('{"schema": 1}', "of version 1 and this autoflux reads version 2"),
         (envelope({"schema": 7}), "of version 7"),
         (envelope(None, ok=False, error={"code": "x", "message": "no card"}), "holds an error: no card"),
         (envelope(None, ok=False), "holds an error"),

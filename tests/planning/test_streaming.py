@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from autoflux.errors import DoesNotFit
 from autoflux.models.values import Block, BlockList, Component, Model, ParameterCount, Precision
-from autoflux.planning.candidates import TILES_MUST_GAIN
 from autoflux.planning.schedule import Unit as Load
 from autoflux.planning.schedule import bound_seconds
 from autoflux.planning.streaming import arena_bytes, pinned_bytes, stage_bytes, streamed_bytes
-from autoflux.planning.values import Offload, Placement, Plan, Waiting, Wishes
+from autoflux.planning.values import Offload, Placement, Plan, Quality, Waiting, Wishes
 from tests.conftest import FLUX_DEV, GB, card, figure, size
 from tests.planning.test_planner import PROFILES
 
@@ -53,6 +52,9 @@ FLUX = Model(
 )
 
 
+BLOCKS = {"double": 19, "single": 38}
+
+
 @pytest.fixture
 def flux_machine(machine):
     """A machine with one card that copies 24 GB/s from pinned memory and 6 from other."""
@@ -73,13 +75,15 @@ def flux_machine(machine):
 def plan(hardware, **wishes) -> Plan:
     from autoflux.planning.planner import make_plan
 
-    return make_plan(hardware, FLUX, PROFILES, Wishes(**{"device": "cuda", **wishes}), ("diffusers",))
+    exact = {"device": "cuda", "quality": Quality.EXACT}
+    return make_plan(hardware, FLUX, PROFILES, Wishes(**{**exact, **wishes}), ("diffusers",))
 
 
 def test_a_card_that_holds_a_third_streams_the_rest(flux_machine):
     made = plan(flux_machine(12, pinnable_gb=60))
     assert made.offload == Offload.STREAM
-    assert {c.placement for c in made.components} == {Placement.STREAMED}
+    assert made.component("transformer").placement == Placement.STREAMED
+    assert made.component("vae").placement == Placement.DEVICE
     assert made.hoist_modulation
     assert made.waiting == Waiting.PINNED
     assert 5 < len(made.component("transformer").resident) < 40
@@ -94,7 +98,7 @@ def test_the_step_is_close_to_what_link_and_arithmetic_allow(flux_machine):
     made = plan(flux_machine(12, pinnable_gb=60, tflops=300))
     blocks = FLUX.component("transformer").blocks
     seconds = made.predicted.seconds_per_step
-    arithmetic = 74.36 / (300 * 0.62)
+    arithmetic = sum(BLOCKS[kind] * seconds for kind, seconds in made.predicted.block_seconds.items())
     loads = [Load(2 * (b.parameters.total - b.parameters.modulation), arithmetic / 57) for b in blocks]
     resident = made.component("transformer").resident
     assert bound_seconds(loads, resident, 24e9) <= seconds <= 1.06 * bound_seconds(loads, resident, 24e9)
@@ -104,7 +108,8 @@ def test_the_step_is_close_to_what_link_and_arithmetic_allow(flux_machine):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_more_memory_never_gives_a_slower_picture(flux_machine, vram, more, tflops):
     def taken(gb: float) -> float:
-        made = plan(flux_machine(gb, ram_gb=128, pinnable_gb=120, tflops=tflops), offload=Offload.STREAM)
+        hardware = flux_machine(gb, ram_gb=128, pinnable_gb=120, tflops=tflops)
+        made = plan(hardware, offload=Offload.STREAM, quality=Quality.BALANCED)
         assert made.predicted.peak_vram_bytes.peak <= made.vram_limit_bytes
         return made.predicted.seconds_per_image
 
@@ -112,8 +117,7 @@ def test_more_memory_never_gives_a_slower_picture(flux_machine, vram, more, tflo
         less = taken(vram)
     except DoesNotFit:
         return
-    # More memory may be used to decode in one piece instead of in tiles, which may cost that much.
-    assert taken(vram + more) <= less * TILES_MUST_GAIN
+    assert taken(vram + more) <= less * (1 + 1e-9)
 
 
 def test_a_small_card_decodes_in_tiles_only_when_it_has_to(flux_machine):
@@ -136,7 +140,8 @@ def test_what_stays_makes_room_for_the_decoder(flux_machine):
 def test_what_cannot_be_pinned_goes_through_a_small_buffer(flux_machine):
     made = plan(flux_machine(8, pinnable_gb=4))
     assert made.waiting == Waiting.PAGEABLE
-    assert made.predicted.pinned_bytes == stage_bytes(FLUX, Precision.BFLOAT16) < 4 * GB
+    through = [c for c in made.arrangement.streamed if c.waiting != Waiting.PINNED]
+    assert made.predicted.pinned_bytes == stage_bytes(FLUX, through) < 4 * GB
     # The host's own copying is then the slowest part: 9 GB/s.
     assert made.predicted.seconds_per_step > streamed_bytes(FLUX, made.arrangement) / 9.01e9
 

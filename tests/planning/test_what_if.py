@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from autoflux.errors import DoesNotFit
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import known_machine
-from autoflux.planning.candidates import TILES_MUST_GAIN
 from autoflux.planning.planner import make_plan
 from autoflux.planning.profiles import for_host
 from autoflux.planning.values import Plan, Wishes
@@ -61,26 +62,21 @@ def test_a_better_machine_is_never_slower():
     def seconds(**changes: float) -> float:
         return plan("rtx-3060-12gb", Changes(**changes)).predicted.seconds_per_image
 
-    # Tiles are left for a whole decode where that costs little, so that much longer is allowed.
     small, more, large = (seconds(vram_bytes=gb * GB) for gb in (8, 10, 40))
-    assert small * TILES_MUST_GAIN >= more
-    assert more * TILES_MUST_GAIN >= large
+    assert small >= more >= large
     assert seconds(ram_bytes=16 * GB) >= seconds(ram_bytes=32 * GB) >= seconds(ram_bytes=128 * GB)
     assert seconds(link_gb_per_s=3.0) >= seconds(link_gb_per_s=27.0) >= seconds(link_gb_per_s=55.0)
     assert seconds(disk_gb_per_s=0.2) >= seconds(disk_gb_per_s=5.0)
 
 
 def test_the_arithmetic_that_is_shown_is_the_plans():
-    lines = "\n".join(what_if.section("rtx-4090-24gb", what_if.FLUX_DEV, PLUGINS))
+    lines = "\n".join(what_if.section("rtx-4090-24gb", FLUX, PLUGINS))
     made = plan("rtx-4090-24gb")
-    step = 74.36 / (140.42 * made.priors.step_efficiency)
-    assert f"= {step * 1000:.0f} ms" in lines
+    seconds = made.predicted.block_seconds
+    step = 19 * seconds["double"] + 38 * seconds["single"]
+    assert f"together {step * 1000:.0f} ms" in lines
+    assert re.search(r"products at \d+ TFLOP/s in int8", lines)
     assert "25.8 GB, of which 25.2 GB are usable" in lines
-    refused = "\n".join(what_if.section("rtx-3050-laptop-4gb-windows", what_if.FLUX_DEV, PLUGINS))
+    refused = "\n".join(what_if.section("rtx-3050-laptop-4gb-windows", FLUX, PLUGINS))
     assert "**Refused**" in refused
     assert "may use 2.4" in refused
-
-
-def test_the_models_sizes_are_the_published_ones():
-    counts = [component.parameter_count for component in what_if.FLUX_DEV.components]
-    assert counts == [123_060_480, 4_762_310_656, 11_901_408_320, 83_819_683]

@@ -1,0 +1,302 @@
+"""Where the weights go in one way of running: the fastest arrangement that fits, or the one that lacks least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from autoflux.errors import ContradictoryWishes, UnknownName
+from autoflux.hardware.values import Figure, Hardware
+from autoflux.models.values import Model
+from autoflux.planning.footprint import activations, footprint
+from autoflux.planning.native import passing_bytes
+from autoflux.planning.sites import Site
+from autoflux.planning.speed import Rates, Way, assumed, block_seconds, choose_rates
+from autoflux.planning.streaming import Room, block_bytes_of, pinned_bytes, stream_layout
+from autoflux.planning.timeline import copy_gb_per_s, timeline
+from autoflux.planning.values import (
+    Arrangement,
+    ComponentPlan,
+    Offload,
+    Picture,
+    Placement,
+    Quality,
+    TransferUnit,
+    Waiting,
+    Wishes,
+)
+from autoflux.planning.ways import Option, wished_attention
+
+PLACEMENTS = {
+    Offload.NONE: Placement.DEVICE,
+    Offload.COMPONENT: Placement.VISITING,
+    Offload.STREAM: Placement.STREAMED,
+    Offload.NATIVE: Placement.NATIVE,
+}
+
+WAITINGS = (
+    (Waiting.PINNED, Waiting.PINNED),
+    (Waiting.PINNED, Waiting.DISK),
+    (Waiting.PAGEABLE, Waiting.PAGEABLE),
+    (Waiting.PAGEABLE, Waiting.DISK),
+    (Waiting.DISK, Waiting.DISK),
+)
+"""Where the transformer waits and where the others do."""
+
+ELSEWHERE = (
+    ("vae", Placement.DEVICE),
+    ("text_encoder", Placement.DEVICE),
+    ("text_encoder_2", Placement.DEVICE),
+    ("text_encoder_2", Placement.HOST),
+)
+"""Where else components may be beside a streamed transformer, in the order that is tried."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where the weights are, and what follows from that."""
+
+    arrangement: Arrangement
+    rates: Rates
+    seconds_per_step: float | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be arranged."""
+
+    hardware: Hardware
+    model: Model
+    site: Site
+    way: Way
+    picture: Picture
+    wishes: Wishes
+    rates: Rates
+
+    def fits(self, held: Held) -> bool:
+        pinned = pinned_bytes(self.model, held.arrangement)
+        return pinned <= self.hardware.host.pinnable_bytes.value and self.missing_bytes(held) <= 0
+
+    def missing_bytes(self, held: Held) -> int:
+        """What it needs beyond the ceilings, of device memory or of RAM."""
+        site = self.site
+        need = footprint(
+            self.model,
+            held.arrangement,
+            site.kind,
+            site.profile.priors,
+            self.picture,
+            unified_memory=site.one_memory,
+        )
+        vram = 0 if site.vram_limit_bytes is None else need.vram.peak - site.vram_limit_bytes
+        return max(vram, need.ram_bytes - site.ram_limit_bytes)
+
+    def seconds(self, held: Held) -> float:
+        """Of a picture."""
+        times = timeline(
+            self.model,
+            held.arrangement,
+            held.rates,
+            self.site.profile.priors,
+            self.picture,
+            self.way,
+            streamed_step=held.seconds_per_step,
+        )
+        return times.image(self.picture)
+
+
+def arrange(hardware: Hardware, model: Model, site: Site, option: Option, picture: Picture, wishes: Wishes) -> Held:
+    """The fastest arrangement that fits; if none does, the one that lacks least.
+
+    Raises:
+        UnknownName: a wish names a component that the model has not.
+        ContradictoryWishes: one asks for the transformer on the processor, or for what only streaming does.
+    """
+    _check_names(model, wishes)
+    rates = rates_for(hardware, site, option, wishes)
+    task = _Task(hardware, model, site, option.way, picture, wishes, rates)
+    plain = Arrangement(components=tuple(_planned(task, option, c.name) for c in model.components))
+    if option.offload == Offload.NATIVE:
+        return _native(task, plain)
+    if option.offload != Offload.STREAM:
+        return Held(plain, rates)
+    plain = plain.replace(unit=wishes.unit or TransferUnit.BLOCK, block_bytes=wishes.block_bytes or 0)
+    found = _fastest(task, plain)
+    for smaller in _smaller(task, plain):
+        if task.fits(found):
+            break
+        found = min(found, _fastest(task, smaller), key=task.missing_bytes)
+    return _with_others_elsewhere(task, found) if task.fits(found) else found
+
+
+def _smaller(task: _Task, plain: Arrangement) -> Iterator[Arrangement]:
+    """What takes less room on the device: encoding left to the processor, and layers instead of blocks."""
+    encoder = plain.component("text_encoder_2")
+    free = encoder.placement == Placement.STREAMED
+    left = _placed(plain, "text_encoder_2", Placement.HOST) if free else plain
+    if free:
+        yield left
+    if task.wishes.unit is None and not task.way.is_narrow and not task.way.compiled:
+        yield left.replace(unit=TransferUnit.LAYER)
+
+
+def _placed(arrangement: Arrangement, name: str, placement: Placement) -> Arrangement:
+    components = (
+        c.replace(placement=placement, waiting=Waiting.PINNED) if c.name == name else c for c in arrangement.components
+    )
+    return arrangement.replace(components=tuple(components))
+
+
+def _check_names(model: Model, wishes: Wishes) -> None:
+    names = [component.name for component in model.components]
+    for name in (*wishes.keep, *wishes.cpu):
+        if name not in names:
+            raise UnknownName("component", name, names)
+    if "transformer" in wishes.cpu:
+        raise ContradictoryWishes(
+            "the transformer computes on the device and cannot be left to the processor alone",
+            hint="use --device cpu for everything",
+        )
+    if "transformer" in wishes.keep and wishes.offload not in (None, Offload.NONE):
+        raise ContradictoryWishes(
+            f"--keep transformer and --offload {wishes.offload} exclude each other",
+            hint="drop one; as many of its blocks stay as fit",
+        )
+    if both := set(wishes.keep) & set(wishes.cpu):
+        raise ContradictoryWishes(f"{min(both)!r} is to be kept on the device and left to the processor")
+
+
+def rates_for(hardware: Hardware, site: Site, option: Option, wishes: Wishes) -> Rates:
+    """What is measured of a site, for one way of running."""
+    priors, accelerator, host = site.profile.priors, site.accelerator, hardware.host
+    pinned = option.offload == Offload.STREAM
+    link = accelerator.link.to_device_gb_per_s(pinned=pinned) if accelerator and accelerator.link else None
+    host_rates = sorted(host.matmul_tflops.values(), key=lambda rate: rate.value)
+    others: dict[str, Figure] = {
+        "link_gb_per_s": link or assumed(priors.link_gb_per_s),
+        "disk_gb_per_s": hardware.disk.read_gb_per_s or assumed(priors.disk_gb_per_s),
+        "host_tflops": host_rates[-1] if host_rates else assumed(HOST_TFLOPS),
+    }
+    if host.copy_gb_per_s:
+        others["host_copy_gb_per_s"] = host.copy_gb_per_s
+    return choose_rates(accelerator or host, option.way, priors, wished_attention(wishes), **others)
+
+
+HOST_TFLOPS = 0.1
+"""Assumed of a processor that was not measured: two cores."""
+
+
+def _planned(task: _Task, option: Option, name: str) -> ComponentPlan:
+    placement = PLACEMENTS[option.offload]
+    if name in task.wishes.keep:
+        placement = Placement.DEVICE
+    if name in task.wishes.cpu and task.site.accelerator:
+        placement = Placement.HOST
+    narrow = name == "transformer" and task.way.is_narrow
+    return ComponentPlan(
+        name=name,
+        storage=task.way.storage if narrow else task.way.arithmetic,
+        arithmetic=task.way.arithmetic,
+        native=narrow and task.way.native,
+        placement=placement,
+    )
+
+
+def _native(task: _Task, plain: Arrangement) -> Held:
+    """As if the library copied all weights in each step, from memory that is not pinned, before it computes."""
+    model, priors = task.model, task.site.profile.priors
+    working = activations(model, plain.components, priors, task.picture, tile_decode=False).peak
+    room = (task.site.vram_limit_bytes or 0) - priors.context_bytes - working - passing_bytes(model, plain.components)
+    copied = model.component("transformer").bytes_as(task.way.storage) / (task.rates.link_gb_per_s.value * 1e9)
+    seconds = block_seconds(model, task.rates, priors, task.picture, task.way)
+    architecture = model.architecture
+    computed = architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
+    return Held(plain.replace(ring_bytes=max(0, room)), task.rates, copied + computed)
+
+
+def _fastest(task: _Task, plain: Arrangement) -> Held:
+    """Of all places to wait and ways to decode. The first places that fit are the fastest but for the second."""
+    lacking: list[Held] = []
+    fitting: list[Held] = []
+    for waiting in _waitings(task):
+        tried = [_streamed(task, arrangement) for arrangement in _decodings(task, _waiting(plain, *waiting))]
+        fits = [held for held in tried if task.fits(held)]
+        fitting += fits
+        lacking += tried
+        if fits and waiting != WAITINGS[1]:
+            break
+    if not fitting:
+        return min(lacking, key=task.missing_bytes)
+    return min(fitting, key=lambda held: (task.seconds(held), held.arrangement.tile_decode))
+
+
+def _waitings(task: _Task) -> Sequence[tuple[Waiting, Waiting]]:
+    # What is made narrow as it is loaded cannot stay in its files.
+    return [pair for pair in WAITINGS if not (task.way.is_narrow and pair[0] == Waiting.DISK)]
+
+
+def _waiting(plain: Arrangement, transformer: Waiting, others: Waiting) -> Arrangement:
+    components = (
+        c.replace(waiting=transformer if c.name == "transformer" else others)
+        if c.placement == Placement.STREAMED
+        else c
+        for c in plain.components
+    )
+    return plain.replace(components=tuple(components))
+
+
+def _decodings(task: _Task, plain: Arrangement) -> Iterator[Arrangement]:
+    """Whole or in tiles, with what stays there meanwhile or parked."""
+    exact = task.wishes.quality == Quality.EXACT
+    for tile, park in product((False, True), repeat=2):
+        arrangement = plain.replace(tile_decode=tile, park_for_decode=park)
+        if tile and exact and _decodes_whole(task, plain):
+            continue  # tiles meet in faint seams
+        yield arrangement
+
+
+def _decodes_whole(task: _Task, plain: Arrangement) -> bool:
+    return task.fits(_streamed(task, plain.replace(park_for_decode=True)))
+
+
+def _streamed(task: _Task, arrangement: Arrangement) -> Held:
+    model, site, priors = task.model, task.site, task.site.profile.priors
+    working = activations(model, arrangement.components, priors, task.picture, tile_decode=arrangement.tile_decode)
+    staying = sum(
+        model.component(c.name).bytes_as(c.storage) for c in arrangement.components if c.placement == Placement.DEVICE
+    )
+    room = (site.vram_limit_bytes or 0) - priors.context_bytes - staying
+    # What is parked while a picture is decoded leaves its room to the decoder.
+    beside = max(working.encode, working.denoise) if arrangement.park_for_decode else working.peak
+    waiting = arrangement.component("transformer").waiting
+    layout = stream_layout(
+        model,
+        arrangement,
+        Room(room - beside, room - working.decode),
+        seconds=block_seconds(model, task.rates, priors, task.picture, task.way),
+        bytes_per_second=copy_gb_per_s(waiting, task.rates) * 1e9,
+    )
+    placed = tuple(
+        c.replace(resident=layout.resident) if c.name == "transformer" else c for c in arrangement.components
+    )
+    made = arrangement.replace(components=placed, ring_bytes=layout.ring_bytes)
+    return Held(made, task.rates, layout.seconds_per_step)
+
+
+def _with_others_elsewhere(task: _Task, found: Held) -> Held:
+    """Keep components on the device, or leave them to the processor, as long as a picture gets faster for it."""
+    best, seconds = found, task.seconds(found)
+    for name, placement in ELSEWHERE:
+        if best.arrangement.component(name).placement != Placement.STREAMED:
+            continue
+        held = _streamed(task, _placed(best.arrangement, name, placement))
+        if task.fits(held) and task.seconds(held) < seconds:
+            best, seconds = held, task.seconds(held)
+    return best
+
+
+def all_stay(model: Model, arrangement: Arrangement) -> bool:
+    """Whether no block of the transformer is streamed in a step."""
+    planned = arrangement.component("transformer")
+    return len(planned.resident) == len(block_bytes_of(model, planned))

@@ -1,0 +1,109 @@
+"""The ways to compute that a device has and the wishes leave open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from autoflux.errors import ContradictoryWishes
+from autoflux.hardware.values import DeviceKind, Hardware
+from autoflux.models.values import Model, Precision
+from autoflux.planning.sites import Site
+from autoflux.planning.speed import DEFAULT_ATTENTION, Way
+from autoflux.planning.values import Offload, Quality, Wishes
+
+LEAST_FOR_TRITON = (7, 0)
+"""Compute capability from which triton compiles."""
+
+
+class Option(NamedTuple):
+    """One way to hold the weights and to compute with them."""
+
+    offload: Offload
+    way: Way
+
+
+def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> list[Option]:
+    """All of a device.
+
+    Raises:
+        ContradictoryWishes: two wishes exclude each other.
+    """
+    _check(wishes)
+    offloads = _offloads(site, wishes, model)
+    found = [
+        Option(offload, way)
+        for arithmetic in ((wishes.precision,) if wishes.precision else site.profile.precision)
+        for offload in offloads
+        for way in _ways(hardware, site, wishes, arithmetic, offload)
+    ]
+    if not found:
+        raise ContradictoryWishes(
+            f"--quant {wishes.quant} asks for blocks in 8 bits, which {site.kind.value!r} does only when it streams",
+            hint="drop --quant, --offload or --device",
+        )
+    return found
+
+
+def wished_attention(wishes: Wishes) -> str | None:
+    """What is to compute attention; None for the fastest. Others than torch's choice differ in the last bits."""
+    exact = wishes.quality == Quality.EXACT
+    return wishes.attention or (DEFAULT_ATTENTION if exact else None)
+
+
+def _check(wishes: Wishes) -> None:
+    narrow = wishes.quant is not None and wishes.quant.item_bytes == 1
+    if wishes.quality == Quality.EXACT and narrow:
+        raise ContradictoryWishes(
+            f"--quality exact keeps weights as they are, and --quant {wishes.quant} makes them narrow",
+            hint="drop one of the two",
+        )
+
+
+def _offloads(site: Site, wishes: Wishes, model: Model) -> Sequence[Offload]:
+    if wishes.offload is not None:
+        return (wishes.offload,)
+    if site.one_memory:
+        return (Offload.NONE,)
+    streamable = bool(model.component("transformer").blocks)
+    ours = (Offload.NONE, Offload.COMPONENT, Offload.STREAM)
+    return ours if streamable else ours[:2]
+
+
+def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision, offload: Offload) -> Iterator[Way]:
+    narrow_wished = wishes.quant is not None and wishes.quant.item_bytes == 1
+    if offload != Offload.STREAM:
+        if not narrow_wished and not wishes.compiled:
+            yield Way(arithmetic=arithmetic, storage=arithmetic)
+        return
+    for compiled in _compiled(hardware, site, wishes):
+        if not narrow_wished:
+            yield Way(arithmetic=arithmetic, storage=arithmetic, compiled=compiled)
+        for storage in _narrow(site, wishes):
+            for native in (True, False) if _multiplies(site, storage) else (False,):
+                yield Way(arithmetic=arithmetic, storage=storage, native=native, compiled=compiled)
+
+
+def _narrow(site: Site, wishes: Wishes) -> Sequence[Precision]:
+    if wishes.quant is not None:
+        return (wishes.quant,) if wishes.quant.item_bytes == 1 else ()
+    return () if wishes.quality == Quality.EXACT else site.profile.eight_bit
+
+
+def _multiplies(site: Site, storage: Precision) -> bool:
+    """Whether products in that format were measured, or are known to be there."""
+    return site.accelerator is not None and storage.value in site.accelerator.matmul_tflops
+
+
+def _compiled(hardware: Hardware, site: Site, wishes: Wishes) -> Sequence[bool]:
+    if wishes.compiled is not None:
+        return (wishes.compiled,)
+    if wishes.quality == Quality.EXACT or site.kind != DeviceKind.CUDA:
+        return (False,)
+    return (False, True) if _compiles(hardware, site) else (False,)
+
+
+def _compiles(hardware: Hardware, site: Site) -> bool:
+    capability = site.accelerator.capability if site.accelerator else None
+    new_enough = capability is None or tuple(map(int, capability.split("."))) >= LEAST_FOR_TRITON
+    return new_enough and "triton" in hardware.versions
