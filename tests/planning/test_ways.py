@@ -1,0 +1,240 @@
+"""What the planner chooses beside places: formats, compiling, attention, components; and what wishes make of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autoflux.errors import ContradictoryWishes, DoesNotFit, UnknownName
+from autoflux.hardware.known import known_machine
+from autoflux.hardware.values import BlockTiming, Hardware
+from autoflux.models.values import Precision
+from autoflux.planning.planner import make_plan
+from autoflux.planning.speed import Rates, Way, assumed, block_seconds
+from autoflux.planning.values import (
+    Offload,
+    Origin,
+    Placement,
+    Plan,
+    Quality,
+    TransferUnit,
+    Waiting,
+    Wishes,
+)
+from tests.conftest import GB, figure, size
+from tests.planning.test_planner import PROFILES
+from tests.planning.test_streaming import FLUX
+
+SMALL = FLUX.replace(
+    architecture=FLUX.architecture.replace(double_blocks=3, single_blocks=6),
+    components=tuple(
+        c.replace(
+            block_lists=tuple(
+                blocks.replace(blocks=blocks.blocks[:count])
+                for blocks, count in zip(c.block_lists, (3, 6), strict=False)
+            )
+        )
+        for c in FLUX.components
+    ),
+)
+"""FLUX.1's widths with few blocks, which is planned ten times as fast."""
+
+
+def plan(hardware: Hardware, model=FLUX, **wishes) -> Plan:
+    return make_plan(hardware, model, PROFILES, Wishes(**{"device": "cuda", **wishes}), ("diffusers",))
+
+
+def without_triton(hardware: Hardware) -> Hardware:
+    return hardware.replace(versions={})
+
+
+def reason(made: Plan, topic: str) -> str:
+    return next(choice.reason for choice in made.choices if choice.topic == topic)
+
+
+def test_balanced_takes_eight_bits_and_compiling_where_they_are_faster():
+    made = plan(known_machine("h200-141gb"))
+    transformer = made.component("transformer")
+    assert (transformer.storage, transformer.native) == (Precision.FLOAT8, True)
+    assert made.compiled
+    assert made.predicted.streamed_bytes == 0
+    assert "times as long" in reason(made, "weights")
+    exact = plan(known_machine("h200-141gb"), quality=Quality.EXACT)
+    assert made.predicted.seconds_per_step < 0.72 * exact.predicted.seconds_per_step
+
+
+def test_exact_allows_nothing_that_changes_bits():
+    for name in ("h200-141gb", "rtx-4060-8gb", "rtx-3060-12gb"):
+        made = plan(known_machine(name), quality=Quality.EXACT)
+        assert made.component("transformer").storage == Precision.BFLOAT16
+        assert not made.compiled
+        assert made.attention == "default"
+        assert made.quality == Quality.EXACT
+
+
+def test_geforce_multiplies_in_int8_and_hopper_in_fp8():
+    assert plan(known_machine("rtx-4090-24gb")).component("transformer").storage == Precision.INT8
+    assert plan(known_machine("h100-80gb")).component("transformer").storage == Precision.FLOAT8
+
+
+def test_few_pictures_are_not_worth_compiling_for():
+    machine = known_machine("h200-141gb")
+    assert plan(machine, pictures=1000).compiled
+    assert not plan(machine, pictures=1).compiled
+
+
+def test_nothing_is_compiled_without_a_compiler_unless_wished():
+    machine = without_triton(known_machine("h200-141gb"))
+    made = plan(machine)
+    assert not made.compiled
+    assert "nothing here compiles" in reason(made, "compiling")
+    assert plan(machine, compiled=True).compiled
+    assert not plan(known_machine("h200-141gb"), compiled=False).compiled
+
+
+def test_what_is_wished_is_kept_and_called_a_wish():
+    machine = known_machine("rtx-4090-24gb")
+    made = plan(machine, quant=Precision.FLOAT8, attention="cudnn", batch=2, offload=Offload.STREAM)
+    assert made.component("transformer").storage == Precision.FLOAT8
+    assert (made.attention, made.predicted.picture.batch) == ("cudnn", 2)
+    assert made.max_batch >= 2
+    wished = {choice.topic for choice in made.choices if choice.origin == Origin.WISH}
+    assert wished == {"device", "weights", "attention", "batch", "offload"}
+    wide = plan(machine, quant=Precision.BFLOAT16)
+    assert wide.component("transformer").storage == Precision.BFLOAT16
+
+
+def test_components_are_kept_or_left_to_the_processor():
+    machine = known_machine("rtx-4060-8gb")
+    made = plan(machine, keep=("text_encoder",), cpu=("text_encoder_2",))
+    assert made.component("text_encoder").placement == Placement.DEVICE
+    assert made.component("text_encoder_2").placement == Placement.HOST
+    with pytest.raises(DoesNotFit, match=r"needs .* of device memory"):
+        plan(machine, keep=("text_encoder_2",))
+
+
+@pytest.mark.parametrize(
+    ("wishes", "error", "words"),
+    [
+        ({"keep": ("veh",)}, UnknownName, "no component named 'veh'"),
+        ({"cpu": ("transformer",)}, ContradictoryWishes, "the transformer computes on the device"),
+        ({"keep": ("vae",), "cpu": ("vae",)}, ContradictoryWishes, "'vae' is to be kept"),
+        ({"quality": Quality.EXACT, "quant": Precision.INT8}, ContradictoryWishes, "--quality exact"),
+        ({"offload": Offload.COMPONENT, "quant": Precision.INT8}, ContradictoryWishes, "--quant int8"),
+        ({"keep": ("transformer",), "offload": Offload.STREAM}, ContradictoryWishes, "--keep transformer"),
+        ({"device": "cpu", "offload": Offload.STREAM}, ContradictoryWishes, "makes no sense on 'cpu'"),
+    ],
+)
+def test_wishes_that_cannot_be_kept_are_refused_by_name(wishes, error, words):
+    with pytest.raises(error, match=words):
+        plan(known_machine("rtx-4090-24gb"), **wishes)
+
+
+def test_an_offload_leaves_out_devices_that_have_none():
+    made = make_plan(known_machine("rtx-3060-12gb"), FLUX, PROFILES, Wishes(offload=Offload.STREAM), ("diffusers",))
+    assert made.device == "cuda:0"
+
+
+def test_layers_pass_one_by_one_when_blocks_are_too_large():
+    machine = known_machine("rtx-4090-24gb")
+    made = plan(machine, unit=TransferUnit.LAYER, quality=Quality.EXACT)
+    assert (made.unit, made.hoist_modulation) == (TransferUnit.LAYER, False)
+    assert made.predicted.seconds_per_step > plan(machine, quality=Quality.EXACT).predicted.seconds_per_step
+    several = plan(machine, block_bytes=2 * GB, quality=Quality.EXACT, offload=Offload.STREAM)
+    assert several.ring_bytes > 1.8 * GB
+
+
+def test_with_little_ram_encoders_wait_on_the_disk_before_the_transformer_does():
+    made = plan(known_machine("rtx-4060-8gb"))
+    assert made.component("text_encoder_2").waiting == Waiting.DISK
+    assert made.waiting == Waiting.PINNED
+    assert made.predicted.peak_ram_bytes <= made.ram_limit_bytes
+
+
+def measured(hardware: Hardware, *, cudnn: float) -> Hardware:
+    (card,) = hardware.accelerators
+    timing = BlockTiming(
+        seconds=figure(0.0031), precision="bfloat16", hidden_size=3072, image_tokens=4096, text_tokens=512
+    )
+    attention = {"default": figure(400.0), "cudnn": figure(cudnn)}
+    return hardware.replace(
+        accelerators=(card.replace(attention_tflops=attention, blocks={"double": timing, "single": timing}),)
+    )
+
+
+def test_the_fastest_attention_that_was_measured_is_taken():
+    machine = known_machine("h200-141gb")
+    assert plan(measured(machine, cudnn=550.0)).attention == "cudnn"
+    slower = plan(measured(machine, cudnn=300.0))
+    assert slower.attention == "default"
+    faster = plan(measured(machine, cudnn=550.0))
+    assert faster.predicted.seconds_per_step < slower.predicted.seconds_per_step
+
+
+def test_a_timed_block_takes_as_long_as_it_was_timed():
+    made = plan(measured(known_machine("h200-141gb"), cudnn=300.0), quality=Quality.EXACT)
+    assert made.predicted.block_seconds == pytest.approx({"double": 0.0031, "single": 0.0031})
+    assert made.predicted.seconds_per_step == pytest.approx(57 * 0.0031)
+
+
+def test_native_products_are_reckoned_at_their_rate_and_widened_ones_at_the_wide_one():
+    priors = PROFILES[0].priors
+    picture = plan(known_machine("h200-141gb")).predicted.picture
+    rates = Rates(
+        matmul_tflops=figure(100.0), narrow_tflops=figure(200.0), attention_tflops=figure(50.0),
+        link_gb_per_s=assumed(10), disk_gb_per_s=assumed(1), host_tflops=assumed(1),
+    )  # fmt: skip
+
+    def seconds(**way: object) -> float:
+        made = Way(**{"arithmetic": Precision.BFLOAT16, "storage": Precision.FLOAT8, **way})
+        return block_seconds(FLUX, rates, priors, picture, made)["single"]
+
+    assert (
+        seconds(native=True, compiled=True)
+        < seconds(storage=Precision.BFLOAT16, compiled=True)
+        < seconds(compiled=True)
+    )
+
+
+MACHINES = st.fixed_dictionaries(
+    {
+        "vram": st.floats(3.0, 40.0),
+        "ram": st.floats(12.0, 96.0),
+        "link": st.floats(2.0, 60.0),
+        "tflops": st.sampled_from([15.0, 100.0, 690.0]),
+    }
+)
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(machine=MACHINES, better=st.sampled_from(["vram", "ram", "link"]), factor=st.floats(1.0, 3.0))
+def test_more_memory_or_a_faster_link_never_gives_a_slower_plan(machine, better, factor):
+    try:
+        before = plan(made_up(**machine), model=SMALL).predicted.seconds_per_image
+    except DoesNotFit:
+        return
+    after = plan(made_up(**machine | {better: machine[better] * factor}), model=SMALL).predicted.seconds_per_image
+    assert after <= before * 1.002
+
+
+def made_up(*, vram: float, ram: float, link: float, tflops: float) -> Hardware:
+    base = known_machine("rtx-4090-24gb")
+    (card,) = base.accelerators
+    rates = {"bfloat16": figure(tflops), "int8": figure(2 * tflops), "float8_e4m3fn": figure(1.8 * tflops)}
+    transfers = tuple(t.replace(to_device_gb_per_s=figure(link)) for t in card.link.transfers)
+    memory = size(int(vram * GB))
+    return base.replace(
+        accelerators=(
+            card.replace(
+                total_bytes=memory,
+                free_bytes=memory,
+                usable_bytes=memory,
+                matmul_tflops=rates,
+                link=card.link.replace(transfers=transfers),
+            ),
+        ),
+        host=base.host.replace(
+            total_bytes=size(int(ram * GB)), available_bytes=size(int(ram * GB)), pinnable_bytes=size(int(ram * GB / 2))
+        ),
+    )
