@@ -65,7 +65,7 @@ def test_what_is_no_size_is_refused(text: str):
 def test_rates_are_read_with_their_unit():
     assert [parse_rate(text) for text in ("6.8GB/s", "500 MB/s", " 1GiB/s ", "2g/S")] == [6.8, 0.5, 1.073741824, 2.0]
     for text in ("", "6.8", "6.8GB", "6.8/s", "GB/s", "0GB/s", "-1GB/s", "5GB/min", "5GB/s/s"):
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match="rate"):
             parse_rate(text)
 
 

@@ -15,7 +15,7 @@ def read_plan(text: str | bytes, origin: str) -> Plan:
     Raises:
         DamagedFile: not a plan, damaged, or of another version; the message names `origin`.
     """
-    return Plan.from_saved(text, schema=PLAN_SCHEMA, origin=origin)
+    return Plan.from_saved(text, schema=PLAN_SCHEMA, origin=origin, made_by="autoflux plan --save")
 
 
 def check_plan(plan: Plan, hardware: Hardware, model: Model) -> None:
