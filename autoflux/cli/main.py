@@ -69,7 +69,7 @@ def _open_closed_streams() -> None:
     """Give a stream that was closed (`>&-`) somewhere to go; else a file opened later would get its number."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 — open until the end
 
 
 def _flushed(code: int) -> int:

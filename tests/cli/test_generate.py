@@ -111,11 +111,15 @@ def test_bad_input_ends_with_a_message_and_a_code_and_nothing_written(here, tiny
         assert words in captured.err.replace("\n", " ")
 
 
-@pytest.mark.parametrize("model", ["nothing/here", "/", "smaple", "."])
+@pytest.mark.parametrize(
+    "model", ["nothing/here", "/", "smaple", ".", "", "a" * 5000, "a" * 5000 + ".gguf", "/dev/zero", "a\0b"]
+)
 def test_a_model_that_is_none_is_refused(here, capsys, model):
     assert run(["generate", "x", "--model", model]) in (1, 2)
     error = capsys.readouterr().err
     assert "error:" in error
+    assert "unexpected" not in error
+    assert "header" not in error
     assert "try:" in error
 
 

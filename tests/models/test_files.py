@@ -86,7 +86,7 @@ def _shape_lies(header: dict) -> None:
 
 BROKEN = {
     "empty": (lambda _: b"", DamagedCheckpoint, "is empty"),
-    "a few bytes": (lambda content: content[:7], DamagedCheckpoint, "is empty"),
+    "a few bytes": (lambda content: content[:7], DamagedCheckpoint, "is too short: 7 of the 8 bytes"),
     "truncated in the data": (lambda content: content[:-100], DamagedCheckpoint, "truncated: .* bytes are there"),
     "truncated in the header": (lambda content: content[:200], DamagedCheckpoint, "truncated within its header"),
     "trailing bytes": (lambda content: content + b"xyz", DamagedCheckpoint, "3 bytes follow the last tensor"),
