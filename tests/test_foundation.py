@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import stat
@@ -39,6 +40,13 @@ def test_an_unexpected_exception_is_described_without_a_traceback():
     assert report.code == "internal"
     assert "division by zero" in report.message
     assert "AUTOFLUX_DEBUG" in (report.hint or "")
+
+
+def test_a_file_that_the_system_refuses_is_no_mistake_of_the_program():
+    report = describe(PermissionError(errno.EACCES, "Permission denied", "/locked/token"))
+    assert (report.code, report.message) == ("system", "cannot use '/locked/token': Permission denied")
+    assert describe(PermissionError("no file is named")).code == "internal"
+    assert describe(FileNotFoundError(errno.ENOENT, "No such file", "/x")).code == "internal"
 
 
 @pytest.mark.parametrize(
