@@ -81,6 +81,8 @@ def _base_finder(file: Path, base: str | None, registered: Mapping[str, str]) ->
 def _find_base(base: str, registered: Mapping[str, str]) -> Path:
     if base in registered:
         return Path(registered[base])
+    if not base.strip():
+        raise UsageError("the name of the base is empty", hint="give the folder of a FLUX.1 model, or a name")
     path = Path(base).expanduser()
     if path.is_dir():
         return path

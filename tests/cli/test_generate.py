@@ -80,6 +80,7 @@ BAD = {
     "plan without size": (["plan", "--size", "0"], 2, "16 to 256"),
     "plan without steps": (["plan", "--steps", "0"], 2, "steps must be"),
     "not a png": (["generate", "x", "--out", "a.jpg"], 2, "--out a.png"),
+    "folder that is not there": (["generate", "x", "--out", "sub/"], 1, "the folder 'sub/' is not there"),
     "empty name": (["generate", "x", "--out", ""], 2, "--out is empty"),
     "unknown offload": (["plan", "--offload", "some"], 2, "some"),
     "offload on the cpu": (["plan", "--device", "cpu", "--offload", "component"], 2, "makes no sense"),

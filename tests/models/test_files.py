@@ -21,6 +21,7 @@ from autoflux.errors import (
     UnknownName,
     UnsafeCheckpoint,
     UnsupportedModel,
+    UsageError,
 )
 from autoflux.models.finding import find
 from autoflux.models.layouts import recognise
@@ -220,6 +221,8 @@ def test_without_a_base_it_says_how_to_give_one(file, tmp_path, monkeypatch):
     assert "--base" in caught.value.hint
     with pytest.raises(ModelNotFound, match="neither a folder"):
         find(str(file), {}, "nonsense")
+    with pytest.raises(UsageError, match="base is empty"):
+        find(str(file), {}, "")
     with pytest.raises(ModelNotFound, match="not on this machine") as caught:
         find(str(file), {}, "flux.1-dev")
     assert caught.value.hint == "autoflux models pull flux.1-dev"
