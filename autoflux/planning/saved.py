@@ -29,6 +29,10 @@ def check_plan(plan: Plan, hardware: Hardware, model: Model) -> None:
     _check_machine(plan, hardware)
     _check_model(plan, model)
     _check_device(plan, hardware)
+    if plan.max_batch < 1:
+        raise PlanUnusable(
+            f"the plan draws {plan.max_batch} pictures at once", hint="make it anew: `autoflux plan --save FILE`"
+        )
     free = hardware.host.available_bytes.value
     if plan.predicted.peak_ram_bytes > free:
         raise _too_much("RAM", plan.predicted.peak_ram_bytes, free)
