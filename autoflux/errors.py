@@ -33,6 +33,8 @@ A message says what happened and what was needed, in lower case, with values in 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -172,10 +174,20 @@ class OutOfMemory(AutofluxError):
     code = "out_of_memory"
 
 
+_SURROUNDINGS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ELOOP}
+"""What the system refuses because of a file and its disk, and not because of a mistake in the program."""
+
+
 def describe(error: BaseException) -> ErrorReport:
-    """Turn any exception into a report; one that autoflux did not raise on purpose gets the code `internal`."""
+    """Turn any exception into a report; one that nobody foresaw gets the code `internal`."""
     if isinstance(error, AutofluxError):
         return error.report()
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS and error.filename is not None:
+        return ErrorReport(
+            code="system",
+            message=f"cannot use {os.fsdecode(error.filename)!r}: {error.strerror}",
+            hint="check who may read and write it, and the disk that it is on",
+        )
     text = str(error).strip() or "no message"
     return ErrorReport(
         code="internal",

@@ -13,6 +13,14 @@ MAX_READ_BYTES = 32 * 2**20
 """More than any plan, probe or profile; a larger file is another kind of file, such as weights."""
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything is there; what cannot be the name of a file, such as one too long, is not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def read_small(path: Path) -> bytes:
     """The whole of a file that a user named.
 

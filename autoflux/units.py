@@ -38,8 +38,15 @@ def parse_rate(text: str) -> float:
     """
     amount, slash, second = text.strip().rpartition("/")
     if not slash or second.strip().lower() != "s" or not re.search("[a-z]", amount, re.IGNORECASE):
-        raise UsageError(f"{text!r} is not a rate", hint="write a number with a unit, such as 6.8GB/s or 500MB/s")
-    return parse_bytes(amount) / GB
+        raise _no_rate(text)
+    try:
+        return parse_bytes(amount) / GB
+    except UsageError as error:
+        raise (_no_rate(text) if error.hint else UsageError(f"a rate must be above zero, got {text!r}")) from error
+
+
+def _no_rate(text: str) -> UsageError:
+    return UsageError(f"{text!r} is not a rate", hint="write a number with a unit, such as 6.8GB/s or 500MB/s")
 
 
 def format_bytes(count: float) -> str:

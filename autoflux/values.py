@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Self
 
 import msgspec
@@ -37,16 +38,18 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             ) from error
 
     @classmethod
-    def from_saved(cls, text: str | bytes, *, schema: int, origin: str) -> Self:
-        """Read what a command printed with `--json`, in its envelope or without, and of this version only.
+    def from_saved(cls, text: str | bytes, *, schema: int, origin: str, made_by: str) -> Self:
+        """Read what the command `made_by` printed, in its envelope or without, and of this version only.
+
+        The text may be in UTF-16 or begin with a byte order mark, as `>` of PowerShell writes it.
 
         Raises:
             DamagedFile: not JSON, the envelope of an error, of another version than `schema`, or as of `from_json`.
         """
         try:
-            data: object = msgspec.json.decode(text)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DamagedFile(f"{origin} is not JSON: {error}", hint=f"it has to hold a {cls.__name__}") from error
+            data: object = msgspec.json.decode(_decoded(text))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise DamagedFile(f"{origin} is not JSON: {error}", hint=f"give what `{made_by}` wrote") from error
         data = _unwrapped(data, origin)
         if isinstance(data, dict) and isinstance(found := data.get("schema"), int) and found != schema:
             raise DamagedFile(
@@ -59,6 +62,13 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """A copy with some fields changed."""
         changed: Self = msgspec.structs.replace(self, **changes)
         return changed
+
+
+def _decoded(text: str | bytes) -> str | bytes:
+    """Without a byte order mark, and as text where it says UTF-16."""
+    if isinstance(text, bytes) and text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return text.decode("utf-16")
+    return text.removeprefix(codecs.BOM_UTF8) if isinstance(text, bytes) else text
 
 
 def _unwrapped(data: object, origin: str) -> object:

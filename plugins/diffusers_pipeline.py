@@ -214,7 +214,9 @@ class DiffusersPipeline:
         if not torch.isfinite(decoded).all():
             raise PluginFailure(
                 f"the picture came out as numbers that are not finite in {str(self._dtype).removeprefix('torch.')}",
-                hint="try --precision bfloat16 or float32",
+                hint="the weights are damaged: download them again"
+                if self._dtype == torch.float32
+                else "--precision float32, or bfloat16 where it was float16",
             )
         image: Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
         return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import stat
@@ -41,6 +42,13 @@ def test_an_unexpected_exception_is_described_without_a_traceback():
     assert "AUTOFLUX_DEBUG" in (report.hint or "")
 
 
+def test_a_file_that_the_system_refuses_is_no_mistake_of_the_program():
+    report = describe(PermissionError(errno.EACCES, "Permission denied", "/locked/token"))
+    assert (report.code, report.message) == ("system", "cannot use '/locked/token': Permission denied")
+    assert describe(PermissionError("no file is named")).code == "internal"
+    assert describe(FileNotFoundError(errno.ENOENT, "No such file", "/x")).code == "internal"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -65,7 +73,7 @@ def test_what_is_no_size_is_refused(text: str):
 def test_rates_are_read_with_their_unit():
     assert [parse_rate(text) for text in ("6.8GB/s", "500 MB/s", " 1GiB/s ", "2g/S")] == [6.8, 0.5, 1.073741824, 2.0]
     for text in ("", "6.8", "6.8GB", "6.8/s", "GB/s", "0GB/s", "-1GB/s", "5GB/min", "5GB/s/s"):
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match="rate"):
             parse_rate(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -13,7 +14,7 @@ from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.plan import summary
 from autoflux.cli.saved import saved_plan_option
 from autoflux.cli.wishes import wishes_options
-from autoflux.errors import UsageError
+from autoflux.errors import OutputUnwritable, UsageError
 from autoflux.files import check_writable, write_atomic
 from autoflux.models.request import Order, Request, make_requests
 from autoflux.planning.values import Plan, Wishes
@@ -70,6 +71,8 @@ def _target(text: str | None) -> Path | None:
     target = Path(text).expanduser()
     if target.is_dir() or target.suffix.lower() == ".png":
         return target
+    if text.endswith(("/", os.sep)):
+        raise OutputUnwritable(f"the folder {text!r} is not there", hint="create it first, or name a file")
     if target.suffix:
         raise UsageError(
             f"pictures are saved as PNG, not {target.suffix!r}", hint=f"--out {target.with_suffix('.png')}"

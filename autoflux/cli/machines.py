@@ -13,6 +13,9 @@ from autoflux.hardware.known import LOW_RAM, LOW_RAM_GIB, WINDOWS, known_machine
 from autoflux.hardware.values import Accelerator, Figure, Hardware
 from autoflux.units import format_bytes
 
+COLUMNS = 64
+"""What the list takes."""
+
 
 @click.command("machines")
 @click.argument("name", required=False)
@@ -34,14 +37,16 @@ def command(*, name: str | None, as_json: bool) -> None:
 
 
 def _list(machines: dict[str, Hardware]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    # In a narrow terminal a row goes on in the next line: cut or folded, these figures would say nothing.
+    width = COLUMNS if stdout.width < COLUMNS else None
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), width=width)
     for column in ("name", "memory", "TFLOP/s", "link", "RAM"):
         table.add_column(column, header_style="dim", justify="left" if column == "name" else "right", no_wrap=True)
     for name, machine in machines.items():
         cards = machine.accelerators
         memory, rate, link = _card(cards[0]) if cards else ("", _rate(machine.host.matmul_tflops), "")
         table.add_row(escape(name), memory, rate, link, format_bytes(machine.host.total_bytes.value))
-    stdout.print(table)
+    stdout.print(table, crop=False)
     stdout.print()
     stdout.print(
         f"NAME{WINDOWS} is the same under Windows, NAME{LOW_RAM} the same with {LOW_RAM_GIB} GiB of RAM. "
@@ -58,4 +63,4 @@ def _card(card: Accelerator) -> tuple[str, str, str]:
 
 def _rate(rates: dict[str, Figure]) -> str:
     """The first that is listed, which is the one for FLUX's own format."""
-    return next((f"{rate.value:.3g}" for rate in rates.values()), "")
+    return next((f"{rate.value:.3g}" if rate.value < 999.5 else f"{rate.value:.0f}" for rate in rates.values()), "")

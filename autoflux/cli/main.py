@@ -8,13 +8,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from autoflux import __version__
 from autoflux.cli import interrupt, output
-from autoflux.errors import AutofluxError, ErrorReport, OutputUnwritable, PluginConflict, describe
+from autoflux.errors import AutofluxError, ErrorReport, OutputUnwritable, PluginConflict, UnknownName, describe
 from autoflux.plugin_manager import Plugins, load_plugins
 
 COMMANDS = ("probe", "machines", "plan", "generate", "serve", "models", "plugins")
@@ -38,6 +39,13 @@ class Program(click.Group):
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return [*COMMANDS, *self.plugins.commands.names()]
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise UnknownName("command", args[0], self.list_commands(ctx), hint="autoflux --help")
+        return super().resolve_command(ctx, args)
+
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
         if name in COMMANDS:
             command: click.Command = importlib.import_module(f"autoflux.cli.{name}").command
@@ -48,12 +56,20 @@ class Program(click.Group):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 ok, 1 failed, 2 usage, 3 does not fit this machine, 130 interrupted."""
     interrupt.install()
+    _open_closed_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A file name that the terminal's encoding lacks is no reason to fail after the work is done.
             stream.reconfigure(errors="backslashreplace")
     sys.exit(_flushed(run(arguments)))
+
+
+def _open_closed_streams() -> None:
+    """Give a stream that was closed (`>&-`) somewhere to go; else a file opened later would get its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 — open until the end
 
 
 def _flushed(code: int) -> int:
@@ -92,6 +108,9 @@ def _dispatch(arguments: list[str], plugins: Plugins) -> object:
 
 
 def _report(error: Exception, *, as_json: bool) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     if isinstance(error, click.ClickException):
         report, code = _usage_report(error), error.exit_code
     else:

@@ -9,7 +9,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from autoflux.cli.output import stderr
-from autoflux.errors import ContradictoryWishes, ModelNotFound, UnknownName
+from autoflux.errors import ContradictoryWishes, ModelNotFound, UnknownName, UsageError
 from autoflux.models.hubs.cached import CachedModel, look_at
 from autoflux.models.hubs.names import default_source, known_names, parse_reference
 from autoflux.models.hubs.stores import Store
@@ -33,10 +33,14 @@ def refer(name: str, source: Source | None) -> Reference:
 
     Raises:
         UnknownName: it is neither in the catalogue nor an id.
-        UsageError: it contradicts `--source`.
+        UsageError: it contradicts `--source`, or a plugin brings the model.
     """
     reference = parse_reference(name, source, usual=default_source())
     if reference is None:
+        if name in click.get_current_context().obj.models.names():
+            raise UsageError(
+                f"{name!r} comes with a plugin, not from a hub", hint=f"it is always there: --model {name}"
+            )
         raise UnknownName("model of a hub", name, known_names(), hint="an id is written OWNER/NAME, as on its page")
     return reference
 

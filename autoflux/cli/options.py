@@ -11,7 +11,7 @@ import click
 
 from autoflux.errors import UsageError
 from autoflux.models.request import Order
-from autoflux.units import parse_bytes, parse_rate
+from autoflux.units import MB, format_bytes, parse_bytes, parse_rate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,9 +27,12 @@ class ByteSize(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            return parse_bytes(str(value))
+            size = parse_bytes(str(value))
         except UsageError as error:
             self.fail(error.message + (f"; {error.hint}" if error.hint else ""), param, ctx)
+        if size < MB:
+            self.fail(f"{value!r} is only {format_bytes(size)}; write a unit, such as 8GB or 7.5GiB", param, ctx)
+        return size
 
 
 class Rate(click.ParamType[float]):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from autoflux.errors import ErrorReport, OutputUnwritable
 
@@ -15,13 +15,35 @@ SCHEMA = 1
 """Version of the envelope."""
 
 
+MIN_COLUMNS = 40
+"""What is printed is not squeezed further: the terminal breaks its lines, and nothing is lost."""
+
+UNKNOWN_COLUMNS = 80
+"""For COLUMNS=0, which is how some terminals say that they do not know."""
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich would exit with 1; `run` knows better
 
+    @property  # type: ignore[misc] # nobody here sets it
+    def size(self) -> ConsoleDimensions:
+        found = super().size
+        columns = found.width or UNKNOWN_COLUMNS
+        return ConsoleDimensions(max(columns, MIN_COLUMNS), found.height)
 
-stdout = _Console(highlight=False)
-stderr = _Console(stderr=True, highlight=False)
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints. Raises OutputUnwritable when standard output takes no more, such as a full disk."""
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unwritable(error) from error
+
+
+stdout = _Console(highlight=False, emoji=False)
+stderr = _Console(stderr=True, highlight=False, emoji=False)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,4 +85,8 @@ def _print(envelope: dict[str, object]) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputUnwritable(f"cannot write to standard output: {error.strerror}") from error
+        raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> OutputUnwritable:
+    return OutputUnwritable(f"cannot write to standard output: {error.strerror}")

@@ -103,7 +103,7 @@ def show(prepared: Prepared) -> None:
             escape(f"what if: this plan is for {plan.machine}, not for this machine, and cannot be run here"),
             soft_wrap=True,
         )
-    stdout.print(f"[bold]{escape(summary(plan))}[/]")
+    stdout.print(f"[bold]{escape(summary(plan))}[/]", soft_wrap=True)
     for table in (_predictions(plan), _components(plan, prepared.model), _choices(plan), _rejected(plan)):
         if table.row_count:
             stdout.print()

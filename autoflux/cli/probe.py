@@ -93,7 +93,7 @@ def _sections(hardware: Hardware) -> Iterator[tuple[str, list[Row]]]:
     if not hardware.accelerators:
         yield "no accelerator: pictures are computed on the processor", []
     yield f"{hardware.host.processor} (cpu)", list(_host_rows(hardware.host))
-    yield f"disk of {hardware.disk.path}", list(_disk_rows(hardware.disk))
+    yield f"disk of {hardware.disk.path}".removesuffix(" of "), list(_disk_rows(hardware.disk))
     yield "versions", [(name, version, "") for name, version in hardware.versions.items()]
 
 

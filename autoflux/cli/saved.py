@@ -56,9 +56,12 @@ def _check_alone(names: tuple[str, ...]) -> None:
 
 
 def _without_wishes(arguments: dict[str, Any], saved: Plan, plugins: Plugins) -> dict[str, Any]:
-    """The arguments with the plan's model, and without wishes that the environment has."""
+    """The arguments with the plan's model, and without wishes that the environment has.
+
+    A plan made before its model was downloaded has no path.
+    """
     empty = {"keep": (), "cpu": ()}
     arguments = {name: empty.get(name) if name in WISHES else value for name, value in arguments.items()}
     if not is_given("model"):
-        arguments["model"] = saved.model if saved.model in plugins.models.names() else saved.model_path
+        arguments["model"] = saved.model if saved.model in plugins.models.names() else saved.model_path or saved.model
     return arguments

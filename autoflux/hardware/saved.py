@@ -14,7 +14,7 @@ def read_hardware(text: str | bytes, origin: str) -> Hardware:
     Raises:
         DamagedFile: not a probe's output, of another version, or with a figure that cannot be; `origin` is named.
     """
-    hardware = Hardware.from_saved(text, schema=SCHEMA, origin=origin)
+    hardware = Hardware.from_saved(text, schema=SCHEMA, origin=origin, made_by="autoflux probe --json")
     if faults := list(_impossible(hardware.to_data(), "")):
         raise DamagedFile(
             f"{origin} cannot be right: {faults[0]}", hint="run `autoflux probe --refresh --json` there again"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoflux.errors import ModelNotFound, UnknownName
+from autoflux.errors import ModelNotFound, UnknownName, UsageError
+from autoflux.files import is_there
 from autoflux.models import catalogue
 from autoflux.models.absent import absent_model
 from autoflux.models.hubs.cached import CachedModel, find_cached, model_path
@@ -27,14 +28,17 @@ def find(model: str, registered: Mapping[str, str], base: str | None = None) -> 
     single file lacks, by default the folder of the file or a FLUX.1 from the hubs' caches.
 
     Raises:
+        UsageError: it is empty.
         UnknownName: neither a name nor a path.
         ModelNotFound: a model of a hub that is not on this machine, or only in part.
         AutofluxError: what `take_stock` says of the folder or file.
     """
     if model in registered:
         return take_stock(Path(registered[model]), model)
+    if not model.strip():
+        raise UsageError("the name of the model is empty", hint="`autoflux models list` lists what is here")
     path = Path(model).expanduser()
-    if path.exists() or _is_file_name(model):
+    if is_there(path) or _is_file_name(model):
         return take_stock(path, find_base=_base_finder(path, base, registered))
     if reference := parse_reference(model, usual=default_source()):
         return _downloaded(reference, base, registered)
@@ -77,6 +81,8 @@ def _base_finder(file: Path, base: str | None, registered: Mapping[str, str]) ->
 def _find_base(base: str, registered: Mapping[str, str]) -> Path:
     if base in registered:
         return Path(registered[base])
+    if not base.strip():
+        raise UsageError("the name of the base is empty", hint="give the folder of a FLUX.1 model, or a name")
     path = Path(base).expanduser()
     if path.is_dir():
         return path

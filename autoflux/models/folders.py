@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from autoflux.errors import DamagedCheckpoint, ModelNotFound, UnsafeCheckpoint, UnsupportedModel
+from autoflux.files import is_there
 from autoflux.models.families import PIPELINES
 from autoflux.models.weights import PICKLE_SUFFIXES
 
@@ -49,13 +50,15 @@ def read_index(folder: Path, components: Iterable[str]) -> dict[str, Any]:
 
 
 def check_file(file: Path) -> None:
-    """Refuse what is not there, and pickles by their usual names.
+    """Refuse what is not there or is no file, such as a pipe, and pickles by their usual names.
 
     Raises:
         ModelNotFound, UnsafeCheckpoint: as said.
     """
-    if not file.exists():
+    if not is_there(file):
         raise ModelNotFound(f"no model at {str(file)!r}", hint="check the path, or use a name: `autoflux plugins`")
+    if not file.is_file():
+        raise ModelNotFound(f"{str(file)!r} is neither a folder nor a file", hint="give a file that can be read twice")
     if file.suffix.lower() in PICKLE_SUFFIXES:
         raise UnsafeCheckpoint(
             f"{str(file)!r} is a pickle file, which can run code when it is loaded, and is not accepted",

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from autoflux.errors import DamagedCheckpoint, UnsupportedModel
+from autoflux.files import is_there
 from autoflux.models.checkpoints import Checkpoint, Located, Part, check_formats, find_parts, read_checkpoint
 from autoflux.models.components import architecture, make_component
 from autoflux.models.configs import CLASSES, FLUX_DEV, SCHEDULERS, told_by_shapes
@@ -49,7 +50,7 @@ def take_stock(
         UnsafeCheckpoint: its weights are pickle files.
         DamagedCheckpoint: a configuration or weight file cannot be right.
     """
-    return _folder(path, name, published_as) if path.is_dir() else _file(path, name, find_base)
+    return _folder(path, name, published_as) if is_there(path) and path.is_dir() else _file(path, name, find_base)
 
 
 def _folder(path: Path, name: str | None, published_as: str) -> Model:

@@ -84,6 +84,8 @@ def check(request: Request, limits: Limits) -> None:
 
 
 def _check_prompt(prompt: str, limits: Limits) -> None:
+    if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InvalidRequest("the prompt is not valid text", hint="write it in UTF-8", param="prompt")
     if not prompt.strip():
         raise InvalidRequest("the prompt is empty", hint="say what to draw", param="prompt")
     if len(prompt) > limits.max_prompt_characters:

@@ -135,7 +135,8 @@ def _sniff(file: Path) -> None:
     except OSError as error:
         raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error.strerror}") from error
     if len(start) < 8:
-        raise DamagedCheckpoint(f"{str(file)!r} is empty", hint="download the file again")
+        what = f"is too short: {len(start)} of the 8 bytes that weights begin with" if start else "is empty"
+        raise DamagedCheckpoint(f"{str(file)!r} {what}", hint="download the file again")
     # The first 8 bytes of safetensors are the header's length, and byte 9 opens its JSON.
     if start[8:9] == b"{":
         return

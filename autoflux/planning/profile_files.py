@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -119,7 +120,10 @@ def _fail_base(waiting: Mapping[str, Table], bases: Mapping[str, Profile]) -> No
 
 
 def _profile(table: Table, origin: str, bases: Mapping[str, Profile]) -> AnyProfile:
+    if not str(table.get("name", " ")).strip():
+        raise DamagedFile(f"the profile {origin} is not valid: its name is empty", hint="see docs/profiles.md")
     priors, sources = table.get("priors", {}), table.get("sources", {})
+    _check_finite(priors, origin)
     if unsourced := set(priors) - set(sources):
         raise DamagedFile(
             f"the profile {origin} gives no source for {', '.join(sorted(unsourced))}",
@@ -131,6 +135,14 @@ def _profile(table: Table, origin: str, bases: Mapping[str, Profile]) -> AnyProf
     profile = _convert(_with_base(table, bases), Profile, origin)
     _check_formats(profile, origin)
     return profile
+
+
+def _check_finite(priors: Table, origin: str) -> None:
+    for key, value in priors.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DamagedFile(
+                f"the profile {origin} is not valid: {key} is {value} in [priors]", hint="give it a finite number"
+            )
 
 
 def _with_base(table: Table, bases: Mapping[str, Profile]) -> Table:

@@ -15,7 +15,7 @@ def read_plan(text: str | bytes, origin: str) -> Plan:
     Raises:
         DamagedFile: not a plan, damaged, or of another version; the message names `origin`.
     """
-    return Plan.from_saved(text, schema=PLAN_SCHEMA, origin=origin)
+    return Plan.from_saved(text, schema=PLAN_SCHEMA, origin=origin, made_by="autoflux plan --save")
 
 
 def check_plan(plan: Plan, hardware: Hardware, model: Model) -> None:
@@ -29,6 +29,10 @@ def check_plan(plan: Plan, hardware: Hardware, model: Model) -> None:
     _check_machine(plan, hardware)
     _check_model(plan, model)
     _check_device(plan, hardware)
+    if plan.max_batch < 1:
+        raise PlanUnusable(
+            f"the plan draws {plan.max_batch} pictures at once", hint="make it anew: `autoflux plan --save FILE`"
+        )
     free = hardware.host.available_bytes.value
     if plan.predicted.peak_ram_bytes > free:
         raise _too_much("RAM", plan.predicted.peak_ram_bytes, free)

@@ -80,6 +80,7 @@ BAD = {
     "plan without size": (["plan", "--size", "0"], 2, "16 to 256"),
     "plan without steps": (["plan", "--steps", "0"], 2, "steps must be"),
     "not a png": (["generate", "x", "--out", "a.jpg"], 2, "--out a.png"),
+    "folder that is not there": (["generate", "x", "--out", "sub/"], 1, "the folder 'sub/' is not there"),
     "empty name": (["generate", "x", "--out", ""], 2, "--out is empty"),
     "unknown offload": (["plan", "--offload", "some"], 2, "some"),
     "offload on the cpu": (["plan", "--device", "cpu", "--offload", "component"], 2, "makes no sense"),
@@ -111,11 +112,15 @@ def test_bad_input_ends_with_a_message_and_a_code_and_nothing_written(here, tiny
         assert words in captured.err.replace("\n", " ")
 
 
-@pytest.mark.parametrize("model", ["nothing/here", "/", "smaple", "."])
+@pytest.mark.parametrize(
+    "model", ["nothing/here", "/", "smaple", ".", "", "a" * 5000, "a" * 5000 + ".gguf", "/dev/zero", "a\0b"]
+)
 def test_a_model_that_is_none_is_refused(here, capsys, model):
     assert run(["generate", "x", "--model", model]) in (1, 2)
     error = capsys.readouterr().err
     assert "error:" in error
+    assert "unexpected" not in error
+    assert "header" not in error
     assert "try:" in error
 
 

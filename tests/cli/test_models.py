@@ -155,7 +155,7 @@ BAD = {
     "no such file": (["pull", REPO, "--file", "x.gguf"], 1, "no file there matches"),
     "nothing to verify": (["verify", REPO], 1, "not on this machine"),
     "nothing to remove": (["rm", "flux.1-dev", "--yes"], 1, "not on this machine"),
-    "registered, not downloaded": (["rm", "sample", "--yes"], 2, "no model of a hub named 'sample'"),
+    "registered, not downloaded": (["rm", "sample", "--yes"], 2, "'sample' comes with a plugin"),
     "unknown command": (["remove"], 2, "remove"),
     "no name": (["pull"], 2, "NAME"),
 }

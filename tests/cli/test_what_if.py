@@ -71,10 +71,21 @@ def test_a_probe_of_another_machine_is_planned_for(plan, here):
         assert (code, made["machine"], made["fingerprint"], made["device"]) == (0, name, "theirs", "cuda:0")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_probe_saved_by_a_shell_that_writes_another_encoding_is_read(plan, here, encoding):
+    there = known_machine("rtx-4090-24gb").replace(fingerprint="theirs")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (here / "box.json").write_text(mark + there.to_json(), encoding=encoding)
+    code, out, _ = plan("--on", "box.json", "--device", "cuda", "--json")
+    assert (code, json.loads(out)["data"]["fingerprint"]) == (0, "theirs")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (None, "cannot read 'box.json'"),
+        ("[" * 100_000, "is not JSON"),
+        ("no JSON", "give what `autoflux probe --json` wrote"),
         ("", "not JSON"),
         ("{}", "as Hardware"),
         ('{"schema": 99}', "of version 99 and this autoflux reads version"),
@@ -96,6 +107,7 @@ def test_mistakes_are_explained(plan):
         (("--on", "rtx-3060-12gb", "--link", "6.8"), 2, "such as 6.8GB/s"),
         (("--on", "rtx-3060-12gb", "--link", "0GB/s"), 2, "above zero"),
         (("--on", "rtx-3060-12gb", "--device", "cuda", "--vram", "1GB"), 3, "on rtx-3060-12gb: "),
+        (("--on", "rtx-3060-12gb", "--vram", "8"), 2, "'8' is only 8 B; write a unit, such as 8GB"),
         (("--profile", "nowhere.toml"), 1, "cannot read 'nowhere.toml'"),
         (("--profile", "cuda-touring"), 2, "did you mean 'cuda-turing'?"),
         (("--plan", "nowhere.json"), 1, "cannot read 'nowhere.json'"),
@@ -154,6 +166,14 @@ def test_a_plan_for_another_machine_is_shown_there_and_not_run_here(plan, here, 
     assert run(["generate", "x", "--plan", "p.json", "--model", str(tiny_model)]) == 2
     assert "for another machine, 'rtx-3060-12gb', and cannot be run on this one" in capsys.readouterr().err
     assert not list(here.glob("*.png"))
+
+
+def test_a_plan_of_a_model_that_is_not_here_names_the_command_that_brings_it(here, capsys):
+    assert run(["plan", "--model", "flux.1-dev", "--on", "h200-141gb", "--save", "p.json"]) == 0
+    assert run(["plan", "--plan", "p.json", "--on", "h200-141gb"]) == 0
+    capsys.readouterr()
+    assert run(["generate", "x", "--plan", "p.json"]) == 1
+    assert "autoflux models pull flux.1-dev" in capsys.readouterr().err
 
 
 def test_a_plan_of_a_model_that_changed_since_is_refused(here, tiny_model, capsys):

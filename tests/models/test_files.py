@@ -21,6 +21,7 @@ from autoflux.errors import (
     UnknownName,
     UnsafeCheckpoint,
     UnsupportedModel,
+    UsageError,
 )
 from autoflux.models.finding import find
 from autoflux.models.layouts import recognise
@@ -86,7 +87,7 @@ def _shape_lies(header: dict) -> None:
 
 BROKEN = {
     "empty": (lambda _: b"", DamagedCheckpoint, "is empty"),
-    "a few bytes": (lambda content: content[:7], DamagedCheckpoint, "is empty"),
+    "a few bytes": (lambda content: content[:7], DamagedCheckpoint, "is too short: 7 of the 8 bytes"),
     "truncated in the data": (lambda content: content[:-100], DamagedCheckpoint, "truncated: .* bytes are there"),
     "truncated in the header": (lambda content: content[:200], DamagedCheckpoint, "truncated within its header"),
     "trailing bytes": (lambda content: content + b"xyz", DamagedCheckpoint, "3 bytes follow the last tensor"),
@@ -220,6 +221,8 @@ def test_without_a_base_it_says_how_to_give_one(file, tmp_path, monkeypatch):
     assert "--base" in caught.value.hint
     with pytest.raises(ModelNotFound, match="neither a folder"):
         find(str(file), {}, "nonsense")
+    with pytest.raises(UsageError, match="base is empty"):
+        find(str(file), {}, "")
     with pytest.raises(ModelNotFound, match="not on this machine") as caught:
         find(str(file), {}, "flux.1-dev")
     assert caught.value.hint == "autoflux models pull flux.1-dev"

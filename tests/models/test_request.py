@@ -38,6 +38,7 @@ def test_several_pictures_differ_in_the_seed_only(model):
     ("field", "order"),
     [
         ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": "a \udcff"}),
         ("prompt", {"prompt": " \n\t "}),
         ("prompt", {"prompt": "x" * 100_000}),
         ("seed", {"seed": -1}),

@@ -82,6 +82,8 @@ def test_a_plan_of_another_model_is_refused(plan, hardware):
 
 
 def test_a_plan_at_odds_with_itself_is_refused(plan, hardware):
+    with pytest.raises(PlanUnusable, match="draws 0 pictures at once"):
+        check_plan(plan.replace(max_batch=0), hardware, FLUX)
     parts: tuple[ComponentPlan, ...] = tuple(c.replace(resident=(99,)) for c in plan.components)
     with pytest.raises(PlanUnusable, match="keeps block 99"):
         check_plan(plan.replace(components=parts), hardware, FLUX)

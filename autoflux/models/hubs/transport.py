@@ -21,6 +21,9 @@ PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 LISTING_LIMIT_BYTES = 64 << 20
 """A list of files longer than this is none."""
 
+UNREACHED_TRIES = 2
+"""Before anything has arrived, a hub that cannot be reached is one that somebody waits for in vain."""
+
 T = TypeVar("T")
 
 
@@ -31,9 +34,12 @@ class Stopped(Exception):
 class Passing(Exception):
     """A failure that may pass: worth another try."""
 
-    def __init__(self, what: str, *, wait_seconds: float | None = None, progressed: bool = False) -> None:
+    def __init__(
+        self, what: str, *, tries: int | None = None, wait_seconds: float | None = None, progressed: bool = False
+    ) -> None:
         super().__init__(what)
         self.what = what
+        self.tries = tries
         self.wait_seconds = wait_seconds
         self.progressed = progressed
 
@@ -93,7 +99,7 @@ class Wire:
                 return attempt()
             except Passing as error:
                 failures = 1 if error.progressed else failures + 1
-                if failures >= self.patience.tries:
+                if failures >= min(self.patience.tries, error.tries or self.patience.tries):
                     raise self.unavailable(error.what) from error
                 pause = 0.0 if error.progressed else self.patience.pause(failures, error.wait_seconds)
                 if pause and self.stop.wait(pause):
@@ -102,7 +108,7 @@ class Wire:
     def unavailable(self, what: str) -> HubUnavailable:
         return HubUnavailable(
             f"{self.source.label} at {self.endpoint} {what}",
-            hint="run the command again later: it goes on where it stopped",
+            hint="check the network and run the command again: it goes on where it stopped",
         )
 
     def _get_json(self, path: str, refuse: Callable[[httpx.Response], None]) -> dict[str, Any]:
@@ -115,6 +121,8 @@ class Wire:
                 data = self._read(response)
         except httpx.InvalidURL as error:
             raise self.unavailable(f"cannot be asked: {error}") from error
+        except httpx.ConnectError as error:
+            raise Passing(explain(error), tries=UNREACHED_TRIES) from error
         except httpx.TransportError as error:
             raise Passing(explain(error)) from error
         except httpx.HTTPError as error:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoflux.errors import DamagedDownload, HubUnavailable
 from autoflux.models.hubs.transfer import fetch
-from autoflux.models.hubs.transport import Patience, Stopped, Wire, connect
+from autoflux.models.hubs.transport import UNREACHED_TRIES, Patience, Stopped, Wire, connect
 from autoflux.models.hubs.values import RemoteFile, Source
 from tests.models.hubs.conftest import REPO, pattern
 from tests.models.hubs.stub import Fault, StubHub, sha256
@@ -167,6 +168,20 @@ def test_patience_ends_and_what_has_arrived_stays(server, partial):
         bring(server, partial)
     assert "goes on where it stopped" in caught.value.hint
     assert partial.read_bytes() == DATA[:700]
+
+
+def test_a_hub_that_cannot_be_reached_is_given_up_sooner_than_one_that_is_busy():
+    asked: list[str] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        raise httpx.ConnectError("Name or service not known")
+
+    with httpx.Client(transport=httpx.MockTransport(refuse)) as client:
+        wire = Wire(client, Source.HUGGINGFACE, "https://hub.invalid", patience=EAGER)
+        with pytest.raises(HubUnavailable, match="cannot be reached: Name or service not known"):
+            wire.get_json("/api/models/a/b", lambda _response: None)
+    assert len(asked) == UNREACHED_TRIES < EAGER.tries
 
 
 def test_patience_counts_only_failures_without_a_new_byte(server, partial):
