@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from autoflux.plugins.diffusers_loading import BLOCK_LISTS  # noqa: E402
+from autoflux.plugins.diffusers_loading import DIFFUSERS  # noqa: E402
 
 import autoflux  # noqa: E402
 from autoflux.models.inventory import take_stock  # noqa: E402
@@ -166,7 +166,7 @@ def _loaded(options: argparse.Namespace, setting: Setting | None) -> Any:
     if setting:
         # Making it narrows the blocks; as it is never attached, the weights stay where they are.
         holding = Holding(storage=setting.storage, native=setting.native, hoist=False)
-        StreamedTransformer(pipe.transformer, BLOCK_LISTS, holding, options.device)
+        StreamedTransformer(pipe.transformer, DIFFUSERS.block_lists, holding, options.device)
     return pipe
 
 
