@@ -28,3 +28,8 @@ def native(plan: Plan, backend: str) -> Plan:
     """Everything left to the backend."""
     parts = tuple(component.replace(placement=Placement.NATIVE) for component in plan.components)
     return plan.replace(backend=backend, offload=Offload.NATIVE, components=parts)
+
+
+def changed(plan: Plan, names=("transformer",), **fields: object) -> Plan:
+    """With those fields of the components of those names."""
+    return plan.replace(components=tuple(c.replace(**fields) if c.name in names else c for c in plan.components))
