@@ -54,7 +54,6 @@ from .planning.values import Waiting as Waiting
 from .planning.values import Wishes as Wishes
 from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
 from .runtime.attention import attending as attending
-from .runtime.attention import forget_compiled as forget_compiled
 from .runtime.parts import leave_parts_on_disk as leave_parts_on_disk
 from .runtime.parts import load_parts as load_parts
 from .runtime.pipeline import Backend as Backend

@@ -14,7 +14,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from PIL.Image import Image
 from torch import nn
 
-from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State, forget_compiled
+from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State
 
 from .diffusers_loading import DIFFUSERS, DTYPES, Components, Library
 
@@ -81,9 +81,6 @@ class DiffusersPipeline:
         self._dtype = DTYPES[plan.component("transformer").arithmetic]
         self._decoder_dtype = DTYPES[plan.component("vae").arithmetic]
         self._attention = plan.attention
-        if plan.compiled:
-            forget_compiled(plan.attention)
-        self._compiled = plan.compiled
         self._text_tokens = model.defaults.text_tokens
 
     @torch.inference_mode()
@@ -148,8 +145,6 @@ class DiffusersPipeline:
     def close(self) -> None:
         """Drop the weights."""
         self._residences.close()
-        if self._compiled:
-            forget_compiled(self._attention)
         self._pipe = self._transformer = None
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()

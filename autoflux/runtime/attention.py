@@ -41,23 +41,13 @@ def check_attention(name: str, device: torch.device, arithmetic: Precision) -> N
 def attending(name: str) -> Iterator[None]:
     """Confine torch's `scaled_dot_product_attention` to that way of computing it for the time of the block.
 
-    torch.compile chooses when it compiles, and does not compile again when this has changed: see `forget_compiled`.
+    torch.compile chooses when it compiles, and does not compile again when this has changed.
     """
     if name == DEFAULT_ATTENTION:
         yield
         return
     with sdpa_kernel(_KERNELS[name]):
         yield
-
-
-def forget_compiled(name: str) -> None:
-    """Let nothing that was compiled with another way of attention be used with this one, nor the other way round.
-
-    To be called before the first step and after the last. It costs compiling anew, and only if several sessions follow
-    each other in one process.
-    """
-    if name != DEFAULT_ATTENTION:
-        torch.compiler.reset()
 
 
 def _has_cudnn(device: torch.device) -> bool:

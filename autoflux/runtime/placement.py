@@ -254,6 +254,9 @@ class Residences:
             self._transformer.stop_compiling()
         if self._stop_compiling:
             self._stop_compiling()
+        if self._plan.compiled:
+            # Nothing that was compiled for one way of attention may serve a plan with another, and torch does not ask.
+            torch.compiler.reset()
         for part in [*(self._transformer.parts if self._transformer else ()), *self._others.values()]:
             part.drop()
         self._transformer = None
