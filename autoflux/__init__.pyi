@@ -52,6 +52,8 @@ from .planning.values import Plan as Plan
 from .planning.values import Profile as Profile
 from .planning.values import Waiting as Waiting
 from .planning.values import Wishes as Wishes
+from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
+from .runtime.attention import attending as attending
 from .runtime.parts import leave_parts_on_disk as leave_parts_on_disk
 from .runtime.parts import load_parts as load_parts
 from .runtime.pipeline import Backend as Backend

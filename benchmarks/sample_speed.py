@@ -49,6 +49,8 @@ def main() -> None:
     result = {
         "device": session.plan.device,
         "precision": session.plan.component("transformer").storage,
+        "compiled": session.plan.compiled,
+        "attention": session.plan.attention,
         "steps": options.steps,
         "seconds_per_image": {"measured": median, "predicted": predicted.seconds_per_image},
         "seconds_per_step": {"measured": statistics.median(gaps), "predicted": predicted.seconds_per_step},

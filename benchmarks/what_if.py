@@ -178,7 +178,7 @@ def _way(plan: Plan) -> str:
     part = plan.component("transformer")
     where = {"device": "all weights stay", "visiting": "a component at a time", "streamed": "streamed"}[part.placement]
     staying = f", {len(part.resident)} blocks stay" if part.resident else ""
-    waiting = f" from {WAITING[plan.waiting]}" if part.placement == "streamed" else ""
+    waiting = f" from {WAITING[part.waiting]}" if part.placement == "streamed" else ""
     return f"{plan.device} in {part.storage.value}, {where}{waiting}{staying}"
 
 

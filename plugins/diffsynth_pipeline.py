@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
-from autoflux import LoadProgress, Model, Plan
+from autoflux import LoadProgress, Model, Plan, attending
 
 from .diffsynth_offload import VramManagement
 from .diffsynth_transformer import BLOCK_LISTS, load_transformer, open_transformer
@@ -17,12 +17,29 @@ from .diffusers_pipeline import DiffusersPipeline, FluxState
 # isort: split
 from diffsynth.pipelines.flux_image import model_fn_flux_image
 
+
+def _run_once(dit: Any) -> object:
+    dtype = dit.x_embedder.weight.dtype
+    steps = torch.zeros(1, dtype=dtype)
+    return model_fn_flux_image(
+        dit=dit,
+        latents=torch.zeros(1, dit.x_embedder.in_features // 4, 4, 4, dtype=dtype),
+        timestep=steps,
+        prompt_emb=torch.zeros(1, 4, dit.context_embedder.in_features, dtype=dtype),
+        pooled_prompt_emb=torch.zeros(1, dit.pooled_text_embedder[0].in_features, dtype=dtype),
+        guidance=steps if dit.guidance_embedder else None,
+        text_ids=torch.zeros(1, 4, 3),
+    )
+
+
 DIFFSYNTH = Library(
     name="diffsynth",
     block_lists=BLOCK_LISTS,
     load=load_transformer,
     open=open_transformer,
     own_offload=VramManagement.planned,
+    run_once=_run_once,
+    attending=attending,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from autoflux import (
+    DEFAULT_ATTENTION,
     TILE_PIXELS,
     Component,
     DamagedCheckpoint,
@@ -38,6 +39,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import accelerate
 import diffusers
 import transformers
+from diffusers.models.attention_dispatch import attention_backend
 
 from . import diffusers_files
 from .diffusers_offload import GroupOffload
@@ -74,6 +76,10 @@ class Library:
     open: MakeNetwork
     """Makes it without, and what reads them when they are needed."""
     own_offload: Callable[[Plan], OwnOffload]
+    run_once: Callable[[Any], object]
+    """Calls the transformer with small inputs, to see in which order its layers run."""
+    attending: Callable[[str], AbstractContextManager[None]]
+    """Has the transformer's attention computed in the way of that name, for the time of the context."""
 
 
 class Components:
@@ -121,10 +127,13 @@ def assemble(
     `library` made the transformer, diffusers if not given.
 
     Raises:
+        ContradictoryWishes: the plan combines what does not go together.
         DamagedCheckpoint: they do not fit each other.
     """
     library = library or DIFFUSERS
-    residences = Residences(plan, block_lists=library.block_lists, own_offload=library.own_offload(plan))
+    residences = Residences(
+        plan, block_lists=library.block_lists, own_offload=library.own_offload(plan), run_once=library.run_once
+    )
     held: dict[str, Any] = {}
     for name, network, store in networks:
         held[name] = network
@@ -146,8 +155,10 @@ def _networks(
     for component in model.components:
         progress(f"loading {component.name.replace('_', ' ')}", done / model.disk_bytes)
         planned = plan.component(component.name)
-        on_disk = planned.placement == Placement.STREAMED and plan.waiting == Waiting.DISK
-        make = _maker(component, folder, library, on_disk=on_disk)
+        on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
+        # What is to be narrow is read block by block, when it is narrowed.
+        narrowed = planned.is_narrow and planned.placement != Placement.NATIVE
+        make = _maker(component, folder, library, unread=on_disk or narrowed)
         with _damage_named(_place(component, folder)):
             network, store = make(DTYPES[planned.arithmetic])
         yield component.name, network, store
@@ -155,18 +166,18 @@ def _networks(
 
 
 def _maker(
-    component: Component, folder: Path, library: Library, *, on_disk: bool
+    component: Component, folder: Path, library: Library, *, unread: bool
 ) -> Callable[[torch.dtype], tuple[torch.nn.Module, Store | None]]:
-    """What makes the component's network, given a number format."""
+    """What makes the component's network, given a number format; `unread` is without weights and with a store."""
     place = _place(component, folder)
     if component.name == "transformer" and library is not DIFFUSERS:
         _check_readable(component, library)
-        return partial(library.open if on_disk else library.load, place)
+        return partial(library.open if unread else library.load, place)
     # The libraries would leave scales out.
     if component.files and (component.scaled or not component.folder):
-        make = diffusers_files.open_network if on_disk else diffusers_files.load_network
+        make = diffusers_files.open_network if unread else diffusers_files.load_network
         return partial(make, _NETWORKS[component.name], component)
-    return partial(_open_network if on_disk else _load_network, place)
+    return partial(_open_network if unread else _load_network, place)
 
 
 def _place(component: Component, folder: Path) -> Path:
@@ -226,12 +237,36 @@ def _load_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, St
     return network.eval().requires_grad_(requires_grad=False), None
 
 
+def _run_once(transformer: Any) -> object:
+    config, dtype = transformer.config, transformer.dtype
+    tokens, steps = 4, torch.zeros(1, dtype=dtype)
+    return transformer(
+        hidden_states=torch.zeros(1, tokens, config.in_channels, dtype=dtype),
+        encoder_hidden_states=torch.zeros(1, tokens, config.joint_attention_dim, dtype=dtype),
+        pooled_projections=torch.zeros(1, config.pooled_projection_dim, dtype=dtype),
+        timestep=steps,
+        guidance=steps if config.guidance_embeds else None,
+        img_ids=torch.zeros(tokens, 3),
+        txt_ids=torch.zeros(tokens, 3),
+    )
+
+
+def _attending(name: str) -> AbstractContextManager[None]:
+    # Not torch's own switch: the user may have told diffusers to take another library's attention.
+    if name == DEFAULT_ATTENTION:
+        return nullcontext()
+    context: AbstractContextManager[None] = attention_backend(f"_native_{name}")
+    return context
+
+
 DIFFUSERS = Library(
     name="diffusers",
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     load=_load_network,
     open=_open_network,
     own_offload=GroupOffload,
+    run_once=_run_once,
+    attending=_attending,
 )
 
 

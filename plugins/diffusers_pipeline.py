@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +33,10 @@ class FluxConditioning:
     pooled: torch.Tensor
     token_ids: torch.Tensor
     dropped_text: str
+
+    def given_as(self, dtype: torch.dtype) -> FluxConditioning:
+        """For a transformer that computes in another format than the encoders. What is kept is what they made."""
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in PACKED})
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class DiffusersPipeline:
         self._architecture = model.architecture
         self._device = torch.device(plan.device)
         self._dtype = DTYPES[plan.component("transformer").arithmetic]
+        self._decoder_dtype = DTYPES[plan.component("vae").arithmetic]
+        self._attention = plan.attention
         self._text_tokens = model.defaults.text_tokens
 
     @torch.inference_mode()
@@ -110,13 +116,14 @@ class DiffusersPipeline:
         guidance = None
         if self._architecture.guidance:
             guidance = torch.full([1], request.guidance, device=self._device, dtype=torch.float32)
-        return FluxState(request, conditioning, latents, image_ids, timesteps, scheduler, guidance)
+        given = conditioning.given_as(self._dtype)
+        return FluxState(request, given, latents, image_ids, timesteps, scheduler, guidance)
 
     @torch.inference_mode()
     def denoise(self, states: Sequence[State]) -> None:
         """Advance each state by one step in one pass through the transformer."""
         flux = [state for state in states if isinstance(state, FluxState)]
-        with self._residences.denoising():
+        with self._residences.denoising(), self.library.attending(self._attention):
             if self._residences.hoists:
                 self._residences.select(torch.cat([self._modulation(state) for state in flux]))
             velocity = self._velocity(flux)
@@ -162,6 +169,7 @@ class DiffusersPipeline:
         return timestep.to(self._dtype) / 1000
 
     def _encode(self, prompt: str) -> FluxConditioning:
+        # Each encoder is given its tokens where it computes, and what it makes goes to the device.
         tokens, pooled, token_ids = self._pipe.encode_prompt(
             prompt, prompt_2=None, device=self._device, max_sequence_length=self._text_tokens
         )
@@ -209,6 +217,7 @@ class DiffusersPipeline:
     def _decode(self, state: FluxState) -> Image:
         pipe, request = self._pipe, state.request
         latents = pipe._unpack_latents(state.latents, request.height, request.width, pipe.vae_scale_factor)  # noqa: SLF001
+        latents = latents.to(self._residences["vae"].device, self._decoder_dtype)
         latents = (latents / pipe.vae.config.scaling_factor) + pipe.vae.config.shift_factor
         decoded = pipe.vae.decode(latents, return_dict=False)[0]
         if not torch.isfinite(decoded).all():

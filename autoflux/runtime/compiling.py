@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+RECOMPILATIONS = 64
+"""Most compilations of one kind of block. At torch's limit of 8 a picture would break off: FLUX's single blocks are
+given tensors that lie in two ways, in batches of one and of several, of one size and then of any, and each of these is
+compiled by itself."""
+
 
 def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> Callable[[], None]:
     """Compile the `forward` of each block; returns what undoes it.
@@ -15,6 +20,8 @@ def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> Callable[[], 
     `Module.compile` would trace the hooks as well. Blocks of one class share one compilation: their weights are inputs
     of the graph. `options` are those of `torch.compile`.
     """
+    config = torch._dynamo.config  # noqa: SLF001 — where torch's documentation of recompilations says it is set
+    config.recompile_limit = max(config.recompile_limit, RECOMPILATIONS)
     done: list[nn.Module] = []
     for block in blocks:
         block.forward = torch.compile(block.forward, **{"fullgraph": True, **options})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -10,12 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from autoflux.errors import ContradictoryWishes
-from autoflux.planning.values import ComponentPlan, Placement, Plan, Waiting
+from autoflux.planning.values import ComponentPlan, Placement, Plan, TransferUnit, Waiting
+from autoflux.runtime.compiling import compile_blocks
+from autoflux.runtime.contradictions import TRANSFORMER, check_plan, check_resident
+from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.stores import Store
-from autoflux.runtime.streaming import NARROW, Holding, StreamedModule, StreamedTransformer, arena_for
-from autoflux.runtime.units import sequence_atoms
+from autoflux.runtime.streaming import (
+    Holding,
+    StreamedModule,
+    StreamedTransformer,
+    arena_for,
+    load_narrow,
+    narrow_blocks,
+)
+from autoflux.runtime.units import Atom, block_atoms, sequence_atoms
+
+RunOnce = Callable[[nn.Module], object]
+"""Calls the transformer once, with small inputs made in the call and weights that may be anything."""
 
 
 class OwnOffload(Protocol):
@@ -33,7 +46,7 @@ class OwnOffload(Protocol):
 
 
 class Residence:
-    """Holds one component on the device, or in RAM until its phase.
+    """Holds one component on the device, or in RAM: until its phase, or for the processor.
 
     A visiting component's weights never change, so its RAM copy is kept and leaving the device costs nothing: the
     parameters are pointed back at it.
@@ -44,7 +57,8 @@ class Residence:
     ) -> None:
         """`own` brings the weights if given."""
         self.module = module
-        self.device = device
+        self.device = torch.device("cpu") if placement == Placement.HOST else device
+        """Where it computes, and so wants its inputs."""
         self._own = own
         self.visiting = placement == Placement.VISITING
         if placement == Placement.DEVICE:
@@ -74,9 +88,24 @@ class Residences:
     `hold` each as soon as it is loaded, then `settle`.
     """
 
-    def __init__(self, plan: Plan, *, block_lists: Sequence[str], own_offload: OwnOffload | None = None) -> None:
-        """`block_lists` are the transformer's, in the order they run; `own_offload` is the backend's."""
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        block_lists: Sequence[str],
+        own_offload: OwnOffload | None = None,
+        run_once: RunOnce | None = None,
+    ) -> None:
+        """`block_lists` are the transformer's, in the order they run; `own_offload` is the backend's; `run_once` is
+        needed to stream layers.
+
+        Raises:
+            ContradictoryWishes: the plan combines what does not go together, see `check_plan`.
+            UnknownName: nothing computes attention by the plan's name for it.
+        """
+        check_plan(plan)
         self._plan = plan
+        self._run_once = run_once
         self._device = torch.device(plan.device)
         self._block_lists = block_lists
         self._own_offload = own_offload
@@ -85,44 +114,77 @@ class Residences:
         self._others: dict[str, StreamedModule] = {}
         self._stores: dict[str, Store] = {}
         self._arena: Arena | None = None
+        self._stop_compiling: Callable[[], None] | None = None
 
     def __getitem__(self, name: str) -> Residence:
         return self._held[name]
 
     def hold(self, name: str, network: nn.Module, *, used: nn.Module | None = None, store: Store | None = None) -> None:
         """Take a component over. Of a streamed one only `used` is streamed, if given, and the rest stays in RAM; its
-        weights come from `store`, if given, and are otherwise its own.
+        weights come from `store`, if given, and are otherwise its own. If they are to be held in 8 bits, they are read
+        and narrowed now, and the store is closed.
 
         Raises:
-            ContradictoryWishes: weights that stay on the disk are to be held in another format than there, or the
-                backend has no offload of its own that could hold the component as planned.
+            ContradictoryWishes: the backend has no offload of its own that could hold the component as planned, or a
+                block is to stay on the device that is not there.
+            DamagedCheckpoint: the store cannot be read any more.
             torch.OutOfMemoryError: the device has less memory than the plan counts on.
         """
         planned = self._plan.component(name)
         if planned.placement == Placement.NATIVE:
             self._held[name] = self._left_to_backend(network, planned)
             return
+        if planned.is_narrow:
+            self._narrow(network, planned, store)
+            store = None
         self._held[name] = Residence(network, planned.placement, self._device)
-        if planned.placement != Placement.STREAMED:
+        if planned.placement == Placement.STREAMED:
+            if store:
+                self._stores[name] = store
+            self._stream(network, planned, used or network)
+        elif name == TRANSFORMER and self._plan.compiled:
+            self._stop_compiling = compile_blocks(block.module for block in self._blocks(network))
+
+    def _blocks(self, transformer: nn.Module) -> list[Atom]:
+        return block_atoms(transformer, self._block_lists)
+
+    def _narrow(self, transformer: nn.Module, planned: ComponentPlan, store: Store | None) -> None:
+        blocks = self._blocks(transformer)
+        if store is None:
+            narrow_blocks(blocks, planned.storage, native=planned.native, device=self._device)
             return
-        if store and planned.storage in NARROW:
+        try:
+            load_narrow(transformer, blocks, store, planned.storage, native=planned.native, device=self._device)
+        finally:
+            store.close()
+
+    def _stream(self, network: nn.Module, planned: ComponentPlan, used: nn.Module) -> None:
+        if planned.name != TRANSFORMER:
+            self._others[planned.name] = StreamedModule(used, sequence_atoms(used))
+            return
+        check_resident(planned, len(self._blocks(network)))
+        holding = Holding(
+            resident=frozenset(planned.resident),
+            block_bytes=self._plan.block_bytes,
+            storage=planned.storage,
+            native=planned.native,
+            hoist=self._plan.hoist_modulation,
+            compiled=self._plan.compiled,
+        )
+        self._transformer = StreamedTransformer(
+            network, self._block_lists, holding, self._device, atoms=self._layers(network)
+        )
+
+    def _layers(self, transformer: nn.Module) -> list[Atom] | None:
+        """In the order they run, if that is what is to be streamed."""
+        run_once = self._run_once
+        if self._plan.unit != TransferUnit.LAYER:
+            return None
+        if run_once is None:
             raise ContradictoryWishes(
-                f"the weights of {name!r} are to wait on the disk and to be held as {planned.storage.value}",
-                hint="choose a wide --precision, or leave more RAM with --ram",
+                f"the backend {self._plan.backend!r} cannot say in which order layers run", hint="stream whole blocks"
             )
-        if name == "transformer":
-            holding = Holding(
-                resident=frozenset(planned.resident),
-                storage=planned.storage,
-                native=planned.native,
-                hoist=self._plan.hoist_modulation,
-            )
-            self._transformer = StreamedTransformer(network, self._block_lists, holding, self._device)
-        else:
-            part = used or network
-            self._others[name] = StreamedModule(part, sequence_atoms(part))
-        if store:
-            self._stores[name] = store
+        return layer_atoms(transformer, lambda: run_once(transformer))
 
     def _left_to_backend(self, network: nn.Module, planned: ComponentPlan) -> Residence:
         own = self._own_offload
@@ -145,8 +207,8 @@ class Residences:
             return
         every = [part for own in parts.values() for part in own]
         self._arena = arena = arena_for(every, self._plan.ring_bytes, self._device, parks=self._plan.park_for_decode)
-        pinned = self._plan.waiting == Waiting.PINNED
         for name, own in parts.items():
+            pinned = self._plan.component(name).waiting == Waiting.PINNED
             for part in own:
                 part.attach(arena, store=self._stores.get(name), make_source=HostUnits if pinned else StagedUnits)
 
@@ -187,12 +249,21 @@ class Residences:
         self._transformer.select(rows)
 
     def close(self) -> None:
-        """Drop the weights, on the device and in RAM."""
+        """Drop the weights, on the device and in RAM, and close their files."""
+        if self._transformer:
+            self._transformer.stop_compiling()
+        if self._stop_compiling:
+            self._stop_compiling()
+        if self._plan.compiled:
+            # Nothing that was compiled for one way of attention may serve a plan with another, and torch does not ask.
+            torch.compiler.reset()
         for part in [*(self._transformer.parts if self._transformer else ()), *self._others.values()]:
             part.drop()
         self._transformer = None
         self._others.clear()
         self._held.clear()
+        for store in self._stores.values():
+            store.close()
         self._stores.clear()
-        self._own_offload = None
+        self._own_offload = self._run_once = self._stop_compiling = None
         self._arena = None

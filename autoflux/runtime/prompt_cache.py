@@ -26,7 +26,7 @@ from autoflux.errors import OutputUnwritable, UsageError
 from autoflux.files import write_atomic
 from autoflux.models.values import Model
 from autoflux.paths import cache_dir
-from autoflux.planning.values import Plan
+from autoflux.planning.values import Placement, Plan
 from autoflux.units import GIB, MIB, parse_bytes
 
 if TYPE_CHECKING:
@@ -245,9 +245,21 @@ def encoder_identity(model: Model, plan: Plan) -> str:
         "precisions": sorted(precisions),
         "text_tokens": model.defaults.text_tokens,
         "backend": plan.backend,
-        "device": plan.device.partition(":")[0],
+        "device": _devices(plan),
     }
     return _sha256(facts)
+
+
+def _devices(plan: Plan) -> str | dict[str, str]:
+    """The kind of device that encodes prompts; of each encoder, if they differ.
+
+    Another kind rounds differently. Where weights wait for it changes nothing.
+    """
+    device = plan.device.partition(":")[0]
+    encoders = (c for c in plan.components if c.name.startswith(ENCODERS))
+    by_name = {c.name: "cpu" if c.placement == Placement.HOST else device for c in encoders}
+    kinds = set(by_name.values())
+    return by_name if len(kinds) > 1 else kinds.pop()
 
 
 def _encoder_files(model: Model) -> list[tuple[str, int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -38,12 +38,18 @@ class Store(Protocol):
     def read(self, unit: Unit, target: Tensor) -> None:
         """Write the unit's bytes into `target` (uint8, at least its size)."""
 
+    def close(self) -> None:
+        """Nothing is read any more."""
+
 
 class ModuleStore:
     """The module's own tensors, as long as they are not re-pointed."""
 
     def read(self, unit: Unit, target: Tensor) -> None:
         unit.write(target)
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 class KeptStore:
@@ -56,6 +62,10 @@ class KeptStore:
         for view, piece in zip(unit.views(target), unit.pieces, strict=True):
             # Tensors outside these units are read before they are re-pointed.
             view.copy_(self._kept.get(id(piece.tensor), piece.tensor.data))
+
+    def close(self) -> None:
+        """Let go of them."""
+        self._kept.clear()
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,16 @@ def _joined(
         begin, nbytes = place.offset + part.start * row_bytes, (part.stop - part.start) * row_bytes
         places.append(replace(place, offset=begin, nbytes=nbytes))
     return tuple(places) if sum(part.stop - part.start for part in parts) == shape[0] else ()
+
+
+def read_tensors_of(store: Store, tensors: Iterable[Tensor]) -> None:
+    """Give each of the tensors its bytes from the store, in memory of its own, so that each can be freed by itself."""
+    for tensor in tensors:
+        piece = Piece(tensor, 0)
+        unit = Unit((), (piece,), piece.nbytes)
+        memory = torch.empty(piece.nbytes, dtype=torch.uint8)
+        store.read(unit, memory)
+        unit.point_at(memory)
 
 
 def make_empty(network: nn.Module, dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ from autoflux.runtime.modulation import Modulation
 from autoflux.runtime.quantized import quantize_linears
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits
-from autoflux.runtime.stores import Store
+from autoflux.runtime.stores import Store, read_tensors_of
 from autoflux.runtime.streamer import MakeSource, Streamer
 from autoflux.runtime.units import Atom, block_atoms, make_units, rest_of
 
@@ -25,7 +25,7 @@ NARROW = (Precision.FLOAT8, Precision.INT8)
 class StreamedModule:
     """A module cut into units, which `attach` puts under a streamer.
 
-    What lies outside the atoms, and the units numbered in `resident`, will stay on the device.
+    What lies outside the atoms, and the atoms numbered in `resident`, will stay on the device.
     """
 
     def __init__(
@@ -38,8 +38,10 @@ class StreamedModule:
         wraps: bool = False,
     ) -> None:
         self.module = module
-        self.units = make_units(atoms, block_bytes)
-        self.resident = frozenset(resident)
+        self.units = make_units(atoms, block_bytes, alone=resident)
+        staying = {atoms[i].module for i in resident}
+        self.resident = frozenset(i for i, unit in enumerate(self.units) if unit.atoms[0].module in staying)
+        """Numbers of the units that stay."""
         self._wraps = wraps
         self._streamer: Streamer | None = None
 
@@ -86,9 +88,9 @@ class Holding:
     """How a transformer's weights are held and computed with."""
 
     resident: frozenset[int] = frozenset()
-    """Numbers of the units that stay on the device."""
+    """Numbers of the blocks that stay on the device."""
     block_bytes: int = 0
-    """What one copy moves at least; 0 for a block."""
+    """Blocks that follow each other are copied together as long as they are no larger than this; 0 for one by one."""
     storage: Precision = Precision.BFLOAT16
     native: bool = False
     """Multiply in the narrow format."""
@@ -102,6 +104,9 @@ class StreamedTransformer:
 
     With hoisting, call `modulation` with the embeddings of all steps of a picture, and `select` rows of what it gives
     before each pass. `detach` puts everything back but the precision of the weights.
+
+    `atoms`, if given, are the layers of the transformer as it came, in the order they run: they are streamed instead of
+    whole blocks. With hoisting only those inside of blocks are, because others make the embeddings.
     """
 
     def __init__(
@@ -117,9 +122,10 @@ class StreamedTransformer:
         self._blocks = block_atoms(transformer, block_lists)
         self._modulation = Modulation.taken_from(self._blocks) if holding.hoist else None
         if holding.storage in NARROW:
-            _narrow(self._blocks, holding, device)
+            narrow_blocks(self._blocks, holding.storage, native=holding.native, device=device)
+        streamed = self._layers(transformer, atoms) if atoms else self._blocks
         self.blocks = StreamedModule(
-            transformer, atoms or self._blocks, resident=holding.resident, block_bytes=holding.block_bytes, wraps=True
+            transformer, streamed, resident=self._resident(streamed), block_bytes=holding.block_bytes, wraps=True
         )
         self.parts = [self.blocks]
         if self._modulation:
@@ -127,6 +133,20 @@ class StreamedTransformer:
         self._stop_compiling: Callable[[], None] | None = None
         if holding.compiled:
             self._stop_compiling = compile_blocks(block.module for block in self._blocks)
+
+    def _layers(self, transformer: nn.Module, atoms: Iterable[Atom]) -> list[Atom]:
+        """What is in the places of these layers now, when modulation was taken out and linears were narrowed."""
+        names = [atom.name for atom in atoms if not self.holding.hoist or self._number(atom) is not None]
+        return [Atom(name, transformer.get_submodule(name)) for name in names]
+
+    def _resident(self, atoms: Sequence[Atom]) -> frozenset[int]:
+        """Numbers of the atoms that are, or lie in, blocks that stay."""
+        return frozenset(i for i, atom in enumerate(atoms) if self._number(atom) in self.holding.resident)
+
+    def _number(self, atom: Atom) -> int | None:
+        """Of the block that the atom is or lies in."""
+        inside = (i for i, block in enumerate(self._blocks) if f"{atom.name}.".startswith(f"{block.name}."))
+        return next(inside, None)
 
     def attach(self, arena: Arena) -> None:
         """Move the weights to where they will be."""
@@ -145,10 +165,15 @@ class StreamedTransformer:
         assert self._modulation is not None, "not hoisted"  # noqa: S101
         self._modulation.select(rows)
 
-    def detach(self) -> None:
-        """Put everything back as it was, but for the precision of the weights."""
+    def stop_compiling(self) -> None:
+        """From now on blocks run as they were written."""
         if self._stop_compiling:
             self._stop_compiling()
+            self._stop_compiling = None
+
+    def detach(self) -> None:
+        """Put everything back as it was, but for the precision of the weights."""
+        self.stop_compiling()
         for part in reversed(self.parts):
             part.detach()
         if self._modulation:
@@ -167,9 +192,34 @@ def arena_for(parts: Iterable[StreamedModule], ring_bytes: int, device: torch.de
     )
 
 
-def _narrow(blocks: Iterable[Atom], holding: Holding, device: torch.device) -> None:
+def narrow_blocks(blocks: Iterable[Atom], storage: Precision, *, native: bool, device: torch.device) -> None:
+    """Hold the matrices of these blocks in 8 bits, but for the modulation; computed on `device`, where they lay.
+
+    Layer after layer lets go of its wide weights, so that memory peaks at the wide ones and one narrow layer.
+    """
     for block in blocks:
-        quantize_linears(block.module, holding.storage, native=holding.native, keep=_stays_wide, device=device)
+        quantize_linears(block.module, storage, native=native, keep=_stays_wide, device=device)
+
+
+def load_narrow(
+    transformer: nn.Module,
+    blocks: Sequence[Atom],
+    store: Store,
+    storage: Precision,
+    *,
+    native: bool,
+    device: torch.device,
+) -> None:
+    """Fill a transformer that has no weights yet, and hold it as `narrow_blocks` does.
+
+    Block after block is read and narrowed, so that RAM peaks at the narrow weights and one wide block.
+    """
+    # The units must not outlive this line: they would keep the wide weights.
+    rest = rest_of(transformer, make_units(blocks, 0))
+    for block in blocks:
+        read_tensors_of(store, (*block.module.parameters(), *block.module.buffers()))
+        narrow_blocks([block], storage, native=native, device=device)
+    read_tensors_of(store, (piece.tensor for piece in rest.pieces) if rest else ())
 
 
 def _stays_wide(name: str, _linear: nn.Linear) -> bool:

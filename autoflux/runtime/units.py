@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -100,24 +100,25 @@ def _cut(name: str, module: nn.Module) -> Iterator[Atom]:
             yield from _cut(full, child)
 
 
-def make_units(atoms: Sequence[Atom], block_bytes: int) -> list[Unit]:
-    """Join consecutive atoms as long as they stay within `block_bytes`; a larger atom is a unit by itself.
+def make_units(atoms: Sequence[Atom], block_bytes: int, *, alone: Collection[int] = ()) -> list[Unit]:
+    """Join consecutive atoms as long as they stay within `block_bytes`; a larger atom is a unit by itself, and so is
+    each of those numbered in `alone`.
 
     Raises:
         ContradictoryWishes: two atoms share a tensor, which can be in one place only.
     """
     units: list[list[Atom]] = []
     held = 0
-    for atom in atoms:
+    for i, atom in enumerate(atoms):
         size = sum(aligned(_nbytes(tensor)) for tensor in _tensors(atom.module))
         if size == 0:
             continue
-        if units and held + size <= block_bytes:
+        if units and held + size <= block_bytes and i not in alone:
             units[-1].append(atom)
             held += size
         else:
             units.append([atom])
-            held = size
+            held = block_bytes if i in alone else size
     made = [_unit(members) for members in units]
     _check_apart(made)
     return made

@@ -8,13 +8,16 @@ from autoflux import Offload, Placement, Plan, Waiting
 def streamed(plan: Plan, *, resident=(), waiting="pinned", hoist=True) -> Plan:
     """Everything streamed, but for those blocks of the transformer; what stays leaves the device for the decode."""
     parts = tuple(
-        component.replace(placement=Placement.STREAMED, resident=resident if component.name == "transformer" else ())
+        component.replace(
+            placement=Placement.STREAMED,
+            waiting=Waiting(waiting),
+            resident=resident if component.name == "transformer" else (),
+        )
         for component in plan.components
     )
     return plan.replace(
         offload=Offload.STREAM,
         components=parts,
-        waiting=Waiting(waiting),
         ring_bytes=400_000,
         hoist_modulation=hoist,
         park_for_decode=hoist,
@@ -25,3 +28,8 @@ def native(plan: Plan, backend: str) -> Plan:
     """Everything left to the backend."""
     parts = tuple(component.replace(placement=Placement.NATIVE) for component in plan.components)
     return plan.replace(backend=backend, offload=Offload.NATIVE, components=parts)
+
+
+def changed(plan: Plan, names=("transformer",), **fields: object) -> Plan:
+    """With those fields of the components of those names."""
+    return plan.replace(components=tuple(c.replace(**fields) if c.name in names else c for c in plan.components))

@@ -20,6 +20,7 @@ from autoflux import (
     Order,
     PluginFailure,
     Precision,
+    UnsupportedModel,
     Wishes,
 )
 from autoflux.api import find_model
@@ -348,9 +349,14 @@ def test_weights_that_are_not_a_flux_transformer_s_are_refused(tiny_copy, damage
     tensors = load_file(file)
     damage(tensors)
     save_file(tensors, file)
-    model = find_model(str(tiny_copy), load_plugins(entry_points=False))
-    with pytest.raises(DamagedCheckpoint, match="transformer"):
+
+    def load():
+        model = find_model(str(tiny_copy), load_plugins(entry_points=False))
         DiffSynthBackend().build(plan, model, lambda _stage, _share: None)
+
+    # Most are seen when stock is taken of the files; DiffSynth cannot read scales.
+    with pytest.raises((DamagedCheckpoint, UnsupportedModel), match="transformer"):
+        load()
 
 
 def test_a_rotary_embedding_that_the_configuration_asks_for(tmp_path):

@@ -116,13 +116,12 @@ def test_streamed_from_a_file_it_draws_the_same(folder, drawn, tmp_path, write, 
     model = stock(file, folder)
     with autoflux.load(str(folder), wishes=Wishes(device="cpu")) as session:
         plan = session.plan
-    parts = tuple(c.replace(placement=Placement.STREAMED) for c in plan.components)
+    parts = tuple(c.replace(placement=Placement.STREAMED, waiting=waiting) for c in plan.components)
     plan = plan.replace(
         model_path=model.path,
         model_revision=model.revision,
         offload=Offload.STREAM,
         components=parts,
-        waiting=waiting,
         ring_bytes=400_000,
     )
     with autoflux.load(str(file), base=str(folder), plan=plan) as session:

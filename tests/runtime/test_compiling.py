@@ -53,6 +53,14 @@ def test_hooks_stay_outside():
     assert seen == [False] * 18
 
 
+def test_inputs_of_many_kinds_are_no_error():
+    chain, backend = Chain((16, 16)), Counting()
+    compile_blocks(chain.layers, backend=backend)
+    for dimensions in range(1, 13):
+        assert chain(torch.ones((1,) * dimensions + (16,))).dim() == dimensions + 1
+    assert len(backend.graphs) == 12
+
+
 def test_undoing_leaves_no_attribute():
     chain = Chain((16, 16))
     before = [dict(vars(layer)) for layer in chain.layers]

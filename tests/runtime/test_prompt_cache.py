@@ -23,7 +23,7 @@ from safetensors.torch import save
 from autoflux.api import find_model, open_session, plan_for
 from autoflux.errors import UsageError
 from autoflux.models.values import Precision
-from autoflux.planning.values import Wishes
+from autoflux.planning.values import Placement, Wishes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.prompt_cache import (
     DISK_BYTES,
@@ -154,6 +154,23 @@ def test_what_does_not_change_the_encoding_does_not_change_the_key(tiny_copy):
     others = [transformer if c.name == "transformer" else c for c in plan.components]
     changed = plan.replace(device="cuda:1", max_batch=7, components=tuple(others))
     assert encoder_identity(model.replace(name="other"), changed) == before
+
+
+def test_it_counts_what_computes_the_encoders_not_where_they_wait():
+    model, plan = fake_model(), fake_plan()
+
+    def identity(device: str, placement: Placement, *names: str) -> str:
+        parts = [c.replace(placement=placement) if c.name in names else c for c in plan.components]
+        return encoder_identity(model, plan.replace(device=device, components=tuple(parts)))
+
+    encoders = [c.name for c in plan.components if c.name.startswith("text_encoder")]
+    on_card, on_host = identity("cuda", Placement.DEVICE), identity("cpu", Placement.DEVICE)
+    assert identity("cuda", Placement.STREAMED, *encoders) == on_card
+    assert identity("cuda", Placement.HOST, "vae") == on_card
+    assert identity("cuda", Placement.HOST, *encoders) == identity("cpu", Placement.HOST, *encoders) == on_host
+    # One of several on the processor gives something else than all there, or all on the card.
+    apart = [identity("cuda", Placement.HOST, name) for name in encoders if len(encoders) > 1]
+    assert len({on_card, on_host, *apart}) == 2 + len(apart)
 
 
 def test_weights_of_the_same_layout_are_told_apart(opened, tiny_copy):

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
 from autoflux.models.values import Precision
 from autoflux.planning.schedule import aligned
+from autoflux.planning.values import Placement
 from autoflux.runtime.order import layer_atoms
+from autoflux.runtime.placement import Residence
 from autoflux.runtime.quantized import QuantizedLinear, quantize_linears
-from autoflux.runtime.streaming import Holding, StreamedModule, StreamedTransformer, arena_for
-from autoflux.runtime.units import sequence_atoms
+from autoflux.runtime.stores import KeptStore
+from autoflux.runtime.streaming import (
+    Holding,
+    StreamedModule,
+    StreamedTransformer,
+    arena_for,
+    load_narrow,
+    narrow_blocks,
+)
+from autoflux.runtime.units import Unit, block_atoms, make_units, rest_of, sequence_atoms
 from tests.runtime.fakes import CPU, LISTS, tiny_inputs, tiny_transformer
 
 
@@ -89,3 +101,58 @@ def test_an_arena_has_room_for_what_stays_of_all_and_the_largest_that_passes():
 
 def _fake(value):
     return torch.empty_like(value) if isinstance(value, torch.Tensor) else value
+
+
+class WatchedStore:
+    """A store that knows how many bytes of what it has read are still there."""
+
+    def __init__(self, network) -> None:
+        self.kept = KeptStore([whole_of(network)])
+        self.given: list[tuple[weakref.ref, int]] = []
+        self.most = 0
+        self.closed = False
+
+    def read(self, unit, target) -> None:
+        self.kept.read(unit, target)
+        self.given += [(weakref.ref(piece.tensor), piece.nbytes) for piece in unit.pieces]
+        self.most = max(self.most, self.now)
+
+    @property
+    def now(self) -> int:
+        return sum(nbytes for tensor, nbytes in self.given if tensor() is not None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def whole_of(network) -> Unit:
+    found = rest_of(network, [])
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("storage", [Precision.INT8, Precision.FLOAT8])
+def test_weights_are_read_and_narrowed_block_by_block(storage):
+    network, wanted = tiny_transformer(), tiny_transformer()
+    narrow_blocks(block_atoms(wanted, LISTS), storage, native=False, device=CPU)
+    largest = max(unit.nbytes for unit in make_units(block_atoms(network, LISTS), 0))
+    store = WatchedStore(network)
+    wide = whole_of(network).nbytes
+    for parameter in network.parameters():
+        parameter.data = torch.full_like(parameter, torch.nan)
+    load_narrow(network, block_atoms(network, LISTS), store, storage, native=False, device=CPU)
+    assert network.state_dict().keys() == wanted.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor.float(), wanted.state_dict()[name].float()), name
+    # What stays wide, and one block: never the whole.
+    assert store.most <= store.now + largest < wide
+
+
+def test_what_the_processor_computes_stays_in_ram():
+    elsewhere = torch.device("meta")
+    layer, other = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    residence, on_device = Residence(layer, Placement.HOST, elsewhere), Residence(other, Placement.DEVICE, elsewhere)
+    assert (residence.device, on_device.device) == (CPU, elsewhere)
+    with residence.on_device() as module:
+        assert module(torch.ones(4)).device == CPU
+    assert other.weight.device == elsewhere

@@ -138,3 +138,18 @@ def test_a_tensor_in_two_units_is_refused_and_in_one_is_not():
     with pytest.raises(ContradictoryWishes, match=r"'layers\.0' and 'layers\.2' share a weight"):
         layer_units(chain)
     assert len(layer_units(chain, 1 << 20)[0].pieces) == 5
+
+
+@given(
+    widths=st.lists(st.integers(1, 40), min_size=2, max_size=12),
+    block_bytes=st.integers(0, 20_000),
+    alone=st.sets(st.integers(0, 11)),
+)
+def test_what_stays_is_a_unit_by_itself_and_nothing_is_joined_across_it(widths, block_bytes, alone):
+    atoms = block_atoms(Chain(widths), ["layers"])
+    alone = {i for i in alone if i < len(atoms)}
+    units = make_units(atoms, block_bytes, alone=alone)
+    assert [atom.name for unit in units for atom in unit.atoms] == [atom.name for atom in atoms]
+    by_themselves = {atoms[i].name for i in alone}
+    assert all(len(unit.atoms) == 1 for unit in units if unit.atoms[0].name in by_themselves)
+    assert not any(atom.name in by_themselves for unit in units for atom in unit.atoms[1:])
