@@ -11,9 +11,9 @@ from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
 from autoflux.planning.reasons import choices, rejection
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
-from autoflux.planning.streaming import pinned_bytes, streamed_bytes
+from autoflux.planning.streaming import hoists, pinned_bytes, streamed_bytes
 from autoflux.planning.timeline import copy_gb_per_s
-from autoflux.planning.values import Offload, Picture, Plan, Predicted, Profile, Quality, TransferUnit, Wishes
+from autoflux.planning.values import Picture, Plan, Predicted, Profile, Quality, Wishes
 from autoflux.planning.weights import component_bytes
 from autoflux.units import format_bytes
 
@@ -104,7 +104,7 @@ def _plan(
         offload=best.offload,
         components=held.components,
         ring_bytes=held.ring_bytes,
-        hoist_modulation=best.offload == Offload.STREAM and held.unit == TransferUnit.BLOCK,
+        hoist_modulation=hoists(held),
         tile_decode=held.tile_decode,
         park_for_decode=held.park_for_decode,
         unit=held.unit,

@@ -10,7 +10,7 @@ from autoflux.hardware.values import BlockKind
 from autoflux.models.values import Component, Model
 from autoflux.planning.schedule import Unit, aligned, choose_resident, pass_seconds
 from autoflux.planning.speed import KINDS
-from autoflux.planning.values import Arrangement, ComponentPlan, TransferUnit, Waiting
+from autoflux.planning.values import Arrangement, ComponentPlan, Placement, TransferUnit, Waiting
 from autoflux.planning.weights import component_bytes, modulation_in, rest_bytes, unit_bytes
 
 RING_UNITS = (1.0, 4 / 3, 2.0)
@@ -137,6 +137,13 @@ def staying_bytes(model: Model, arrangement: Arrangement) -> int:
     transformer = model.component("transformer")
     sizes = block_bytes_of(model, planned)
     return aligned(rest_bytes(transformer.rest, planned)) + sum(aligned(sizes[i]) for i in planned.resident)
+
+
+def hoists(arrangement: Arrangement) -> bool:
+    """Whether modulation is computed before the steps, so that its weights need not be there in them."""
+    return (
+        arrangement.component("transformer").placement == Placement.STREAMED and arrangement.unit == TransferUnit.BLOCK
+    )
 
 
 def block_bytes_of(model: Model, planned: ComponentPlan) -> list[int]:

@@ -102,7 +102,7 @@ class Wishes(Value, frozen=True, kw_only=True):
     """Components that the processor is to compute."""
     unit: TransferUnit | None = None
     block_bytes: int | None = None
-    """Least bytes of one copy: several blocks at once."""
+    """Most bytes of one copy of several blocks; a larger block is copied by itself."""
     batch: int | None = None
     """Pictures that must fit at once."""
     compiled: bool | None = None

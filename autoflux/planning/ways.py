@@ -63,7 +63,7 @@ def _check(wishes: Wishes) -> None:
 def _offloads(site: Site, wishes: Wishes, model: Model) -> Sequence[Offload]:
     if wishes.offload is not None:
         return (wishes.offload,)
-    if site.one_memory:
+    if site.one_memory or "transformer" in wishes.keep:
         return (Offload.NONE,)
     streamable = bool(model.component("transformer").blocks)
     ours = (Offload.NONE, Offload.COMPONENT, Offload.STREAM)
