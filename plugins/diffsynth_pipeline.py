@@ -10,7 +10,7 @@ import torch
 from autoflux import LoadProgress, Model, Plan
 
 from .diffsynth_offload import VramManagement
-from .diffsynth_transformer import BLOCK_LISTS, load_transformer, open_transformer
+from .diffsynth_transformer import BLOCK_LISTS, bare_transformer, load_transformer, open_transformer
 from .diffusers_loading import Library, load_components
 from .diffusers_pipeline import DiffusersPipeline, FluxState
 
@@ -22,6 +22,7 @@ DIFFSYNTH = Library(
     block_lists=BLOCK_LISTS,
     load=load_transformer,
     open=open_transformer,
+    bare=bare_transformer,
     own_offload=VramManagement.planned,
 )
 

@@ -52,7 +52,8 @@ class OpenPack:
         self._release = weakref.finalize(self, _let_go, use)
 
     def drop(self) -> None:
-        """Give it up as damaged: it is no pack any more, whoever else has it open."""
+        """Close it and give it up as damaged: it is no pack any more, whoever else has it open."""
+        self._release()
         self._shelf.drop(self.pack.key)
 
     def close(self) -> None:
@@ -120,7 +121,7 @@ class Shelf:
                 return
             partial = self.root / f".{key}.partial"
             try:
-                self._reserve(partial, nbytes)
+                self._reserve(key, partial, nbytes)
                 yield partial
                 shutil.rmtree(self.folder(key), ignore_errors=True)
                 partial.rename(self.folder(key))
@@ -148,11 +149,12 @@ class Shelf:
             self._unlink_index(key)
         self.remove(key)
 
-    def sweep(self) -> None:
-        """Delete what was left by processes that were ended, and packs of other versions."""
-        for folder in [*self.root.glob("*"), *self.root.glob(".*.partial")]:
+    def sweep(self, making: str = "") -> None:
+        """Delete what was left by processes that were ended, and packs of other versions; not what is just `making`."""
+        for folder in [*self.root.glob("[!.]*"), *self.root.glob(".*.partial")]:
             key = folder.name.removeprefix(".").removesuffix(".partial")
-            if folder.is_dir() and folder != self._locks and (folder.name != key or self.find(key) is None):
+            unfinished = folder.name != key or self.find(key) is None
+            if folder.is_dir() and folder != self._locks and key != making and unfinished:
                 self.remove(key)
 
     @property
@@ -161,10 +163,11 @@ class Shelf:
         files = (*self.root.glob(f"*/{WEIGHTS}"), *self.root.glob(f".*.partial/{WEIGHTS}"))
         return sum(file.stat().st_size for file in files if file.exists())
 
-    def _reserve(self, partial: Path, nbytes: int) -> None:
+    def _reserve(self, key: str, partial: Path, nbytes: int) -> None:
+        # One after the other, so that two do not both take what room there is.
         with FileLock(self._locks / "room.lock"):
             shutil.rmtree(partial, ignore_errors=True)
-            self.sweep_others(partial)
+            self.sweep(making=key)
             self._make_room(nbytes)
             partial.mkdir()
             with (partial / WEIGHTS).open("wb") as file:
@@ -172,12 +175,6 @@ class Shelf:
                     os.posix_fallocate(file.fileno(), 0, nbytes)
                 else:
                     file.truncate(nbytes)
-
-    def sweep_others(self, partial: Path) -> None:
-        """`sweep`, but for what this process makes: its own lock would not keep it from itself."""
-        for folder in self.root.glob(".*.partial"):
-            if folder != partial:
-                self.remove(folder.name.removeprefix(".").removesuffix(".partial"))
 
     def _make_room(self, nbytes: int) -> None:
         limit = limit_bytes(self.root)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoflux.errors import ContradictoryWishes
 from autoflux.planning.values import ComponentPlan, Placement, Plan, Waiting
+from autoflux.runtime.packed import PackStore
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.stores import Store
@@ -105,7 +106,7 @@ class Residences:
         self._held[name] = Residence(network, planned.placement, self._device)
         if planned.placement != Placement.STREAMED:
             return
-        if store and planned.storage in NARROW:
+        if store and planned.storage in NARROW and not isinstance(store, PackStore):
             raise ContradictoryWishes(
                 f"the weights of {name!r} are to wait on the disk and to be held as {planned.storage.value}",
                 hint="choose a wide --precision, or leave more RAM with --ram",

@@ -169,9 +169,10 @@ def arena_for(parts: Iterable[StreamedModule], ring_bytes: int, device: torch.de
 
 def _narrow(blocks: Iterable[Atom], holding: Holding, device: torch.device) -> None:
     for block in blocks:
-        quantize_linears(block.module, holding.storage, native=holding.native, keep=_stays_wide, device=device)
+        quantize_linears(block.module, holding.storage, native=holding.native, keep=stays_wide, device=device)
 
 
-def _stays_wide(name: str, _linear: nn.Linear) -> bool:
+def stays_wide(name: str, _linear: nn.Linear) -> bool:
+    """Whether a layer of a block, by its name in it, is not to be narrowed. `models.packs` goes by the same rule."""
     # The modulation is a few rows that every token feels; narrow it would cost quality and save no time.
     return "norm" in name
