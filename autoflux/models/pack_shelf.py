@@ -143,6 +143,17 @@ class Shelf:
             return False
         return not self.folder(key).exists()
 
+    def of_model(self, place: Path) -> list[Pack]:
+        """Those made from files in this folder, or from this file."""
+        real = place.resolve()
+        return [
+            pack
+            for pack in self.packs()
+            if any(
+                Path(file).is_relative_to(place) or Path(file).resolve().is_relative_to(real) for file in pack.sources
+            )
+        ]
+
     def drop(self, key: str) -> None:
         """Let a damaged pack not be taken for one any more; its bytes go once nobody reads them."""
         with contextlib.suppress(OSError):
@@ -237,13 +248,13 @@ class Shelf:
 
 
 def limit_bytes(root: Path) -> int:
-    """How many bytes all packs may take: `AUTOFLUX_PACK_LIMIT`, else 120 GiB or a quarter of the disk.
+    """How many bytes all packs may take: `AUTOFLUX_PACK_LIMIT` (0 for none), else 120 GiB or a quarter of the disk.
 
     Raises:
         UsageError: the variable is not a size.
     """
     if said := os.environ.get(LIMIT):
-        return parse_bytes(said)
+        return 0 if said.strip() == "0" else parse_bytes(said)
     return min(USUAL_LIMIT_BYTES, shutil.disk_usage(root).total // USUAL_SHARE)
 
 

@@ -19,8 +19,8 @@ from autoflux.models.values import Model
 from autoflux.runtime.parts import PartReader, files_of
 from autoflux.runtime.quantized import quantize
 
-OnBytes = Callable[[int], None]
-"""Called with the bytes of a pack that were written since the last call."""
+OnBytes = Callable[[int, int], None]
+"""Called with the bytes of a pack that were written since the last call, and those of the whole pack."""
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -50,7 +50,14 @@ def pack_component(
     nbytes = len(head) + sum(item.packed.nbytes for item in items)
     with shelf.making(key, nbytes) as folder:
         if folder:
-            tensors = _write(folder / WEIGHTS, head, items, recipe, on_bytes or (lambda _count: None), device)
+            tensors = _write(
+                folder / WEIGHTS,
+                head,
+                items,
+                recipe,
+                lambda count: on_bytes(count, nbytes) if on_bytes else None,
+                device,
+            )
             made = _index(recipe, model, key, nbytes, tensors)
             (folder / INDEX).write_text(made.to_json())
             flush(folder / INDEX)
@@ -83,7 +90,12 @@ def _index(recipe: Recipe, model: Model, key: str, nbytes: int, tensors: Sequenc
 
 
 def _write(
-    file: Path, head: bytes, items: Sequence[Item], recipe: Recipe, on_bytes: OnBytes, device: torch.device | None
+    file: Path,
+    head: bytes,
+    items: Sequence[Item],
+    recipe: Recipe,
+    on_bytes: Callable[[int], None],
+    device: torch.device | None,
 ) -> list[Packed]:
     """Write the weights into a file of full size; gives their places with checksums."""
     reader = PartReader(name for item in items for name in files_of(item.source))
@@ -122,7 +134,7 @@ def _read(reader: PartReader, source: Part, dtype: torch.dtype) -> Tensor:
     return wide
 
 
-def _write_pieces(file: BinaryIO, tensor: Tensor, on_bytes: OnBytes) -> tuple[int, ...]:
+def _write_pieces(file: BinaryIO, tensor: Tensor, on_bytes: Callable[[int], None]) -> tuple[int, ...]:
     data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     checksums = []
     for first in range(0, len(data), PIECE_BYTES):
