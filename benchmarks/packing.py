@@ -140,7 +140,8 @@ def read_pack(component: Component, storage: Precision, shelf: Shelf, key: str) 
     with accelerate.init_empty_weights(include_buffers=False):
         network = FluxTransformer2DModel.from_config(component.config)
     opened = shelf.open(key)
-    assert opened
+    if opened is None:
+        raise RuntimeError("the pack has gone")
     planned = ComponentPlan(
         name="transformer", storage=storage, arithmetic=Precision.BFLOAT16, placement=Placement.DEVICE
     )

@@ -104,7 +104,6 @@ def test_rm_removes_the_packs_of_a_downloaded_model(tiny_copy, tmp_path, shelf, 
     refs.mkdir()
     (refs / "main").write_text("a" * 40)
     assert len(asked(capsys, "pack", "someone/tiny")["packs"]) == 4
-    assert len(asked(capsys, "verify", "someone/tiny")["packs"]) == 4
     assert len(asked(capsys, "rm", "someone/tiny", "--yes")["packs"]["removed"]) == 4
     assert shelf.packs() == []
     assert not snapshot.exists()
