@@ -11,6 +11,7 @@ from .cli.output import succeed as succeed
 from .errors import AutofluxError as AutofluxError
 from .errors import ContradictoryWishes as ContradictoryWishes
 from .errors import DamagedCheckpoint as DamagedCheckpoint
+from .errors import DamagedPack as DamagedPack
 from .errors import DeviceUnavailable as DeviceUnavailable
 from .errors import DoesNotFit as DoesNotFit
 from .errors import InvalidRequest as InvalidRequest
@@ -28,6 +29,7 @@ from .hardware.values import DeviceKind as DeviceKind
 from .hardware.values import Hardware as Hardware
 from .hookspecs import hookimpl as hookimpl
 from .models.checkpoints import locate as locate
+from .models.pack_shelf import OpenPack as OpenPack
 from .models.request import Order as Order
 from .models.request import Request as Request
 from .models.values import Component as Component
@@ -54,6 +56,8 @@ from .planning.values import Waiting as Waiting
 from .planning.values import Wishes as Wishes
 from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
 from .runtime.attention import attending as attending
+from .runtime.packed import load_packed as load_packed
+from .runtime.packed import open_pack as open_pack
 from .runtime.parts import leave_parts_on_disk as leave_parts_on_disk
 from .runtime.parts import load_parts as load_parts
 from .runtime.pipeline import Backend as Backend

@@ -14,6 +14,7 @@ AutofluxError                 exit 1
 ├── UnsafeCheckpoint                   weights in a format that can run code (pickle)
 ├── DamagedCheckpoint                  weights or configuration that cannot be right
 ├── DamagedFile                        a saved plan, probe, profile or cache that cannot be read
+│   └── DamagedPack                    packed weights that are not what was written
 ├── MissingExtra                       an optional package is needed; the hint is the pip command
 ├── PluginConflict                     two plugins registered the same name
 ├── PluginFailure                      a plugin broke a promise of its interface
@@ -125,6 +126,10 @@ class DamagedCheckpoint(AutofluxError):
 
 class DamagedFile(AutofluxError):
     code = "damaged_file"
+
+
+class DamagedPack(DamagedFile):
+    code = "damaged_pack"
 
 
 class MissingExtra(AutofluxError):

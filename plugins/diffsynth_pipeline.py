@@ -10,7 +10,7 @@ import torch
 from autoflux import LoadProgress, Model, Plan, attending
 
 from .diffsynth_offload import VramManagement
-from .diffsynth_transformer import BLOCK_LISTS, load_transformer, open_transformer
+from .diffsynth_transformer import BLOCK_LISTS, bare_transformer, load_transformer, open_transformer
 from .diffusers_loading import Library, load_components
 from .diffusers_pipeline import DiffusersPipeline, FluxState
 
@@ -37,6 +37,7 @@ DIFFSYNTH = Library(
     block_lists=BLOCK_LISTS,
     load=load_transformer,
     open=open_transformer,
+    bare=bare_transformer,
     own_offload=VramManagement.planned,
     run_once=_run_once,
     attending=attending,

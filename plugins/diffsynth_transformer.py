@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from autoflux import FileStore, Rows, cache_dir, leave_on_disk, weight_shapes
+from autoflux import Component, FileStore, OpenPack, Rows, cache_dir, leave_on_disk, weight_shapes
 
 from . import diffusers_loading  # noqa: F401 — sets what diffusers and transformers, which DiffSynth imports, read
 
@@ -143,6 +143,20 @@ def load_transformer(place: Path, dtype: torch.dtype) -> tuple[SizedDiT, None]:
     finally:
         store.close()
     return dit, None
+
+
+def bare_transformer(opened: OpenPack, component: Component) -> tuple[SizedDiT, Mapping[str, Sequence[Rows]]]:
+    """The transformer without weights, and what its tensors are made of in a pack, which has diffusers' names.
+
+    Raises:
+        ValueError, KeyError: the pack is not of a FLUX transformer.
+    """
+    shapes = {packed.name: packed.shape for packed in opened.pack.tensors if not packed.name.endswith("_scale")}
+    weights = joined_weights(shapes)
+    axes = component.config.get("axes_dims_rope", ROTARY_AXES)
+    with torch.device("meta"):
+        dit = SizedDiT(Sizes.of(weights, axes))
+    return dit, {name: joined.rows for name, joined in weights.items()}
 
 
 def joined_weights(shapes: Shapes) -> dict[str, Joined]:

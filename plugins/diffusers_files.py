@@ -17,7 +17,7 @@ def load_network(kind: Any, component: Component, dtype: torch.dtype) -> tuple[t
     Raises:
         DamagedCheckpoint: a file has changed or cannot be read any more.
     """
-    network = _bare(kind, component.config)
+    network = bare_network(kind, component.config)
     # As `from_pretrained` does: T5 overflows in float16.
     careful = (getattr(kind, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
     load_parts(network, locate(component), dtype, float32=careful)
@@ -30,12 +30,12 @@ def open_network(kind: Any, component: Component, dtype: torch.dtype) -> tuple[t
     Raises:
         DamagedCheckpoint: a file has changed or cannot be read any more.
     """
-    network = _bare(kind, component.config)
+    network = bare_network(kind, component.config)
     store = leave_parts_on_disk(network, locate(component), dtype)
     return network.eval().requires_grad_(requires_grad=False), store
 
 
-def _bare(kind: Any, config: dict[str, Any]) -> torch.nn.Module:
+def bare_network(kind: Any, config: dict[str, Any]) -> torch.nn.Module:
     """A network whose parameters take no memory."""
     with accelerate.init_empty_weights(include_buffers=False):
         if issubclass(kind, diffusers.ModelMixin):

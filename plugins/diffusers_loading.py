@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,20 +16,26 @@ from autoflux import (
     DEFAULT_ATTENTION,
     TILE_PIXELS,
     Component,
+    ComponentPlan,
     DamagedCheckpoint,
+    DamagedPack,
     Family,
     Layout,
     LoadProgress,
     Model,
+    OpenPack,
     OwnOffload,
     Placement,
     Plan,
     Precision,
     Residences,
+    Rows,
     Store,
     UnsupportedModel,
     Waiting,
     leave_on_disk,
+    load_packed,
+    open_pack,
 )
 
 # Both are read when the libraries are imported.
@@ -75,6 +81,8 @@ class Library:
     """Makes the transformer with its weights in RAM."""
     open: MakeNetwork
     """Makes it without, and what reads them when they are needed."""
+    bare: Callable[[OpenPack, Component], tuple[torch.nn.Module, Mapping[str, Sequence[Rows]] | None]]
+    """Makes it without weights, for a pack; and what its tensors are put together of, if of several in the pack."""
     own_offload: Callable[[Plan], OwnOffload]
     run_once: Callable[[Any], object]
     """Calls the transformer with small inputs, to see in which order its layers run."""
@@ -107,7 +115,13 @@ def load_components(plan: Plan, model: Model, progress: LoadProgress, library: L
             hint="use another FLUX.1, such as flux.1-dev",
         )
     library = library or DIFFUSERS
-    loaded = assemble(_networks(plan, model, progress, library), plan, Path(model.parts_path), library)
+    parts_path = Path(model.parts_path)
+    try:
+        loaded = assemble(_networks(plan, model, progress, library), plan, parts_path, library)
+    except DamagedPack:
+        loaded = None  # what was loaded is let go before it is loaded again
+    if loaded is None:
+        loaded = assemble(_networks(plan, model, progress, library, packed=False), plan, parts_path, library)
     if model.layout != Layout.FOLDER:
         # That of the base may be for another family.
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(model.scheduler)
@@ -149,7 +163,7 @@ def assemble(
 
 
 def _networks(
-    plan: Plan, model: Model, progress: LoadProgress, library: Library
+    plan: Plan, model: Model, progress: LoadProgress, library: Library, *, packed: bool = True
 ) -> Iterator[tuple[str, torch.nn.Module, Store | None]]:
     folder, done = Path(model.path), 0
     for component in model.components:
@@ -158,9 +172,13 @@ def _networks(
         on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
         # What is to be narrow is read block by block, when it is narrowed.
         narrowed = planned.is_narrow and planned.placement != Placement.NATIVE
-        make = _maker(component, folder, library, unread=on_disk or narrowed)
+        opened = open_pack(component, planned) if packed else None
         with _damage_named(_place(component, folder)):
-            network, store = make(DTYPES[planned.arithmetic])
+            if opened:
+                network, store = _from_pack(opened, component, planned, torch.device(plan.device), library)
+            else:
+                make = _maker(component, folder, library, unread=on_disk or narrowed)
+                network, store = make(DTYPES[planned.arithmetic])
         yield component.name, network, store
         done += component.disk_bytes
 
@@ -178,6 +196,17 @@ def _maker(
         make = diffusers_files.open_network if unread else diffusers_files.load_network
         return partial(make, _NETWORKS[component.name], component)
     return partial(_open_network if unread else _load_network, place)
+
+
+def _from_pack(
+    opened: OpenPack, component: Component, planned: ComponentPlan, device: torch.device, library: Library
+) -> tuple[torch.nn.Module, Store | None]:
+    network, joined = (library if component.name == "transformer" else DIFFUSERS).bare(opened, component)
+    return load_packed(network, opened, planned, device, joined)
+
+
+def _bare_network(_opened: OpenPack, component: Component) -> tuple[torch.nn.Module, None]:
+    return diffusers_files.bare_network(_NETWORKS[component.name], component.config), None
 
 
 def _place(component: Component, folder: Path) -> Path:
@@ -264,6 +293,7 @@ DIFFUSERS = Library(
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     load=_load_network,
     open=_open_network,
+    bare=_bare_network,
     own_offload=GroupOffload,
     run_once=_run_once,
     attending=_attending,

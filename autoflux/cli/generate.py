@@ -9,7 +9,7 @@ import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from autoflux.api import Prepared, find_model, open_session, prepare
-from autoflux.cli.options import model_option, order_options
+from autoflux.cli.options import model_option, no_pack_option, order_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.plan import summary
 from autoflux.cli.saved import saved_plan_option
@@ -32,6 +32,7 @@ from autoflux.units import format_seconds
     help="PNG file to write, replaced if it exists, or a folder. Several pictures get their seed in the name.",
 )
 @model_option
+@no_pack_option
 @saved_plan_option()
 @wishes_options
 @json_option

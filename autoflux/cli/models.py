@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-SUBCOMMANDS = ("list", "show", "pull", "verify", "rm")
+SUBCOMMANDS = ("list", "show", "pull", "verify", "pack", "rm")
 """Each is `command` in a module `autoflux.cli.models_NAME`, in the order of the help page."""
 
 
@@ -23,4 +23,4 @@ class Models(click.Group):
         return found
 
 
-command = Models("models", help="List, describe, download, verify and remove models.")
+command = Models("models", help="List, describe, download, verify, pack and remove models.")

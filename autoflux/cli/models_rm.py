@@ -6,11 +6,13 @@ import click
 
 from autoflux.cli import interrupt
 from autoflux.cli.models_options import source_option, the_one
+from autoflux.cli.models_pack import remove_packs, tell_removed
 from autoflux.cli.output import json_option, stderr, stdout, succeed
 from autoflux.errors import UsageError
 from autoflux.models.hubs.remove import Removal, plan_removal, remove
 from autoflux.models.hubs.stores import stores
 from autoflux.models.hubs.values import Source
+from autoflux.models.pack_shelf import Shelf
 from autoflux.units import format_bytes
 
 
@@ -20,18 +22,21 @@ from autoflux.units import format_bytes
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def command(*, name: str, source: Source | None, yes: bool, as_json: bool) -> None:
-    """Delete all revisions of a model from its hub's cache. Files that other models link to stay."""
+    """Delete all revisions of a model from its hub's cache, and its packs. Files that other models link to stay."""
     known = stores()
     model = the_one(name, source, known)
     planned = plan_removal(model, known)
     if not yes and not _agreed(planned, as_json=as_json):
         stderr.print("nothing was removed", style="dim")
         return
+    # Before the files that tell whose they are go.
+    packs = remove_packs(Shelf().of_model(known[model.source].folder(model.repo_id)))
     removed = remove(model, known)
     if as_json:
-        succeed(removed.to_data())
+        succeed({**removed.to_data(), "packs": packs.to_data()})
         return
     stdout.print(f"removed {removed.name}: {format_bytes(removed.freed_bytes)} freed", markup=False)
+    tell_removed(packs)
     for path in removed.kept:
         stderr.print(f"kept, since another model links to it: {path}", markup=False, soft_wrap=True)
 

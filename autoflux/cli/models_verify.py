@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from autoflux.cli.models_options import byte_progress, source_option, the_one
+from autoflux.cli.models_verify_packs import check_packs, show_packs
 from autoflux.cli.output import json_option, stderr, stdout, succeed
 from autoflux.models.hubs.cached import CachedModel
 from autoflux.models.hubs.stores import stores
 from autoflux.models.hubs.values import RemoteFile, Source
 from autoflux.models.hubs.verify import Verification, expected_files, verify
+from autoflux.plugin_manager import Plugins
 from autoflux.units import format_bytes
 
 
 @click.command("verify")
-@click.argument("name", metavar="NAME|ID")
+@click.argument("name", metavar="NAME|ID|PATH")
 @source_option
 @json_option
 @click.pass_context
 def command(ctx: click.Context, *, name: str, source: Source | None, as_json: bool) -> None:
-    """Read every file of a model and compare it with what its hub promised. Exits with 1 if one has changed."""
-    verification = _read(the_one(name, source, stores()))
+    """Read every file of a model and compare it with what its hub promised, and its packs with what was written.
+
+    Of a model that is from no hub only the packs are read. Exits with 1 if anything has changed.
+    """
+    place, verification = _place(name, ctx.obj), None
+    if place is None:
+        model = the_one(name, source, stores())
+        place, verification = stores()[model.source].folder(model.repo_id), _read(model)
+    packs = check_packs(place)
+    faulty = bool(verification and verification.faulty) or any(pack.fault for pack in packs)
     if as_json:
-        succeed({"whole": not verification.faulty, **verification.to_data()})
+        checked = [pack.to_data() for pack in packs]
+        succeed({"whole": not faulty, **(verification.to_data() if verification else {"name": name}), "packs": checked})
     else:
-        _show(verification)
-    if verification.faulty:
+        if verification:
+            _show(verification)
+        show_packs(packs)
+    if faulty:
         ctx.exit(1)
+
+
+def _place(name: str, plugins: Plugins) -> Path | None:
+    """Where a model is that is from no hub."""
+    registered = {entry.name: Path(entry.path) for entry in plugins.models}
+    if name in registered:
+        return registered[name]
+    path = Path(name).expanduser()
+    return path.resolve() if path.is_dir() else path.absolute() if path.is_file() else None
 
 
 def _read(model: CachedModel) -> Verification:

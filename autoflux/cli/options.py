@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from autoflux.errors import UsageError
+from autoflux.models.pack_shelf import NO_PACK
 from autoflux.models.request import Order
 from autoflux.units import MB, format_bytes, parse_bytes, parse_rate
 
@@ -84,6 +86,26 @@ _MODEL = (
         help="For a file that lacks them: the name or folder of a model with text encoders, VAE and tokenizers.",
     ),
 )
+
+
+def no_pack_option(command: F) -> F:
+    """Add `--no-pack`, which holds for this process and those it starts until the command ends."""
+    return click.option(
+        "--no-pack",
+        is_flag=True,
+        expose_value=False,
+        callback=_without_packs,
+        help="Read the model's own files, not packed weights.",
+    )(command)
+
+
+def _without_packs(ctx: click.Context, _param: click.Parameter, value: bool) -> None:  # noqa: FBT001 — click's signature
+    if not value:
+        return
+    before = os.environ.get(NO_PACK)
+    os.environ[NO_PACK] = "1"
+    ctx.call_on_close(lambda: os.environ.update({NO_PACK: before or "0"}))
+
 
 _ORDER = (
     click.argument("prompt"),

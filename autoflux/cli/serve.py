@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from autoflux.api import find_model, prepare
-from autoflux.cli.options import model_option
+from autoflux.cli.options import model_option, no_pack_option
 from autoflux.cli.output import stderr, warn
 from autoflux.cli.plan import summary
 from autoflux.cli.saved import saved_plan_option
@@ -57,6 +57,7 @@ API = "api"
 )
 @click.option("--no-warmup", is_flag=True, help="Do not draw a first step before the first user comes.")
 @model_option
+@no_pack_option
 @saved_plan_option()
 @wishes_options
 @click.pass_obj

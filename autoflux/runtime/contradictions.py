@@ -44,6 +44,19 @@ def check_resident(planned: ComponentPlan, block_count: int) -> None:
         )
 
 
+def check_narrow_on_disk(planned: ComponentPlan) -> None:
+    """Whether weights that are not packed may be held as planned: what is narrowed when it is read has to stay in RAM.
+
+    Raises:
+        ContradictoryWishes: they are to wait on the disk.
+    """
+    if planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK:
+        raise ContradictoryWishes(
+            f"the weights of {planned.name!r} are to wait on the disk and to be held as {planned.storage.value}",
+            hint="pack them with `autoflux models pack`, choose a wide --precision, or leave more RAM with --ram",
+        )
+
+
 def _of_component(planned: ComponentPlan, device: torch.device) -> Iterator[tuple[str, str]]:
     """What is wrong with it by itself, and what to try."""
     name, storage = planned.name, planned.storage.value
@@ -58,11 +71,6 @@ def _of_component(planned: ComponentPlan, device: torch.device) -> Iterator[tupl
         return
     if name != TRANSFORMER:
         yield f"{name!r} is to be held as {storage}, which only the transformer can be", "drop --quant for it"
-    if planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK:
-        yield (
-            f"the weights of {name!r} are to wait on the disk and to be held as {storage}",
-            "choose a wide --precision, or leave more RAM with --ram",
-        )
     if planned.native and not supports_native(planned.storage, device):
         yield f"{str(device)!r} does not multiply in {storage}", "choose another format with --quant"
 

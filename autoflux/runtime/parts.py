@@ -93,7 +93,7 @@ class PartStore:
         self._parts = dict(_matched(network, parts))
         # Buffers that are computed and not saved, as they are before anything is re-pointed.
         self._computed = {id(t): t.data for t in network.buffers() if id(t) not in self._parts}
-        self._reader = PartReader(file for part in self._parts.values() for file in _files_of(part))
+        self._reader = PartReader(file for part in self._parts.values() for file in files_of(part))
 
     def read(self, unit: Unit, target: Tensor) -> None:
         """See `Store.read`; raises as `PartReader.read`."""
@@ -134,7 +134,7 @@ def load_parts(
         if not set(float32).isdisjoint(name.split(".")):
             parameter.data = torch.empty_like(parameter, dtype=torch.float32)
     wanted = dict(_matched(network, parts))
-    reader = PartReader(file for part in wanted.values() for file in _files_of(part))
+    reader = PartReader(file for part in wanted.values() for file in files_of(part))
     try:
         for tensor in {id(t): t for t in network.state_dict(keep_vars=True).values()}.values():
             reader.read(wanted[id(tensor)], tensor.data)
@@ -152,7 +152,8 @@ def _matched(network: nn.Module, parts: Mapping[str, Part]) -> Iterable[tuple[in
         yield id(tensor), part
 
 
-def _files_of(part: Part) -> tuple[str, ...]:
+def files_of(part: Part) -> tuple[str, ...]:
+    """The files that reading a part needs."""
     return (part.file, part.scale.file) if part.scale else (part.file,)
 
 

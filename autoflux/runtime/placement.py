@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from autoflux.errors import ContradictoryWishes
 from autoflux.planning.values import ComponentPlan, Placement, Plan, TransferUnit, Waiting
 from autoflux.runtime.compiling import compile_blocks
-from autoflux.runtime.contradictions import TRANSFORMER, check_plan, check_resident
+from autoflux.runtime.contradictions import TRANSFORMER, check_narrow_on_disk, check_plan, check_resident
 from autoflux.runtime.order import layer_atoms
+from autoflux.runtime.packed import PackStore
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.stores import Store
@@ -134,7 +135,8 @@ class Residences:
         if planned.placement == Placement.NATIVE:
             self._held[name] = self._left_to_backend(network, planned)
             return
-        if planned.is_narrow:
+        if planned.is_narrow and not isinstance(store, PackStore):
+            check_narrow_on_disk(planned)
             self._narrow(network, planned, store)
             store = None
         self._held[name] = Residence(network, planned.placement, self._device)

@@ -73,7 +73,7 @@ class QuantizedLinear(nn.Module):
         Raises:
             ValueError: `precision` is none of one byte.
         """
-        weight, scale = _quantized(linear.weight.detach(), _narrow_dtype(precision), device or linear.weight.device)
+        weight, scale = quantize(linear.weight.detach(), precision, device=device)
         return cls(weight, scale, linear.bias, native=native)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,6 +99,18 @@ class QuantizedLinear(nn.Module):
         if x.dtype not in _WIDE:
             # A module that casts its input to the format of a weight below it: T5's `wo` in transformers.
             raise TypeError(f"a quantized layer got {x.dtype}; keep it wide if its caller casts to its weight's format")
+
+
+def quantize(weight: Tensor, precision: Precision, *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """(out, in) to narrow numbers (out, in) and float32 scales (out, 1), which lie where the weight lies.
+
+    `device` is where to compute, if not there. Rows are independent of each other: joining or cutting weights first
+    gives the same numbers.
+
+    Raises:
+        ValueError: `precision` is none of one byte.
+    """
+    return _quantized(weight, _narrow_dtype(precision), device or weight.device)
 
 
 def supports_native(precision: Precision, device: torch.device) -> bool:

@@ -198,7 +198,7 @@ def narrow_blocks(blocks: Iterable[Atom], storage: Precision, *, native: bool, d
     Layer after layer lets go of its wide weights, so that memory peaks at the wide ones and one narrow layer.
     """
     for block in blocks:
-        quantize_linears(block.module, storage, native=native, keep=_stays_wide, device=device)
+        quantize_linears(block.module, storage, native=native, keep=stays_wide, device=device)
 
 
 def load_narrow(
@@ -222,6 +222,7 @@ def load_narrow(
     read_tensors_of(store, (piece.tensor for piece in rest.pieces) if rest else ())
 
 
-def _stays_wide(name: str, _linear: nn.Linear) -> bool:
+def stays_wide(name: str, _linear: nn.Linear) -> bool:
+    """Whether a layer of a block, by its name in it, is not to be narrowed. `models.packs` goes by the same rule."""
     # The modulation is a few rows that every token feels; narrow it would cost quality and save no time.
     return "norm" in name

@@ -1,0 +1,253 @@
+"""Packs: the weights of one component, written once in the order and format they are used in; as values, without torch.
+
+A pack is a folder `packs/KEY` in the cache with the weights in one safetensors file, which any tool can read, and an
+index with the checksums. Each component has its own, so that models with the same text encoders share theirs, and
+those of all precisions of a transformer share the rest. Names are those of diffusers and transformers: whichever
+library computes, it cuts or joins them as it would those of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from autoflux.errors import DamagedPack
+from autoflux.models.checkpoints import Part, locate, read_checkpoint
+from autoflux.models.shapes import Shape
+from autoflux.models.values import Component, Model, Precision
+from autoflux.values import Value
+
+PACK_SCHEMA = 1
+"""Version of the files, part of every key. Raised when an older version must not be used any more."""
+
+WEIGHTS = "weights.safetensors"
+INDEX = "pack.json"
+
+PIECE_BYTES = 16 * 2**20
+"""What one checksum is for. Pieces are read and checked side by side, and one that is still in the processor's cache
+costs less to check."""
+
+PAGE_BYTES = 4096
+"""The data begins at a multiple of it, as mapping a file wants."""
+
+SIZE_MULTIPLE = 16
+"""Matrices with other sizes stay wide, as in `quantized.SIZE_MULTIPLE`."""
+
+NARROW_FORMATS = {Precision.FLOAT8: "F8_E4M3", Precision.INT8: "I8"}
+WIDE_FORMATS = {Precision.FLOAT32: "F32", Precision.FLOAT16: "F16", Precision.BFLOAT16: "BF16"}
+SCALE = "_scale"
+"""What the name of a narrow weight's scales ends in after its own: `x.weight_scale`, as others write it too."""
+
+FLOAT32_IN_FLOAT16 = {"T5EncoderModel": "wo"}
+"""Layers that transformers keeps in float32 when the rest is float16, which they overflow (`_keep_in_fp32_modules`)."""
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class Packed(Value, frozen=True, kw_only=True):
+    """One tensor of a pack: where its data lies in the file, and a CRC-32 for each `PIECE_BYTES` of it."""
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    checksums: tuple[int, ...] = ()
+
+
+class Pack(Value, frozen=True, kw_only=True):
+    """The index of a pack. `model` is what it was made for; others with the same source files share it."""
+
+    schema: int = PACK_SCHEMA
+    key: str
+    component: str
+    storage: Precision
+    arithmetic: Precision
+    model: str
+    model_path: str
+    sources: tuple[str, ...]
+    nbytes: int
+    """Of the file with the weights."""
+    tensors: tuple[Packed, ...]
+
+
+class Recipe(NamedTuple):
+    """What a pack is made of: the matrices of a transformer's blocks in `storage`, everything else in `arithmetic`."""
+
+    component: Component
+    storage: Precision
+    arithmetic: Precision
+
+    @property
+    def narrow(self) -> bool:
+        """Whether there are weights in 8 bits."""
+        return self.storage in NARROW_FORMATS
+
+    def key(self) -> str:
+        """The name of its pack: another one as soon as a source file is another one.
+
+        Files whose names in a hub's cache are their SHA-256 are known by it, others by header, size and the time of
+        their last change.
+
+        Raises:
+            AutofluxError: a source file cannot be read any more.
+        """
+        part = self.component
+        told = [PACK_SCHEMA, part.name, part.class_name, part.naming, part.prefix, self.storage, self.arithmetic]
+        stamps = [_stamp(Path(file)) for file in part.files]
+        return hashlib.sha256(msgspec.json.encode([told, stamps])).hexdigest()[:24]
+
+
+class Item(NamedTuple):
+    """A tensor that a pack will have: a weight, or the scales of the one before it."""
+
+    packed: Packed
+    source: Part
+    is_scale: bool
+
+
+def recipes(model: Model, storage: Precision, arithmetic: Precision) -> list[Recipe]:
+    """What packing a model takes: the transformer in `storage`, the others in `arithmetic`."""
+    return [
+        Recipe(part, storage if part.name == "transformer" else arithmetic, arithmetic) for part in model.components
+    ]
+
+
+def lay_out(recipe: Recipe) -> list[Item]:
+    """Every tensor of a pack in the order of the file, without checksums; offsets count from the file's beginning.
+
+    What lies outside the blocks comes first, then the blocks in the order they run; in a block first what is taken out
+    of the loop, the modulation. A narrow weight follows its scales.
+
+    Raises:
+        AutofluxError: a source file has changed in a way that `locate` refuses.
+    """
+    parts = locate(recipe.component)
+    names = sorted(parts, key=lambda name: _rank(recipe.component, name))
+    unplaced = [item for name in names for item in _items(recipe, name, parts[name])]
+    begin = len(header([item.packed for item in unplaced]))
+    placed = []
+    for item in unplaced:
+        placed.append(item._replace(packed=item.packed.replace(offset=begin)))
+        begin += item.packed.nbytes
+    return placed
+
+
+def header(tensors: list[Packed]) -> bytes:
+    """The header of the safetensors file: everything before the data, padded to whole pages."""
+    described, at = {}, 0
+    for tensor in tensors:
+        offsets = [at, at + tensor.nbytes]
+        described[tensor.name] = {"dtype": tensor.format, "shape": tensor.shape, "data_offsets": offsets}
+        at += tensor.nbytes
+    text = msgspec.json.encode(described)
+    text += b" " * (-(8 + len(text)) % PAGE_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
+def pieces(tensor: Packed) -> Iterator[tuple[int, int, int]]:
+    """First byte in the file, length and checksum of each piece of a tensor."""
+    for number, checksum in enumerate(tensor.checksums):
+        first = number * PIECE_BYTES
+        yield tensor.offset + first, min(PIECE_BYTES, tensor.nbytes - first), checksum
+
+
+def read_index(folder: Path) -> Pack:
+    """The index of the pack in a folder.
+
+    Raises:
+        DamagedPack: there is none, or it is not of this version, this key, or these files.
+    """
+    try:
+        pack = Pack.from_json((folder / INDEX).read_bytes())
+        whole = (folder / WEIGHTS).stat().st_size == pack.nbytes
+    except Exception as error:
+        raise DamagedPack(f"the pack {str(folder)!r} cannot be read: {error}") from error
+    counted = all(len(t.checksums) == -(-t.nbytes // PIECE_BYTES) for t in pack.tensors)
+    if not whole or not counted or pack.key != folder.name or pack.schema != PACK_SCHEMA:
+        raise DamagedPack(f"the pack {str(folder)!r} is not what its index says")
+    return pack
+
+
+def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """Read a whole pack again; says which tensor is not what was written, "" if all are.
+
+    Raises:
+        DamagedPack: its index or file cannot be read.
+    """
+    pack = read_index(folder)
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            wanted = header(list(pack.tensors))
+            if file.read(len(wanted)) != wanted:
+                return "the header"
+            for tensor in pack.tensors:
+                for first, length, expected in pieces(tensor):
+                    file.seek(first)
+                    if checksum(file.read(length)) != expected:
+                        return repr(tensor.name)
+                    on_bytes(length)
+    except OSError as error:
+        raise DamagedPack(f"the pack {str(folder)!r} cannot be read: {error.strerror}") from error
+    return ""
+
+
+def _stamp(file: Path) -> list[str | int]:
+    digest = read_checkpoint(file).digest
+    target = file.resolve()
+    return [digest, target.name if _SHA256.fullmatch(target.name) else target.stat().st_mtime_ns]
+
+
+def _rank(component: Component, name: str) -> tuple[object, ...]:
+    """Where a weight comes in the file."""
+    block_list = next((i for i, blocks in enumerate(component.block_lists) if name.startswith(f"{blocks.path}.")), -1)
+    # Numbers by value, and words after numbers.
+    words = [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in name.split(".")]
+    if block_list < 0:
+        return (-1, words)
+    depth = component.block_lists[block_list].path.count(".") + 1
+    return (block_list, words[depth], not _is_modulation(name), words)
+
+
+def _is_modulation(name: str) -> bool:
+    return re.search(r"\.norm\w*\.linear\.", name) is not None
+
+
+def _items(recipe: Recipe, name: str, source: Part) -> list[Item]:
+    if not _is_narrowed(recipe, name, source.shape):
+        return [_item(name, _wide_format(recipe, name), source.shape, source)]
+    return [
+        _item(f"{name}{SCALE}", "F32", (source.shape[0], 1), source, is_scale=True),
+        _item(name, NARROW_FORMATS[recipe.storage], source.shape, source),
+    ]
+
+
+def _is_narrowed(recipe: Recipe, name: str, shape: Shape) -> bool:
+    """Whether it is the matrix of a layer that loading would quantize, see `streaming.stays_wide`."""
+    if not recipe.narrow or len(shape) != 2 or any(side % SIZE_MULTIPLE for side in shape):
+        return False
+    path = next((b.path for b in recipe.component.block_lists if name.startswith(f"{b.path}.")), None)
+    if path is None or not name.endswith(".weight"):
+        return False
+    return "norm" not in name.removeprefix(f"{path}.").partition(".")[2].removesuffix(".weight")
+
+
+def _wide_format(recipe: Recipe, name: str) -> str:
+    careful = FLOAT32_IN_FLOAT16.get(recipe.component.class_name)
+    if recipe.arithmetic == Precision.FLOAT16 and careful in name.split("."):
+        return "F32"
+    return WIDE_FORMATS[recipe.arithmetic]
+
+
+def _item(name: str, form: str, shape: Shape, source: Part, *, is_scale: bool = False) -> Item:
+    item_bytes = {"F32": 4, "F16": 2, "BF16": 2}.get(form, 1)
+    count = 1
+    for side in shape:
+        count *= side
+    packed = Packed(name=name, format=form, shape=tuple(shape), offset=0, nbytes=count * item_bytes)
+    return Item(packed, source, is_scale)

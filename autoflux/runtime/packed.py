@@ -1,0 +1,338 @@
+"""Loading packs: straight reads into the memory where weights will be, checked on the way, several at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from autoflux.errors import DamagedPack
+from autoflux.models.formats import SAFETENSORS
+from autoflux.models.naming import plain_name
+from autoflux.models.pack_shelf import OpenPack, Shelf, packs_wanted
+from autoflux.models.packs import PIECE_BYTES, SCALE, Packed, Recipe, pieces
+from autoflux.models.values import Component, Precision
+from autoflux.planning.schedule import aligned
+from autoflux.planning.values import ComponentPlan, Placement, Waiting
+from autoflux.runtime.lanes import Lane, lane_for
+from autoflux.runtime.packing import checksum
+from autoflux.runtime.quantized import QuantizedLinear
+from autoflux.runtime.sources import StagedUnits
+from autoflux.runtime.stores import Rows, Store
+from autoflux.runtime.streaming import NARROW
+from autoflux.runtime.units import Atom, Piece, Unit
+from autoflux.units import MIB
+
+Joined = Mapping[str, Sequence[Rows]]
+"""For tensors of a network that a pack holds in several: what they are put together of. See `FileStore`."""
+
+READERS = min(4, os.cpu_count() or 1)
+"""Pieces that are read and checked at once: disks answer several requests faster than one."""
+
+AHEAD_BYTES = 256 * MIB
+"""What the system is asked to fetch meanwhile, while memory is prepared for what was read."""
+
+FILL_BYTES = 64 * MIB
+"""What is brought to the device at once; two of these are pinned."""
+
+_ALL = -1
+"""Where a row ends that is the last, whatever its number."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Slice(NamedTuple):
+    """Bytes `begin` to `end` of a tensor in the pack."""
+
+    packed: Packed
+    begin: int
+    end: int
+
+
+class _Job(NamedTuple):
+    """A piece of the file, and where bytes `begin` to `end` of it go."""
+
+    first: int
+    length: int
+    checksum: int
+    begin: int
+    end: int
+    target: memoryview
+
+    @property
+    def whole(self) -> bool:
+        return self.end - self.begin == self.length
+
+
+class PackStore:
+    """The bytes of units, read from a pack when they are asked for. See `Store`.
+
+    Each piece is checked when it is read for the first time. A pack with one that is not what was written is dropped,
+    so that nobody meets it again.
+    """
+
+    def __init__(self, network: nn.Module, opened: OpenPack, joined: Joined | None = None) -> None:
+        """For a network whose parameters have the formats of the pack, see `make_fitting`.
+
+        Raises:
+            DamagedPack: the pack lacks a weight of the network, or cannot be opened.
+        """
+        self._opened = opened
+        held = {packed.name: packed for packed in opened.pack.tensors}
+        state = network.state_dict(keep_vars=True)
+        self._places: dict[int, tuple[_Slice, ...]] = {}
+        self._lock = threading.Lock()
+        self._dropped = False
+        for name, tensor in state.items():
+            # One of several names of a tied weight is enough.
+            if places := _slices(name, tensor, held, joined or {}):
+                self._places[id(tensor)] = places
+        for name, tensor in state.items():
+            if id(tensor) not in self._places:
+                raise self._damaged(f"the weight {name!r} of shape {tuple(tensor.shape)} is missing")
+        # Buffers that are computed and not saved, as they are before anything is re-pointed.
+        self._computed = {id(t): t.data for t in network.buffers() if id(t) not in self._places}
+        self._checked: set[int] = set()
+        try:
+            self._file = opened.weights.open("rb", buffering=0)
+        except OSError as error:
+            raise self._damaged(error.strerror or str(error)) from error
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="pack")
+
+    def read(self, unit: Unit, target: Tensor) -> None:
+        """See `Store.read`.
+
+        Raises:
+            DamagedPack: a piece is not what was written, or cannot be read; the pack was dropped.
+        """
+        jobs: list[_Job] = []
+        for view, piece in zip(unit.views(target), unit.pieces, strict=True):
+            places = self._places.get(id(piece.tensor))
+            if places is None:
+                view.copy_(self._computed[id(piece.tensor)])
+            else:
+                jobs += _jobs(places, view)
+        self._fetch_ahead(jobs)
+        few = sum(job.length for job in jobs) < PIECE_BYTES
+        for done in map(self._run, jobs) if few else self._pool.map(self._run, jobs):
+            assert done is None  # noqa: S101 — errors are raised here, by those who wait
+        with self._lock:
+            self._checked.update(job.first for job in jobs)
+
+    def close(self) -> None:
+        """Close the file and let others remove the pack."""
+        self._pool.shutdown()
+        self._file.close()
+        self._opened.close()
+
+    def _run(self, job: _Job) -> None:
+        if job.whole:
+            self._read_piece(job, job.target)
+        else:
+            piece = bytearray(job.length)
+            self._read_piece(job, memoryview(piece))
+            job.target[:] = piece[job.begin : job.end]
+
+    def _read_piece(self, job: _Job, target: memoryview) -> None:
+        done = 0
+        try:
+            while done < job.length:
+                count = self._read_at(target[done:], job.first + done)
+                if count == 0:
+                    raise self._damaged("the file ends early")
+                done += count
+        except OSError as error:
+            raise self._damaged(error.strerror or str(error)) from error
+        if job.first not in self._checked and checksum(target) != job.checksum:
+            raise self._damaged(f"bytes {job.first} to {job.first + job.length} are not what was written")
+
+    def _read_at(self, target: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [target], offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.readinto(target) or 0
+
+    def _fetch_ahead(self, jobs: Sequence[_Job]) -> None:
+        if jobs and hasattr(os, "posix_fadvise"):
+            end = max(job.first + job.length for job in jobs)
+            os.posix_fadvise(self._file.fileno(), end, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+
+    def _damaged(self, why: str) -> DamagedPack:
+        pack = self._opened.pack
+        with self._lock:
+            first, self._dropped = not self._dropped, True
+        what = f"the packed weights of {pack.component!r} ({pack.model}, {pack.storage.value}) are damaged: {why}"
+        if first:
+            self._opened.drop()
+            _log.warning("%s; they were dropped, and the model's own files are read instead", what)
+        return DamagedPack(what, hint="they were dropped: start again, and the model's own files are read")
+
+
+def open_pack(component: Component, planned: ComponentPlan) -> OpenPack | None:
+    """The pack with a component's weights as they are planned; None if there is none, or none is wanted.
+
+    Weights that the backend's own offload brings are not taken from packs in 8 bits, whose layers it does not know.
+    """
+    narrow = planned.storage in NARROW
+    if not packs_wanted() or (narrow and planned.placement == Placement.NATIVE):
+        return None
+    recipe = Recipe(component, planned.storage if narrow else planned.arithmetic, planned.arithmetic)
+    shelf = Shelf()
+    return shelf.open(recipe.key()) if shelf.root.is_dir() else None
+
+
+def load_packed(
+    network: nn.Module, opened: OpenPack, planned: ComponentPlan, device: torch.device, joined: Joined | None = None
+) -> tuple[nn.Module, Store | None]:
+    """Give a network that was made without weights (parameters on `meta`) those of a pack, where the plan puts them.
+
+    Weights that are streamed from pinned RAM or from the disk stay in the pack, and the store reads them; all others
+    are read now.
+
+    Raises:
+        DamagedPack: the pack lacks a weight, or has one that is not what was written; it was dropped.
+    """
+    make_fitting(network, opened.pack.tensors, native=planned.native, joined=joined)
+    network.eval().requires_grad_(requires_grad=False)
+    store = PackStore(network, opened, joined)
+    if planned.placement == Placement.STREAMED and planned.waiting != Waiting.PAGEABLE:
+        return network, store
+    try:
+        there = planned.placement == Placement.DEVICE
+        fill(network, store, device if there else torch.device("cpu"))
+    finally:
+        store.close()
+    return network, None
+
+
+def make_fitting(network: nn.Module, tensors: Sequence[Packed], *, native: bool, joined: Joined | None = None) -> None:
+    """Make the parameters empty tensors in RAM in the formats of the pack, and quantized layers of those with scales.
+
+    Until their pages are touched they take no RAM.
+    """
+    forms = {packed.name: packed.format for packed in tensors}
+
+    def form_of(name: str) -> str | None:
+        return forms.get(_made_of(name, joined or {})[0].name)
+
+    for name, module in list(network.named_modules()):
+        form = form_of(f"{name}.weight")
+        if isinstance(module, nn.Linear) and form and form_of(f"{name}.scale"):
+            network.set_submodule(name, _quantized(module, form, native=native))
+    empty: dict[int, nn.Parameter] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                form = form_of(f"{name}.{own}".removeprefix("."))
+                made = torch.empty(parameter.shape, dtype=_dtype(form) if form else parameter.dtype)
+                module.register_parameter(own, empty.setdefault(id(parameter), nn.Parameter(made, requires_grad=False)))
+
+
+def fill(network: nn.Module, store: Store, device: torch.device, *, lane: Lane | None = None) -> None:
+    """Read all weights of a network from the store into memory of the device, reading ahead while copies are under way.
+
+    Raises:
+        As `Store.read`.
+    """
+    units = list(_units(network))
+    if device.type == "cpu" and lane is None:
+        for unit in units:
+            memory = torch.empty(unit.nbytes, dtype=torch.uint8)
+            store.read(unit, memory)
+            unit.point_at(memory)
+        return
+    lane = lane or lane_for(device)
+    source = StagedUnits(units, device, store)
+    try:
+        for i, unit in enumerate(units):
+            memory = torch.empty(unit.nbytes, dtype=torch.uint8, device=device)
+            copied = lane.mark()
+            lane.copy(memory, source.get(i))
+            lane.set_copied(copied)
+            source.sent(i, copied)
+            lane.computation_waits(copied)
+            unit.point_at(memory)
+    finally:
+        # Their memory on the host must not be freed before they are through.
+        last = lane.mark()
+        lane.set_copied(last)
+        last.synchronize()
+        source.close()
+
+
+def _units(network: nn.Module) -> Iterator[Unit]:
+    """All tensors of a network, in pieces of `FILL_BYTES`."""
+    atom = Atom("weights", network)
+    held: list[Piece] = []
+    end = 0
+    for tensor in {id(t): t for t in chain(network.parameters(), network.buffers())}.values():
+        nbytes = tensor.numel() * tensor.element_size()
+        if held and end + nbytes > FILL_BYTES:
+            yield Unit((atom,), tuple(held), end)
+            held, end = [], 0
+        held.append(Piece(tensor, end))
+        end += aligned(nbytes)
+    if held:
+        yield Unit((atom,), tuple(held), end)
+
+
+def _quantized(linear: nn.Linear, form: str, *, native: bool) -> QuantizedLinear:
+    weight = torch.empty(linear.weight.shape, dtype=_dtype(form))
+    scale = torch.empty((linear.out_features, 1), dtype=torch.float32)
+    return QuantizedLinear(weight, scale, linear.bias, native=native)
+
+
+def _dtype(form: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, Precision(SAFETENSORS[form].precision).value)
+    return dtype
+
+
+def _made_of(name: str, joined: Joined) -> Sequence[Rows]:
+    """What a tensor of the network is made of by names in the pack."""
+    if name.endswith(".scale"):
+        weights = _made_of(f"{name.removesuffix('scale')}weight", joined)
+        return [rows._replace(name=f"{rows.name}{SCALE}") for rows in weights]
+    return joined.get(name) or [Rows(plain_name(name), 0, _ALL)]
+
+
+def _slices(name: str, tensor: Tensor, held: Mapping[str, Packed], joined: Joined) -> tuple[_Slice, ...]:
+    """Where a tensor of the network lies; empty if it is not there as a whole, in its shape and format."""
+    rows = _made_of(name, joined)
+    found = [(held[part.name], part) for part in rows if part.name in held]
+    sides = [
+        packed.shape if part.stop == _ALL else (part.stop - part.start, *packed.shape[1:]) for packed, part in found
+    ]
+    shape = tuple(tensor.shape)
+    fits = len(found) == len(rows) and all(_dtype(packed.format) == tensor.dtype for packed, _ in found)
+    if len(found) == 1:
+        fits = fits and sides[0] == shape
+    else:
+        fits = fits and sum(side[0] for side in sides) == shape[0] and all(side[1:] == shape[1:] for side in sides)
+    return tuple(_slice(packed, part) for packed, part in found) if fits else ()
+
+
+def _slice(packed: Packed, part: Rows) -> _Slice:
+    if part.stop == _ALL:
+        return _Slice(packed, 0, packed.nbytes)
+    row_bytes = packed.nbytes // packed.shape[0]
+    return _Slice(packed, part.start * row_bytes, part.stop * row_bytes)
+
+
+def _jobs(places: Sequence[_Slice], view: Tensor) -> Iterator[_Job]:
+    memory = memoryview(view.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    at = 0
+    for place in places:
+        for first, length, expected in pieces(place.packed):
+            start = first - place.packed.offset
+            begin, end = max(place.begin, start), min(place.end, start + length)
+            if begin < end:
+                yield _Job(first, length, expected, begin - start, end - start, memory[at : at + end - begin])
+                at += end - begin

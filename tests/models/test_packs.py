@@ -1,0 +1,335 @@
+"""The shelf of packs: whole or not there, within its limit, and never away under a user."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from autoflux.errors import DamagedPack, DiskFull, OutputUnwritable, UsageError
+from autoflux.models.finding import find
+from autoflux.models.pack_shelf import Shelf, limit_bytes
+from autoflux.models.packs import (
+    INDEX,
+    PIECE_BYTES,
+    WEIGHTS,
+    Pack,
+    Packed,
+    Recipe,
+    check_pack,
+    header,
+    lay_out,
+    pieces,
+    read_index,
+)
+from autoflux.models.values import Precision
+from autoflux.models.weights import data_ranges, read_tensors
+
+
+@pytest.fixture
+def shelf(tmp_path) -> Shelf:
+    return Shelf(tmp_path / "packs")
+
+
+def put(shelf: Shelf, key: str, nbytes: int = 100_000, *, used: int | None = None) -> Pack:
+    """A pack with one tensor of about that size; `used` is when it was used last."""
+    data = os.urandom(nbytes)
+    checksums = tuple(zlib.crc32(data[i : i + PIECE_BYTES]) for i in range(0, nbytes, PIECE_BYTES))
+    tensor = Packed(name="x", format="I8", shape=(nbytes,), offset=0, nbytes=nbytes)
+    head = header([tensor])
+    tensor = tensor.replace(offset=len(head), checksums=checksums)
+    pack = Pack(
+        key=key,
+        component="transformer",
+        storage=Precision.INT8,
+        arithmetic=Precision.BFLOAT16,
+        model="m",
+        model_path="/m",
+        sources=("/m/x",),
+        nbytes=len(head) + nbytes,
+        tensors=(tensor,),
+    )
+    with shelf.making(key, pack.nbytes) as folder:
+        assert folder is not None
+        assert (folder / WEIGHTS).stat().st_size == pack.nbytes, "room is taken beforehand"
+        (folder / WEIGHTS).write_bytes(head + data)
+        (folder / INDEX).write_text(pack.to_json())
+    if used is not None:
+        os.utime(shelf.folder(key) / INDEX, ns=(used, used))
+    return pack
+
+
+def keys(shelf: Shelf) -> list[str]:
+    return [pack.key for pack in shelf.packs()]
+
+
+def left_behind(shelf: Shelf) -> list[str]:
+    """All but whole packs and locks."""
+    return [f.name for f in shelf.root.iterdir() if f.name != "locks" and f.name not in keys(shelf)]
+
+
+def test_a_pack_is_found_again_and_is_any_tools_safetensors(shelf):
+    pack = put(shelf, "one")
+    assert shelf.find("one") == pack
+    file = shelf.folder("one") / WEIGHTS
+    assert [(t.name, t.shape, t.precision) for t in read_tensors(file)] == [("x", (100_000,), "I8")]
+    assert data_ranges(file)["x"] == (pack.tensors[0].offset, 100_000)
+    assert pack.tensors[0].offset % 4096 == 0
+    assert check_pack(shelf.folder("one"), zlib.crc32) == ""
+
+
+def test_pieces_cover_a_tensor():
+    tensor = Packed(name="x", format="I8", shape=(), offset=7, nbytes=2 * PIECE_BYTES + 5, checksums=(1, 2, 3))
+    assert list(pieces(tensor)) == [
+        (7, PIECE_BYTES, 1),
+        (7 + PIECE_BYTES, PIECE_BYTES, 2),
+        (7 + 2 * PIECE_BYTES, 5, 3),
+    ]
+
+
+@pytest.mark.parametrize("at", [0, 9, 4096, 50_000, -1])
+def test_every_flipped_bit_is_found(shelf, at):
+    pack = put(shelf, "one")
+    file = shelf.folder("one") / WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+    assert check_pack(shelf.folder("one"), zlib.crc32) == ("the header" if 0 <= at < 4096 else "'x'")
+    assert shelf.find("one") == pack, "the index does not tell"
+
+
+def spoil(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        lambda text: "",
+        lambda text: text[:-20],
+        lambda text: spoil(text, '"schema": 1', '"schema": 2'),
+        lambda text: spoil(text, '"key": "one"', '"key": "two"'),
+        lambda text: spoil(text, '"checksums": [', '"checksums": [5, '),
+        lambda text: spoil(text, '"nbytes": 100000', '"nbytes": 100001000'),
+        lambda text: spoil(text, '"int8"', '"int9"'),
+    ],
+)
+def test_an_index_that_cannot_be_right_is_no_pack_and_is_swept(shelf, spoiled):
+    put(shelf, "one")
+    index = shelf.folder("one") / INDEX
+    index.write_text(spoiled(index.read_text()))
+    with pytest.raises(DamagedPack):
+        read_index(shelf.folder("one"))
+    assert shelf.find("one") is None
+    assert shelf.open("one") is None
+    put(shelf, "two")
+    assert keys(shelf) == ["two"]
+    assert left_behind(shelf) == []
+
+
+def test_a_truncated_file_is_no_pack_and_is_made_again(shelf):
+    pack = put(shelf, "one")
+    os.truncate(shelf.folder("one") / WEIGHTS, pack.nbytes - 1)
+    assert shelf.find("one") is None
+    assert put(shelf, "one").key == "one"
+    assert shelf.find("one")
+
+
+def test_an_error_while_making_leaves_nothing(shelf):
+    def fail() -> None:
+        with shelf.making("one", 5000) as folder:
+            assert folder
+            (folder / INDEX).write_text("{}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert left_behind(shelf) == []
+    assert put(shelf, "one").key == "one"
+
+
+def test_what_is_there_is_not_made_twice(shelf):
+    put(shelf, "one")
+    with shelf.making("one", 5000) as folder:
+        assert folder is None
+    assert keys(shelf) == ["one"]
+
+
+def test_the_least_recently_used_go_when_the_limit_asks_for_it(shelf, monkeypatch):
+    for number, key in enumerate(("b", "a", "c")):
+        put(shelf, key, used=10**18 + number)
+    opened = shelf.open("b")
+    assert opened
+    opened.close()
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "350kB")
+    put(shelf, "d")
+    assert sorted(keys(shelf)) == ["b", "c", "d"], "b was used meanwhile"
+
+
+def test_what_is_in_use_stays_and_the_next_one_goes(shelf, monkeypatch):
+    for number, key in enumerate("abc"):
+        put(shelf, key, used=10**18 + number)
+    opened = shelf.open("a")
+    assert opened
+    os.utime(shelf.folder("a") / INDEX, ns=(10**18, 10**18))
+    assert not shelf.remove("a")
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "350kB")
+    put(shelf, "d")
+    assert sorted(keys(shelf)) == ["a", "c", "d"]
+    assert opened.weights.read_bytes()
+    opened.close()
+    assert shelf.remove("a")
+
+
+def test_where_all_are_in_use_there_is_no_room(shelf, monkeypatch):
+    put(shelf, "a")
+    opened = shelf.open("a")
+    assert opened
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "150kB")
+    with pytest.raises(DiskFull, match="are in use"):
+        put(shelf, "b")
+    assert keys(shelf) == ["a"]
+    assert left_behind(shelf) == []
+
+
+def test_forgetting_an_open_pack_is_as_good_as_closing_it(shelf):
+    put(shelf, "a")
+    opened = shelf.open("a")
+    del opened
+    assert shelf.remove("a")
+    assert left_behind(shelf) == keys(shelf) == []
+    assert not list((shelf.root / "locks").glob("*.use"))
+
+
+@pytest.mark.parametrize("limit", ["0", "50kB"])
+def test_a_pack_larger_than_the_limit_is_refused_and_removes_nothing(shelf, monkeypatch, limit):
+    put(shelf, "a", 20_000)
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", limit)
+    with pytest.raises(DiskFull, match="packs may take") as raised:
+        put(shelf, "b")
+    assert "AUTOFLUX_PACK_LIMIT" in raised.value.hint
+    assert keys(shelf) == ["a"]
+
+
+def test_the_limit_is_a_size_or_a_share_of_the_disk(shelf, monkeypatch):
+    shelf.root.mkdir()
+    assert 0 < limit_bytes(shelf.root) <= 120 * 2**30
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "plenty")
+    with pytest.raises(UsageError):
+        put(shelf, "a")
+    assert left_behind(shelf) == []
+
+
+def test_more_than_the_disk_has_is_refused_beforehand(shelf, monkeypatch):
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "1000000TB")
+    with pytest.raises(DiskFull, match="are free at"), shelf.making("a", 10**17):
+        pass
+    assert left_behind(shelf) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "packs").write_text("not a folder")
+    with pytest.raises(OutputUnwritable, match="cannot write a pack"):
+        put(Shelf(tmp_path / "packs"), "a")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from autoflux.models.pack_shelf import Shelf
+from autoflux.models.packs import INDEX
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+shelf = Shelf(Path(sys.argv[1]))
+if sys.argv[2] == "using":
+    opened = shelf.open("old")
+    assert opened
+    die()
+with shelf.making("new", 5000) as folder:
+    if sys.argv[2] == "begun":
+        die()
+    (folder / INDEX).write_text((shelf.folder("old") / INDEX).read_text().replace("old", "new"))
+    die()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("when", ["begun", "with an index", "using"])
+def test_a_process_killed_at_any_point_leaves_no_pack_and_no_lock(shelf, when):
+    put(shelf, "old")
+    code = subprocess.run([sys.executable, "-c", KILLED, shelf.root, when], check=False).returncode
+    assert code == -9
+    assert keys(shelf) == ["old"]
+    assert shelf.open("new") is None
+    assert put(shelf, "new").key == "new"
+    assert left_behind(shelf) == []
+    assert shelf.remove("old")
+
+
+def test_what_a_killed_process_left_goes_when_another_pack_is_made(shelf):
+    put(shelf, "old")
+    subprocess.run([sys.executable, "-c", KILLED, shelf.root, "begun"], check=False)
+    assert left_behind(shelf) == [".new.partial"]
+    put(shelf, "other")
+    assert left_behind(shelf) == []
+
+
+# Keys and order
+
+
+def test_a_key_tells_sources_and_formats_apart(tiny_copy):
+    model = find(str(tiny_copy), {})
+    part = model.component("transformer")
+    made = {Recipe(part, storage, arithmetic).key() for storage in Precision for arithmetic in Precision}
+    assert len(made) == len(Precision) ** 2
+    key = Recipe(part, Precision.INT8, Precision.BFLOAT16).key()
+    assert Recipe(find(str(tiny_copy), {}).component("transformer"), Precision.INT8, Precision.BFLOAT16).key() == key
+    file = Path(part.files[0])
+    os.utime(file, ns=(1, 1))
+    assert Recipe(part, Precision.INT8, Precision.BFLOAT16).key() != key
+
+
+def test_files_of_a_hubs_cache_are_known_by_their_checksum(tiny_copy):
+    file = next((tiny_copy / "vae").glob("*.safetensors"))
+    blob = tiny_copy / "blobs" / ("ab" * 32)
+    blob.parent.mkdir()
+    file.rename(blob)
+    file.symlink_to(blob)
+    recipe = Recipe(find(str(tiny_copy), {}).component("vae"), Precision.BFLOAT16, Precision.BFLOAT16)
+    key = recipe.key()
+    os.utime(blob, ns=(1, 1))
+    assert recipe.key() == key
+    blob.rename(other := blob.with_name("cd" * 32))
+    file.unlink()
+    file.symlink_to(other)
+    assert recipe.key() != key
+
+
+def test_blocks_lie_in_the_order_they_run_with_the_modulation_first(tiny_model):
+    part = find(str(tiny_model), {}).component("transformer")
+    names = [item.packed.name for item in lay_out(Recipe(part, Precision.INT8, Precision.BFLOAT16))]
+    blocks = [name.split(".")[:2] for name in names if "transformer_blocks." in name]
+    order = [["transformer_blocks", str(i)] for i in range(2)] + [
+        ["single_transformer_blocks", str(i)] for i in range(3)
+    ]
+    assert [block for i, block in enumerate(blocks) if block != blocks[i - 1]] == order
+    first = [name for name in names if name.startswith("transformer_blocks.0.")]
+    assert ["norm1" in name for name in first] == [True] * 4 + [False] * (len(first) - 4)
+    at = names.index("transformer_blocks.0.attn.to_q.weight")
+    assert names[at - 1] == "transformer_blocks.0.attn.to_q.weight_scale"
+
+
+def test_nothing_lies_between_tensors(tiny_model):
+    for part in find(str(tiny_model), {}).components:
+        tensors = [item.packed for item in lay_out(Recipe(part, Precision.BFLOAT16, Precision.BFLOAT16))]
+        end = len(header(tensors))
+        for tensor in tensors:
+            assert tensor.offset == end
+            end += tensor.nbytes
