@@ -15,6 +15,6 @@ def register_models(register: Callable[[ModelEntry], None]) -> None:
         ModelEntry(
             name="sample",
             path=str(resources.files("autoflux.models") / "sample"),
-            description="a FLUX in miniature, 256x256, provisional weights; ships with autoflux, needs no GPU",
+            description="a FLUX in miniature, 256x256: shapes in colours; ships with autoflux, needs no GPU",
         )
     )

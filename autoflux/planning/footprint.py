@@ -101,11 +101,15 @@ def _kept_in_ram(model: Model, arrangement: Arrangement, planned: ComponentPlan)
 
 
 def _read_bytes(model: Model, planned: ComponentPlan) -> int:
-    """RAM for a component as it is read, before its blocks are made narrow and move to where they will be."""
+    """RAM for a component as it is read, before it moves to where it will be. Blocks are made narrow one by one."""
     on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
     if on_disk or planned.placement == Placement.NATIVE:  # whose own count includes it
         return 0
-    return model.component(planned.name).bytes_as(planned.arithmetic)
+    component = model.component(planned.name)
+    if planned.is_narrow:
+        largest = max(block.parameters.total for block in component.blocks) * planned.arithmetic.item_bytes
+        return component_bytes(model, planned) + largest
+    return component.bytes_as(planned.arithmetic)
 
 
 def activations(

@@ -1,9 +1,9 @@
-"""What a picture's latents are: fixed, not learned. The transformer learns them faster than a trained encoder's.
+"""What a picture's latents are: fixed, not learned, so that a small transformer learns them easily.
 
 A latent describes 8x8 pixels by the corner of their discrete cosine transform, as JPEG does: eight numbers for
 brightness and four for each of the two colour differences. Neighbours resemble each other and a shape is seen at high
-noise already, which codes that an autoencoder makes up for itself do not offer. Decoded back by the inverse transform
-alone, 92 % of 300 drawn scenes are still judged right; the trained decoder then only has to sharpen edges.
+noise already, which codes that an autoencoder makes up for itself do not offer. The inverse transform alone gives back
+a recognizable picture; the trained decoder only has to sharpen edges.
 """
 
 from __future__ import annotations
