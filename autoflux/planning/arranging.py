@@ -53,6 +53,10 @@ ELSEWHERE = (
 """Where else components may be beside a streamed transformer, in the order that is tried."""
 
 
+HOST_TFLOPS = 0.1
+"""Assumed of a processor that was not measured: two cores with AVX2, as in the profile 'cpu'."""
+
+
 @dataclass(frozen=True)
 class Held:
     """Where the weights are, and what follows from that."""
@@ -181,10 +185,6 @@ def rates_for(hardware: Hardware, site: Site, option: Option, wishes: Wishes) ->
     if host.copy_gb_per_s:
         others["host_copy_gb_per_s"] = host.copy_gb_per_s
     return choose_rates(accelerator or host, option.way, priors, wished_attention(wishes), **others)
-
-
-HOST_TFLOPS = 0.1
-"""Assumed of a processor that was not measured: two cores."""
 
 
 def _planned(task: _Task, option: Option, name: str) -> ComponentPlan:
