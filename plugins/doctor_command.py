@@ -34,6 +34,8 @@ OWN_VARIABLES = (
     "AUTOFLUX_FAKE",
     "AUTOFLUX_PLUGINS",
     "AUTOFLUX_PROMPT_CACHE",
+    "AUTOFLUX_NO_PACK",
+    "AUTOFLUX_PACK_LIMIT",
     "AUTOFLUX_SOURCE",
 )
 """Those that belong to no option of a command."""

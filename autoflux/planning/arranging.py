@@ -65,6 +65,11 @@ class Held:
     rates: Rates
     seconds_per_step: float | None = None
 
+    @property
+    def decoding(self) -> tuple[bool, bool]:
+        """How pictures are decoded: in tiles or whole, with what stays parked or there."""
+        return self.arrangement.tile_decode, self.arrangement.park_for_decode
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -96,6 +101,10 @@ class _Task:
         vram = 0 if site.vram_limit_bytes is None else need.vram.peak - site.vram_limit_bytes
         return max(vram, need.ram_bytes - site.ram_limit_bytes)
 
+    def preference(self, held: Held) -> tuple[float, bool]:
+        """What is to be least: seconds of a picture, and of equals whole pictures are decoded rather than tiles."""
+        return self.seconds(held), held.arrangement.tile_decode
+
     def seconds(self, held: Held) -> float:
         """Of a picture."""
         times = timeline(
@@ -126,12 +135,14 @@ def arrange(hardware: Hardware, model: Model, site: Site, option: Option, pictur
     if option.offload != Offload.STREAM:
         return Held(plain, rates)
     plain = plain.replace(unit=wishes.unit or TransferUnit.BLOCK, block_bytes=wishes.block_bytes or 0)
-    found = _fastest(task, plain)
+    found = _streaming(task, plain)
     for smaller in _smaller(task, plain):
-        if task.fits(found):
+        if task.fits(found[0]):
             break
-        found = min(found, _fastest(task, smaller), key=task.missing_bytes)
-    return _with_others_elsewhere(task, found) if task.fits(found) else found
+        found = min(found, _streaming(task, smaller), key=lambda tried: task.missing_bytes(tried[0]))
+    if not task.fits(found[0]):
+        return found[0]
+    return min((_with_others_elsewhere(task, held) for held in found), key=task.preference)
 
 
 def _smaller(task: _Task, plain: Arrangement) -> Iterator[Arrangement]:
@@ -215,8 +226,11 @@ def _native(task: _Task, plain: Arrangement) -> Held:
     return Held(plain.replace(ring_bytes=max(0, room)), task.rates, copied + computed)
 
 
-def _fastest(task: _Task, plain: Arrangement) -> Held:
-    """Of all places to wait and ways to decode. The first places that fit are the fastest but for the second."""
+def _streaming(task: _Task, plain: Arrangement) -> list[Held]:
+    """What fits: of each way to decode the fastest, over all places to wait; or else the one that lacks least.
+
+    The first places to wait that fit are the fastest, but for the second.
+    """
     lacking: list[Held] = []
     fitting: list[Held] = []
     for waiting in _waitings(task):
@@ -227,8 +241,9 @@ def _fastest(task: _Task, plain: Arrangement) -> Held:
         if fits and waiting != WAITINGS[1]:
             break
     if not fitting:
-        return min(lacking, key=task.missing_bytes)
-    return min(fitting, key=lambda held: (task.seconds(held), held.arrangement.tile_decode))
+        return [min(lacking, key=task.missing_bytes)]
+    fitting.sort(key=task.preference)
+    return list({held.decoding: held for held in reversed(fitting)}.values())
 
 
 def _waitings(task: _Task) -> Sequence[tuple[Waiting, Waiting]]:
