@@ -84,11 +84,10 @@ class _Task:
     rates: Rates
 
     def fits(self, held: Held) -> bool:
-        pinned = pinned_bytes(self.model, held.arrangement)
-        return pinned <= self.hardware.host.pinnable_bytes.value and self.missing_bytes(held) <= 0
+        return self.missing_bytes(held) <= 0
 
     def missing_bytes(self, held: Held) -> int:
-        """What it needs beyond the ceilings, of device memory or of RAM."""
+        """What it needs beyond the ceilings, of device memory, of RAM, or of what can be pinned."""
         site = self.site
         need = footprint(
             self.model,
@@ -99,7 +98,8 @@ class _Task:
             unified_memory=site.one_memory,
         )
         vram = 0 if site.vram_limit_bytes is None else need.vram.peak - site.vram_limit_bytes
-        return max(vram, need.ram_bytes - site.ram_limit_bytes)
+        pinned = pinned_bytes(self.model, held.arrangement) - self.hardware.host.pinnable_bytes.value
+        return max(vram, need.ram_bytes - site.ram_limit_bytes, pinned)
 
     def preference(self, held: Held) -> tuple[float, bool]:
         """What is to be least: seconds of a picture, and of equals whole pictures are decoded rather than tiles."""

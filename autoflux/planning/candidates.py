@@ -11,6 +11,7 @@ from autoflux.planning.arranging import Held, arrange, rates_for
 from autoflux.planning.footprint import Footprint, footprint
 from autoflux.planning.sites import Site, sites
 from autoflux.planning.speed import Rates, Way, block_seconds
+from autoflux.planning.streaming import pinned_bytes
 from autoflux.planning.timeline import Timeline, timeline
 from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Wishes
 from autoflux.planning.ways import Option, options
@@ -37,6 +38,8 @@ class Candidate:
     timeline: Timeline
     max_batch: int
     pictures: int
+    pinned_bytes: int
+    pinnable_bytes: int
 
     @property
     def device(self) -> str:
@@ -79,8 +82,9 @@ class Candidate:
 
     @property
     def missing_bytes(self) -> int:
-        """The larger of what is missing on the device and in RAM."""
-        return max(self.missing_vram_bytes, self.footprint.ram_bytes - self.site.ram_limit_bytes)
+        """The largest of what is missing on the device, in RAM, and of what can be pinned."""
+        ram = self.footprint.ram_bytes - self.site.ram_limit_bytes
+        return max(self.missing_vram_bytes, ram, self.pinned_bytes - self.pinnable_bytes)
 
     @property
     def fits(self) -> bool:
@@ -96,6 +100,9 @@ class Candidate:
         if self.footprint.ram_bytes > self.site.ram_limit_bytes:
             need, have = self.footprint.ram_bytes, self.site.ram_limit_bytes
             return f"needs {format_bytes(need)} of RAM and may use {format_bytes(have)}"
+        if self.pinned_bytes > self.pinnable_bytes:
+            have = self.pinnable_bytes
+            return f"needs {format_bytes(self.pinned_bytes)} of pinned RAM and may pin {format_bytes(have)}"
         return ""
 
 
@@ -157,6 +164,8 @@ def _candidate(
         ),
         max_batch=_max_batch(model, site, held, picture),
         pictures=wishes.pictures or PICTURES,
+        pinned_bytes=pinned_bytes(model, held.arrangement),
+        pinnable_bytes=hardware.host.pinnable_bytes.value,
     )
 
 

@@ -11,7 +11,7 @@ from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
 from autoflux.planning.reasons import choices, rejection
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
-from autoflux.planning.streaming import hoists, pinned_bytes, streamed_bytes
+from autoflux.planning.streaming import hoists, streamed_bytes
 from autoflux.planning.timeline import copy_gb_per_s
 from autoflux.planning.values import Picture, Plan, Predicted, Profile, Quality, Wishes
 from autoflux.planning.weights import component_bytes
@@ -89,7 +89,7 @@ def _plan(
         seconds_to_start=best.timeline.start,
         peak_vram_bytes=best.footprint.vram,
         peak_ram_bytes=best.footprint.ram_bytes,
-        pinned_bytes=pinned_bytes(model, held),
+        pinned_bytes=best.pinned_bytes,
     )
     return Plan(
         model=model.name,

@@ -146,6 +146,11 @@ def test_what_cannot_be_pinned_goes_through_a_small_buffer(flux_machine):
     assert made.predicted.seconds_per_step > streamed_bytes(FLUX, made.arrangement) / 9.01e9
 
 
+def test_where_not_even_a_small_buffer_can_be_pinned_nothing_streams(flux_machine):
+    with pytest.raises(DoesNotFit, match=r"of pinned RAM and may pin 100 MB"):
+        plan(flux_machine(8, pinnable_gb=0.1), offload=Offload.STREAM)
+
+
 def test_a_host_with_little_ram_reads_weights_from_the_disk_in_every_step(flux_machine):
     made = plan(flux_machine(8, ram_gb=16, pinnable_gb=8))
     assert made.waiting == Waiting.DISK
