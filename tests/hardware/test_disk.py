@@ -76,10 +76,11 @@ def test_whether_a_file_is_in_ram_is_seen(tmp_path: Path):
         if disk.cached_share(descriptor, 16 * MIB) < 1:
             pytest.skip("this file system does not tell, or keeps nothing")
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        if disk.cached_share(descriptor, 16 * MIB) == 1:
+        # Asked once only: the asking itself has the system read pages, which a second one would find.
+        share = disk.cached_share(descriptor, 16 * MIB)
+        if share == 1:
             pytest.skip("this file system lies in RAM")
-        # How much of it the system lets go at once is its business.
-        assert disk.cached_share(descriptor, 16 * MIB) < 1
+        assert share < 0.5
     finally:
         os.close(descriptor)
 

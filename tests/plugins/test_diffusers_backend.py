@@ -234,12 +234,14 @@ def test_what_a_failed_decode_left_parked_is_back_for_the_next_picture(session, 
 @pytest.mark.parametrize("offload", list(autoflux.Offload))
 def test_on_a_card_every_offload_draws_the_same_picture_in_less_memory(tiny_model, offload):
     wishes = Wishes(device="cuda", offload=offload)
-    before = torch.cuda.memory_allocated()  # cuBLAS keeps its workspace
+    square = torch.ones(64, 64, device="cuda", dtype=torch.bfloat16)
+    torch.mm(square, square)  # cuBLAS takes the workspace that it keeps
+    before = torch.cuda.memory_allocated()
     with autoflux.load(str(tiny_model), wishes=wishes) as opened:
         idle = torch.cuda.memory_allocated() - before
         first, again = (opened.generate(PROMPTS[0], seed=5, steps=3)[0].png() for _ in range(2))
         assert first == again
-        assert torch.cuda.memory_allocated() - before <= idle + 2**25
+        assert torch.cuda.memory_allocated() - before <= idle + 2**20
         weights = sum(c.bytes_as(autoflux.Precision.BFLOAT16) for c in opened.model.components)
         # A card that holds everything keeps all blocks when it streams, and the ring beside them.
         waits = offload in (autoflux.Offload.COMPONENT, autoflux.Offload.NATIVE)
