@@ -9,7 +9,7 @@ from itertools import product
 from autoflux.errors import ContradictoryWishes, UnknownName
 from autoflux.hardware.values import Figure, Hardware
 from autoflux.models.values import Model
-from autoflux.planning.footprint import activations, footprint
+from autoflux.planning.footprint import activations
 from autoflux.planning.native import passing_bytes
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import Rates, Way, assumed, block_seconds, choose_rates
@@ -89,14 +89,7 @@ class _Task:
     def missing_bytes(self, held: Held) -> int:
         """What it needs beyond the ceilings, of device memory, of RAM, or of what can be pinned."""
         site = self.site
-        need = footprint(
-            self.model,
-            held.arrangement,
-            site.kind,
-            site.profile.priors,
-            self.picture,
-            unified_memory=site.one_memory,
-        )
+        need = site.need(self.model, held.arrangement, self.picture)
         vram = 0 if site.vram_limit_bytes is None else need.vram.peak - site.vram_limit_bytes
         pinned = pinned_bytes(self.model, held.arrangement) - self.hardware.host.pinnable_bytes.value
         return max(vram, need.ram_bytes - site.ram_limit_bytes, pinned)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.arranging import Held, arrange, rates_for
-from autoflux.planning.footprint import Footprint, footprint
+from autoflux.planning.footprint import Footprint
 from autoflux.planning.sites import Site, sites
 from autoflux.planning.speed import Rates, Way, block_seconds
 from autoflux.planning.streaming import pinned_bytes
@@ -152,7 +152,7 @@ def _candidate(
         picture=picture,
         arrangement=held.arrangement,
         rates=held.rates,
-        footprint=need(model, site, held.arrangement, picture),
+        footprint=site.need(model, held.arrangement, picture),
         timeline=timeline(
             model,
             held.arrangement,
@@ -171,10 +171,5 @@ def _candidate(
 
 def _max_batch(model: Model, site: Site, held: Held, picture: Picture) -> int:
     batches = range(picture.batch, MAX_BATCH + 1)
-    fitting = (b for b in batches if site.holds(need(model, site, held.arrangement, picture.replace(batch=b))))
+    fitting = (b for b in batches if site.holds(site.need(model, held.arrangement, picture.replace(batch=b))))
     return max(fitting, default=picture.batch)
-
-
-def need(model: Model, site: Site, arrangement: Arrangement, picture: Picture) -> Footprint:
-    """Memory of an arrangement at a site."""
-    return footprint(model, arrangement, site.kind, site.profile.priors, picture, unified_memory=site.one_memory)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
 from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
-from autoflux.planning.footprint import Footprint
+from autoflux.models.values import Model
+from autoflux.planning.footprint import Footprint, footprint
 from autoflux.planning.profiles import select_profile
-from autoflux.planning.values import Offload, Profile, Wishes
+from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Wishes
 
 
 def sites(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes) -> list[Site]:
@@ -56,6 +57,11 @@ class Site:
     def one_memory(self) -> bool:
         """Whether the device computes in the host's RAM."""
         return self.accelerator is None or self.accelerator.unified_memory
+
+    def need(self, model: Model, arrangement: Arrangement, picture: Picture) -> Footprint:
+        """Memory of an arrangement here."""
+        priors, unified = self.profile.priors, self.one_memory
+        return footprint(model, arrangement, self.kind, priors, picture, unified_memory=unified)
 
     def holds(self, need: Footprint) -> bool:
         fits_device = self.vram_limit_bytes is None or need.vram.peak <= self.vram_limit_bytes
