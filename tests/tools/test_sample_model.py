@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import random
 import sys
 from pathlib import Path
@@ -14,16 +15,18 @@ import torch
 
 from tools.sample_model import networks
 from tools.sample_model.average import MasterWeights, MovingAverage
+from tools.sample_model.batches import Latents, Noisy, Sampler, Shape, image_positions, pack
 from tools.sample_model.captions import COLOUR_WORDS, SHAPE_WORDS, caption
 from tools.sample_model.data import make_scenes
+from tools.sample_model.distil import STEPS, Paths, guided_velocity, midpoint
 from tools.sample_model.drawing import draw, rows
 from tools.sample_model.latents import _COEFFICIENTS, latents_of
 from tools.sample_model.muon import orthogonal
 from tools.sample_model.palette import BACKGROUNDS, COLOURS, SHAPES
 from tools.sample_model.replay import Replayed, shared_pool
 from tools.sample_model.scenes import held_out, held_out_scene, random_scene, training_scene
-from tools.sample_model.train import TEXT_TOKENS, train
-from tools.sample_model.train_flow import Batch, Networks, forward_of, image_positions, pack
+from tools.sample_model.train import SETTINGS, TEXT_TOKENS, train
+from tools.sample_model.train_flow import Networks, forward_of
 from tools.sample_model.train_text import answers, train_text
 from tools.sample_model.words import clip_tokenizer, t5_tokenizer
 
@@ -221,14 +224,53 @@ def test_times_are_embedded_in_float32_whatever_the_network_computes_in():
     sigma = torch.tensor([0.7422, 0.0313])
     tokens = torch.zeros(2, 8, networks.TEXT_WIDTH, dtype=torch.bfloat16)
     pooled = torch.zeros(2, networks.POOLED_WIDTH, dtype=torch.bfloat16)
-    batch = Batch(
-        clean=torch.randn(2, 4, 64), noise=torch.randn(2, 4, 64), sigma=sigma, clip_ids=None, t5_ids=None,
-        image_ids=image_positions(torch.zeros(1, 16, 4, 4)),
-    )  # fmt: skip
-    predicted = forward_of(transformer)(batch, (tokens, pooled), torch.tensor([3.51, 1.0]))
+    noisy = Noisy(torch.randn(2, 4, 64), sigma, image_positions(torch.zeros(1, 16, 4, 4)))
+    predicted = forward_of(transformer)(noisy, (tokens, pooled), torch.tensor([3.51, 1.0]))
     assert predicted.dtype == torch.float32
     assert torch.equal(seen[0], sigma * 1000)
     assert torch.equal(seen[1], torch.tensor([3.51, 1.0]) * 1000)
+
+
+def some_latents(count: int) -> Latents:
+    """Noise as if it were scenes; every token of scene i is i."""
+    ids = torch.arange(count)[:, None, None].expand(count, 1, 3)
+    return Latents(torch.randn(count, 16, 4, 6), ids, ids)
+
+
+def test_half_drawn_pictures_take_the_strides_of_the_sampler_and_are_replaced_when_drawn():
+    torch.manual_seed(0)
+    empty = (torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long))
+    paths = Paths(Sampler([some_latents(5)], empty, batch=4, seed=0), Shape(0, 3))
+    paths.level.fill_(1.0)
+    start, captions, velocity = paths.latents.clone(), paths.clip_ids.clone(), torch.randn(4, 6, 64)
+    scheduler = networks.scheduler()
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / STEPS, STEPS))
+    for sigma in scheduler.sigmas[:-1]:
+        now = paths.now
+        assert torch.allclose(now.sigma, sigma.expand(4), atol=1e-6)
+        assert torch.allclose(now.latents, start + (sigma - 1) * velocity, atol=1e-5)
+        assert torch.equal(paths.clip_ids, captions)
+        paths.advance(velocity)
+    assert not torch.isclose(paths.latents, start - velocity).any()
+    assert (paths.level > 0).all()
+    assert json.loads(SETTINGS.read_text())["defaults"]["steps"] == STEPS
+
+
+def test_the_stride_taught_is_guided_and_exact_where_velocity_changes_evenly():
+    def teach(noisy: Noisy, text: tuple[torch.Tensor, torch.Tensor], guidance: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(guidance, torch.ones(3))
+        return 2 * noisy.sigma[:, None, None] * text[0] + torch.zeros_like(noisy.latents)
+
+    begin, end, scale = torch.tensor([1.0, 0.6, 0.2]), torch.tensor([0.9, 0.3, 0.0]), torch.tensor([1.0, 3.5, 6.0])
+    text, nothing = (torch.full((3, 1, 1), 2.0), torch.zeros(3)), (torch.full((3, 1, 1), 0.5), torch.zeros(3))
+    now = Noisy(torch.randn(3, 2, 8), begin, image_positions(torch.zeros(1, 16, 4, 2)))
+
+    def guided(noisy: Noisy) -> torch.Tensor:
+        return guided_velocity(teach, noisy, text=text, nothing=nothing, scale=scale)
+
+    # The mean of 2 * sigma over a stride is begin + end; guidance makes 0.5 + scale * 1.5 of the captions' 2.
+    expected = ((begin + end) * (0.5 + 1.5 * scale))[:, None, None].expand(3, 2, 8)
+    assert torch.allclose(guided(midpoint(now, guided(now), end)), expected, atol=1e-5)
 
 
 def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
@@ -236,7 +278,7 @@ def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
 
     blink = 0.0001
     options = argparse.Namespace(
-        out=tmp_path, scenes=10, vae_minutes=blink, flow_minutes=blink, guidance_minutes=blink,
+        out=tmp_path, scenes=10, vae_minutes=blink, flow_minutes=blink, distil_minutes=blink,
         batch=2, vae_batch=1, seed=0, text_minutes=blink, start=None, compile=False,
     )  # fmt: skip
     train(options)

@@ -2,9 +2,9 @@
 
     python -m tools.sample_model.train --out DIR
 
-draws the training pictures, trains the autoencoder, the transformer with both text encoders, distils guidance, and
-writes a diffusers folder to DIR/model. On one H200 the defaults take 20 minutes. The seed fixes the data; the weights
-differ a little from run to run, because training goes by the clock and GPU sums are not ordered.
+draws the training pictures, trains the autoencoder, the transformer with both text encoders, distils guidance and
+steps, and writes a diffusers folder to DIR/model. On one H200 the defaults take 21 minutes. The seed fixes the data;
+the weights differ a little from run to run, because training goes by the clock and GPU sums are not ordered.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from diffusers import AutoencoderKL, FluxPipeline
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from tools.sample_model import networks
+from tools.sample_model.batches import Latents, Sampler
 from tools.sample_model.data import Scenes, make_scenes
+from tools.sample_model.distil import distil
 from tools.sample_model.drawing import draw
 from tools.sample_model.latents import latents_of
-from tools.sample_model.train_flow import Latents, Networks, Sampler, distil_guidance, train_flow
+from tools.sample_model.train_flow import Networks, train_flow
 from tools.sample_model.train_text import train_text
 from tools.sample_model.train_vae import reconstruction_psnr, train_vae
 from tools.sample_model.words import CLIP_LENGTH, clip_tokenizer, t5_tokenizer
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("--vae-minutes", type=float, default=3.0)
     parser.add_argument("--text-minutes", type=float, default=1.0)
     parser.add_argument("--flow-minutes", type=float, default=13.0)
-    parser.add_argument("--guidance-minutes", type=float, default=3.0)
+    parser.add_argument("--distil-minutes", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--vae-batch", type=int, default=24)
     parser.add_argument("--start", type=Path, help="train this model on instead of a new one; 0 minutes leave a part")
@@ -64,7 +66,8 @@ def train(options: argparse.Namespace) -> None:
     vae, clip_words, t5_words = start.vae.to(device), start.tokenizer, start.tokenizer_2
     print(f"autoencoder: {reconstruction_psnr(vae, sets[0].rows[:64], device):.1f} dB", flush=True)
     latents = [_latents(s, size, clip_words, t5_words, device) for s, size in zip(sets, SIZES, strict=True)]
-    place = {"device": device, "dtype": torch.bfloat16}
+    # Processors multiply bf16 slowly.
+    place = {"device": device, "dtype": torch.bfloat16 if device.type == "cuda" else torch.float32}
     trained = Networks(start.transformer.to(**place), start.text_encoder.to(**place), start.text_encoder_2.to(**place))
     trained.all().train()
     if options.compile:
@@ -74,7 +77,12 @@ def train(options: argparse.Namespace) -> None:
     empty = (_clip_ids(clip_words, [""]).to(device), _t5_ids(t5_words, [""]).to(device))
     if options.text_minutes > 0:
         told = train_text(
-            trained, sets[0].rows, latents[0].clip_ids, latents[0].t5_ids, minutes=options.text_minutes, batch=512
+            trained,
+            sets[0].rows,
+            latents[0].clip_ids,
+            latents[0].t5_ids,
+            minutes=options.text_minutes,
+            batch=2 * options.batch,
         )
         print(f"text encoders: {100 * told:.2f} % of shapes told rightly", flush=True)
     sampler = Sampler(latents, empty, options.batch, options.seed)
@@ -82,10 +90,11 @@ def train(options: argparse.Namespace) -> None:
     def save() -> None:
         _export(options.out, trained, vae, clip_words, t5_words)
 
-    train_flow(trained, sampler, minutes=options.flow_minutes, on_milestone=save)
-    save()
-    if options.guidance_minutes > 0:
-        distil_guidance(trained, sampler, minutes=options.guidance_minutes)
+    if options.flow_minutes > 0:
+        train_flow(trained, sampler, minutes=options.flow_minutes, on_milestone=save)
+        save()
+    if options.distil_minutes > 0:
+        distil(trained, sampler, minutes=options.distil_minutes)
         save()
     print("done", flush=True)
 
