@@ -18,7 +18,7 @@ from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.batches import Latents, Noisy, Sampler, Shape, image_positions, pack
 from tools.sample_model.captions import COLOUR_WORDS, SHAPE_WORDS, caption
 from tools.sample_model.data import make_scenes
-from tools.sample_model.distil import STEPS, Paths, guided_velocity, midpoint
+from tools.sample_model.distil import GUIDANCE, STEPS, Paths, guided_velocity
 from tools.sample_model.drawing import draw, rows
 from tools.sample_model.latents import _COEFFICIENTS, latents_of
 from tools.sample_model.muon import orthogonal
@@ -253,24 +253,20 @@ def test_half_drawn_pictures_take_the_strides_of_the_sampler_and_are_replaced_wh
         paths.advance(velocity)
     assert not torch.isclose(paths.latents, start - velocity).any()
     assert (paths.level > 0).all()
-    assert json.loads(SETTINGS.read_text())["defaults"]["steps"] == STEPS
+    defaults = json.loads(SETTINGS.read_text())["defaults"]
+    assert (defaults["steps"], defaults["guidance"]) == (STEPS, GUIDANCE)
 
 
-def test_the_stride_taught_is_guided_and_exact_where_velocity_changes_evenly():
+def test_guidance_leads_away_from_what_the_empty_caption_gives():
     def teach(noisy: Noisy, text: tuple[torch.Tensor, torch.Tensor], guidance: torch.Tensor) -> torch.Tensor:
         assert torch.equal(guidance, torch.ones(3))
-        return 2 * noisy.sigma[:, None, None] * text[0] + torch.zeros_like(noisy.latents)
+        return noisy.latents * text[0]
 
-    begin, end, scale = torch.tensor([1.0, 0.6, 0.2]), torch.tensor([0.9, 0.3, 0.0]), torch.tensor([1.0, 3.5, 6.0])
     text, nothing = (torch.full((3, 1, 1), 2.0), torch.zeros(3)), (torch.full((3, 1, 1), 0.5), torch.zeros(3))
-    now = Noisy(torch.randn(3, 2, 8), begin, image_positions(torch.zeros(1, 16, 4, 2)))
-
-    def guided(noisy: Noisy) -> torch.Tensor:
-        return guided_velocity(teach, noisy, text=text, nothing=nothing, scale=scale)
-
-    # The mean of 2 * sigma over a stride is begin + end; guidance makes 0.5 + scale * 1.5 of the captions' 2.
-    expected = ((begin + end) * (0.5 + 1.5 * scale))[:, None, None].expand(3, 2, 8)
-    assert torch.allclose(guided(midpoint(now, guided(now), end)), expected, atol=1e-5)
+    now = Noisy(torch.randn(3, 2, 8), torch.rand(3), image_positions(torch.zeros(1, 16, 4, 2)))
+    scale = torch.tensor([1.0, 3.5, 6.0])
+    guided = guided_velocity(teach, now, text=text, nothing=nothing, scale=scale)
+    assert torch.allclose(guided, now.latents * (0.5 + 1.5 * scale)[:, None, None])
 
 
 def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
@@ -279,10 +275,10 @@ def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
     blink = 0.0001
     options = argparse.Namespace(
         out=tmp_path, scenes=10, vae_minutes=blink, flow_minutes=blink, distil_minutes=blink,
-        batch=2, vae_batch=1, seed=0, text_minutes=blink, start=None, compile=False,
+        batch=2, vae_batch=1, seed=0, text_minutes=blink, start=None, teacher=None, compile=False,
     )  # fmt: skip
     train(options)
-    options.start = tmp_path / "model"
+    options.start = options.teacher = tmp_path / "model"
     train(options)
     files = list((tmp_path / "model").rglob("*.safetensors"))
     assert sum(file.stat().st_size for file in files) < 16_000_000

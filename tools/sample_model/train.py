@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTokenizer, T5TokenizerFast
 
 from tools.sample_model import networks
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--vae-batch", type=int, default=24)
     parser.add_argument("--start", type=Path, help="train this model on instead of a new one; 0 minutes leave a part")
+    parser.add_argument("--teacher", type=Path, help="--start, before it was distilled in part: distil it on")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
@@ -94,7 +95,8 @@ def train(options: argparse.Namespace) -> None:
         train_flow(trained, sampler, minutes=options.flow_minutes, on_milestone=save)
         save()
     if options.distil_minutes > 0:
-        distil(trained, sampler, minutes=options.distil_minutes)
+        teacher = FluxTransformer2DModel.from_pretrained(options.teacher / "transformer") if options.teacher else None
+        distil(trained, sampler, minutes=options.distil_minutes, teacher=teacher and teacher.to(**place))
         save()
     print("done", flush=True)
 
