@@ -40,6 +40,8 @@ def command(ctx: click.Context, *, name: str, source: Source | None, as_json: bo
         if verification:
             _show(verification)
         show_packs(packs)
+        if not verification and not packs:
+            stdout.print(f"{name}: from no hub and without packs; there is nothing to compare it with", markup=False)
     if faulty:
         ctx.exit(1)
 
