@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ NARROW_LANES = 4
 OPTIONAL = {
     "diffusers": ("draws the pictures", "pip install diffusers"),
     "gradio": ("the Gradio page", "pip install 'autoflux[gradio]'"),
+    "diffsynth": ("the backend diffsynth", "pip install 'autoflux[diffsynth]'"),
 }
+
+ANOTHER_WAY = {"diffsynth"}
+"""Nothing lacks where these are not: another backend draws the same pictures."""
 
 SMALLEST_RUN = "autoflux generate 'a red circle on a blue background' --model sample"
 
@@ -58,6 +63,8 @@ PREFIX = "AUTOFLUX_"
 
 LEAST_LIKENESS = 0.75
 """Of two variables' names after the prefix: PROT and PORT are at 0.75, SEED and HOST at 0.25."""
+
+LOCAL_HINT = "--host 127.0.0.1 is for this machine only; an SSH tunnel leads there from others"
 
 EVERYWHERE = {"0.0.0.0", "::", ""}  # noqa: S104 — what the user may ask for; the check warns of it
 
@@ -238,9 +245,17 @@ def check_packages(packages: Mapping[str, tuple[str, str]] | None = None) -> Fin
     """Optional packages, found without importing them."""
     for name, (purpose, command) in (OPTIONAL if packages is None else packages).items():
         if importlib.util.find_spec(name) is None:
-            yield Finding("packages", State.WARNING, f"{name} is not installed ({purpose})", command)
+            state = State.OK if name in ANOTHER_WAY else State.WARNING
+            yield Finding("packages", state, f"{name} is not installed ({purpose})", command)
         else:
-            yield Finding("packages", State.OK, f"{name} is installed")
+            yield Finding("packages", State.OK, f"{name} {_version(name)} is installed".replace("  ", " "))
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a module without a distribution
+        return ""
 
 
 def check_plugins(problems: Iterable[Any], count: int) -> Findings:
@@ -310,14 +325,13 @@ def check_address(host: str, port: int, environment: Mapping[str, str]) -> Findi
     """Who can reach the server at that address."""
     if host in EVERYWHERE:
         message = f"{host or '0.0.0.0'} is reachable by everyone who can reach this machine"  # noqa: S104
-        hint = "--host 127.0.0.1 together with an SSH tunnel is the safe way"
-        yield Finding("address", State.WARNING, message, hint)
+        yield Finding("address", State.WARNING, message, LOCAL_HINT)
     elif host == "localhost" or host.startswith("127.") or host == "::1":
         over_ssh = "SSH_CONNECTION" in environment
         message = f"{host} is reachable from this machine only"
         yield Finding("address", State.OK, message, tunnel(port, environment) if over_ssh else None)
     else:
-        yield Finding("address", State.WARNING, f"{host} is reachable from its network", "--host 127.0.0.1 is not")
+        yield Finding("address", State.WARNING, f"{host} is for everyone in its network", LOCAL_HINT)
 
 
 def tunnel(port: int, environment: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a virtual environment that has the wheel and sees our dependencies, but not our sources."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
+    # From a copy: another worker may build at the same time, and what an earlier build left in `build/` is not taken.
+    sources = _copied(folder / "sources")
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(sources)]
     subprocess.run(build, check=True, capture_output=True, text=True)
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
@@ -26,10 +29,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = next((folder / "venv").glob("lib/python*/site-packages"))
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True, text=True)
-    dependencies = next(p for p in sys.path if p.endswith("site-packages"))
-    # Appended as a plain path entry: an editable install's hook in the other folder is not run.
-    (site / "dependencies.pth").write_text(dependencies + "\n")
+    dependencies = [p for p in sys.path if p.endswith("site-packages")]
+    # Appended as plain path entries: an editable install's hook in the other folders is not run.
+    (site / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
     return python
+
+
+def _copied(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("autoflux", "plugins", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def test_the_wheel_holds_plugins_profiles_and_the_sample_model(installed, tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import click
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from autoflux.cli.models_pack import pack_data
 from autoflux.cli.output import json_option, stdout, succeed
+from autoflux.cli.tables import table
 from autoflux.models.hubs.cached import CachedModel, cached_models
 from autoflux.models.hubs.stores import stores
 from autoflux.models.pack_shelf import Shelf
@@ -36,23 +37,24 @@ def command(plugins: Plugins, *, everything: bool, as_json: bool) -> None:
 
 
 def _table(plugins: Plugins, models: list[CachedModel]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("name", "source", "size", "state", "path"):
-        table.add_column(column, overflow="fold", header_style="dim", justify="right" if column == "size" else "left")
+    shown = table("name", "source", "size", "state", "path", right=("size",))
     for entry in plugins.models:
-        table.add_row(
-            escape(entry.name), escape(plugins.models.owner(entry.name)), "", "ready", escape(str(entry.path))
-        )
+        shown.add_row(entry.name, plugins.models.owner(entry.name), "", "ready", entry.path)
     for model in models:
-        state = "complete" if model.complete else f"[yellow]{len(model.missing)} missing[/]"
-        table.add_row(escape(model.name), model.source.value, format_bytes(model.size_bytes), state, escape(model.path))
-    return table
+        size = "" if model.unreadable else format_bytes(model.size_bytes)
+        shown.add_row(model.name, model.source.value, size, _state(model), model.path)
+    return shown
+
+
+def _state(model: CachedModel) -> str | Text:
+    if model.complete:
+        return "complete"
+    lacking = f"cannot be read: {model.unreadable}" if model.unreadable else f"{len(model.missing)} missing"
+    return Text(lacking, style="yellow")
 
 
 def _packs(packs: list[Pack]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("packed", "of", "precision", "size"):
-        table.add_column(column, overflow="fold", header_style="dim", justify="right" if column == "size" else "left")
+    shown = table("packed", "of", "precision", "size", right=("size",))
     for pack in sorted(packs, key=lambda pack: (pack.model, pack.component, pack.storage)):
-        table.add_row(escape(pack.component), escape(pack.model), pack.storage.value, format_bytes(pack.nbytes))
-    return table
+        shown.add_row(pack.component, pack.model, pack.storage.value, format_bytes(pack.nbytes))
+    return shown

@@ -40,6 +40,9 @@ def command(ctx: click.Context, *, name: str, source: Source | None, as_json: bo
         if verification:
             _show(verification)
         show_packs(packs)
+        if not verification and not packs:
+            said = f"{name}: from no hub and without packs; there is nothing to compare it with"
+            stdout.print(said, markup=False, soft_wrap=True)
     if faulty:
         ctx.exit(1)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from autoflux.cli.output import json_option, stdout, succeed
+from autoflux.cli.tables import table
 from autoflux.plugin_manager import PluginProblem, Plugins, Registry
 
 
@@ -22,13 +23,11 @@ def command(plugins: Plugins, *, as_json: bool) -> None:
     if as_json:
         succeed({"offers": offers, "plugins": plugins.sources, "problems": [_problem(p) for p in plugins.problems]})
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("kind", "name", "plugin", "about"):
-        table.add_column(column, overflow="fold", header_style="dim")
+    listed = table("kind", "name", "plugin", "about")
     for offer in offers:
-        about = f"[yellow]not ready: {escape(offer['missing'])}[/]" if offer["missing"] else escape(offer["about"])
-        table.add_row(offer["kind"], escape(offer["name"]), escape(offer["plugin"]), about)
-    stdout.print(table)
+        about = Text(f"not ready: {offer['missing']}", style="yellow") if offer["missing"] else offer["about"]
+        listed.add_row(offer["kind"], offer["name"], offer["plugin"], about)
+    stdout.print(listed)
     for problem in plugins.problems:
         stdout.print(f"[bold red]broken:[/] {escape(problem.plugin)}: {escape(problem.message)}", soft_wrap=True)
 

@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from autoflux.hardware import copies, nvml, products
+from autoflux.hardware import copies, load, nvml, products
 from autoflux.hardware.device import Device, Findings, first_line
 from autoflux.hardware.products import ATTENTIONS, DEVICE_PRODUCTS, HOST_PRODUCTS, Attention, Product
 from autoflux.hardware.report import NO_ROOM, DeviceReport, Done, HostReport, Message, Stage, TorchReport, encode
@@ -84,12 +84,14 @@ def measure(say: Say, cores: int, host_bytes: int) -> None:
         return
     torch.set_num_threads(cores)
     say(torch_report(torch))
+    begun = load.moment()
     with torch.inference_mode():
         measured: list[DeviceReport] = []
         for device in devices(torch):
             measured.append(measure_device(say, device, host_bytes, measured))
         say(Stage(text="timing the processor"))
-        say(host_report(torch, host_bytes))
+        report = host_report(torch, host_bytes)
+    say(report.replace(processor_share=load.share_left(begun, load.moment(), cores)))
 
 
 def torch_report(torch: Any) -> TorchReport:

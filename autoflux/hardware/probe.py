@@ -15,13 +15,16 @@ from typing import Any
 
 import autoflux
 from autoflux import paths
-from autoflux.hardware import accelerators, cache, child, disk, host, nvml
+from autoflux.hardware import accelerators, cache, child, disk, host, load, nvml
 from autoflux.hardware.child import Measured
 from autoflux.hardware.values import Accelerator, Disk, Hardware, Host, Problem
 from autoflux.units import GIB
 
 FAILURE_KEPT_SECONDS = 600.0
 """A probe whose measuring failed counts this long; then the next one measures again."""
+
+MOST_DISTURBED = 3
+"""After so many disturbed measurements in a row the last one counts: this machine is always like that."""
 
 VISIBILITY = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 """Settings that hide or reorder devices."""
@@ -44,6 +47,8 @@ class Surroundings:
     """Folder of kept measurements; None is autoflux's own."""
     sample_bytes: int = disk.SAMPLE_BYTES
     """Size of the file that the disk's rate is measured with."""
+    is_quiet: Callable[[int], bool] = load.is_quiet
+    """Whether other programs leave so many processors alone now."""
 
     @property
     def cache_folder(self) -> Path:
@@ -88,6 +93,8 @@ def probe(
 ) -> Hardware:
     """This machine. Measures on first use or with `refresh`; otherwise only volatile figures are asked anew.
 
+    What was measured while other programs computed is measured again on the next use that finds them quiet.
+
     What cannot be found out is a `Problem` in the result. `on_stage` is told what is going on. torch is imported in
     a child process, never in this one.
     """
@@ -96,14 +103,14 @@ def probe(
     facts = _ask(surroundings, models_path)
     folder = surroundings.cache_folder
     kept, problems = cache.load(folder, facts.fingerprint)
-    if kept and not refresh and not _is_stale(kept):
+    if kept and not refresh and not _is_stale(kept) and not _is_to_be_retaken(kept, facts, surroundings):
         hardware = _refreshed(kept, facts)
         if disk.is_same(Path(kept.disk.path), Path(facts.disk.path)):
             return hardware.replace(problems=(*hardware.problems, *cache.check(folder)))
         # The same machine, but the models lie on another file system than last time.
         hardware = _with_disk(hardware, facts.disk, stage, surroundings)
     else:
-        hardware = _measure(facts, stage, surroundings)
+        hardware = _measure(facts, stage, surroundings, disturbed=kept.disturbed if kept else 0)
     problems += cache.save(folder, hardware)
     return hardware.replace(problems=(*hardware.problems, *problems))
 
@@ -127,11 +134,14 @@ def _ask(surroundings: Surroundings, models_path: Path | None) -> _Facts:
     )
 
 
-def _measure(facts: _Facts, stage: Stage, surroundings: Surroundings) -> Hardware:
+def _measure(facts: _Facts, stage: Stage, surroundings: Surroundings, *, disturbed: int) -> Hardware:
+    """`disturbed` is how often in a row it was so before."""
     measured = child.run(_command(facts, surroundings), surroundings.limit_seconds, stage)
     found, problems = accelerators.join(
         facts.cards, measured, available_bytes=facts.host.available_bytes.value, wddm=facts.wddm
     )
+    share = measured.host.processor_share
+    disturbed = disturbed + 1 if share is not None and share < load.LEAST_SHARE else 0
     hardware = Hardware(
         fingerprint=facts.fingerprint,
         probed_at=_now().isoformat(timespec="seconds"),
@@ -139,7 +149,8 @@ def _measure(facts: _Facts, stage: Stage, surroundings: Surroundings) -> Hardwar
         accelerators=tuple(_with_driver(accelerator, facts) for accelerator in found),
         host=facts.host.replace(copy_gb_per_s=measured.host.copy_gb_per_s, matmul_tflops=measured.host.matmul_tflops),
         disk=facts.disk,
-        problems=(*facts.nvidia.problems, *_measuring_problems(measured), *problems),
+        problems=(*facts.nvidia.problems, *_measuring_problems(measured), *_disturbance(share, disturbed), *problems),
+        disturbed=disturbed,
     )
     return _with_disk(hardware, facts.disk, stage, surroundings)
 
@@ -193,6 +204,21 @@ def _is_stale(kept: Hardware) -> bool:
     except (ValueError, TypeError):
         return True
     return abs(age.total_seconds()) > FAILURE_KEPT_SECONDS
+
+
+def _is_to_be_retaken(kept: Hardware, facts: _Facts, surroundings: Surroundings) -> bool:
+    """Whether its measuring was disturbed and would not be now."""
+    return 0 < kept.disturbed < MOST_DISTURBED and surroundings.is_quiet(facts.host.cores)
+
+
+def _disturbance(share: float | None, times: int) -> list[Problem]:
+    if share is None or not times:
+        return []
+    message = f"other programs took {1 - share:.0%} of the processors during measuring, so figures may be too low"
+    hint = "end them, then `autoflux probe --refresh`"
+    if times < MOST_DISTURBED:
+        hint += "; the next use that finds them quiet measures again by itself"
+    return [Problem(subject="load", message=message, hint=hint)]
 
 
 def _measuring_problems(measured: Measured) -> list[Problem]:

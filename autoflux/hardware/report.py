@@ -52,6 +52,9 @@ class DeviceReport(Value, frozen=True, kw_only=True, tag="device"):
 class HostReport(Value, frozen=True, kw_only=True, tag="host"):
     """What the processor does, measured through torch."""
 
+    processor_share: float | None = None
+    """What other programs left of it while this and all devices were measured."""
+
     copy_gb_per_s: Figure | None = None
     matmul_tflops: dict[str, Figure] = msgspec.field(default_factory=dict)
     errors: tuple[str, ...] = ()

@@ -238,6 +238,8 @@ class Hardware(Value, frozen=True, kw_only=True):
     host: Host
     disk: Disk
     problems: tuple[Problem, ...] = ()
+    disturbed: int = 0
+    """How many times in a row other programs computed while this machine was measured; 0 if the last time was quiet."""
 
     def accelerator(self, kind: DeviceKind, index: int = 0) -> Accelerator | None:
         """The device of that kind and index, or None."""

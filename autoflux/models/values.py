@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -23,7 +25,17 @@ class Precision(StrEnum):
     @property
     def item_bytes(self) -> int:
         """Bytes a number takes."""
-        return {"float32": 4, "bfloat16": 2, "float16": 2}.get(self.value, 1)
+        return _ITEM_BYTES[self]
+
+
+_ITEM_BYTES = {
+    Precision.FLOAT32: 4,
+    Precision.BFLOAT16: 2,
+    Precision.FLOAT16: 2,
+    Precision.FLOAT8: 1,
+    Precision.FLOAT8_E5M2: 1,
+    Precision.INT8: 1,
+}
 
 
 class Layout(StrEnum):
@@ -95,7 +107,7 @@ class BlockList(Value, frozen=True, kw_only=True):
     blocks: tuple[Block, ...]
 
 
-class Component(Value, frozen=True, kw_only=True):
+class Component(Value, frozen=True, kw_only=True, dict=True):
     """One network of the pipeline. `rest` is what lies outside its block lists."""
 
     name: str
@@ -118,7 +130,7 @@ class Component(Value, frozen=True, kw_only=True):
     config: dict[str, Any] = msgspec.field(default_factory=dict)
     """Its configuration as diffusers or transformers read it."""
 
-    @property
+    @cached_property
     def parameter_count(self) -> int:
         return self.rest.parameters.total + sum(b.parameters.total for b in self.blocks)
 
@@ -126,10 +138,15 @@ class Component(Value, frozen=True, kw_only=True):
     def disk_bytes(self) -> int:
         return self.rest.disk_bytes + sum(b.disk_bytes for b in self.blocks)
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """All blocks in the order they run."""
         return tuple(block for blocks in self.block_lists for block in blocks.blocks)
+
+    @cached_property
+    def alike(self) -> dict[ParameterCount, int]:
+        """How many blocks there are of each sort; the many blocks of FLUX are of two."""
+        return dict(Counter(block.parameters for block in self.blocks))
 
     def bytes_as(self, precision: Precision) -> int:
         """Size of the weights held in `precision`."""

@@ -7,8 +7,11 @@ filled front to back and a unit's place is the same in every pass, so that param
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate, islice
+from operator import itemgetter
 from typing import NamedTuple
 
 ALIGNMENT = 256
@@ -17,16 +20,22 @@ ALIGNMENT = 256
 MOST_SPREAD = 64
 """Mixtures of two sizes that are tried: all of them for the blocks of FLUX."""
 
+ROUNDED = 1 + 1e-9
+"""Sums of the same seconds in another order differ by less."""
+
 MOST_MOVED = 500_000
 """Units that are simulated while residents are moved, a third of a second: 2,000 moves among 57 units."""
+
+PHASES = (0.0, 0.25, 0.5, 0.75)
+"""Where evenly spread units begin, in parts of the distance between two."""
 
 STEADY_PASSES = 4
 """Passes until the simulation repeats itself: the first starts with an empty ring."""
 
 
-_Step = tuple[float, int, int]
-"""A unit's turn: seconds it computes, bytes that are copied for it, and its distance, which is 0 if it stays. Not a
-named tuple, which takes longer to make and to unpack: the search simulates hundreds of thousands."""
+_Step = tuple[float, float, int]
+"""A unit's turn: seconds it computes, seconds it is copied, and its distance, which is 0 if it stays. Not a named
+tuple, which takes longer to make and to unpack: the search simulates hundreds of thousands."""
 
 
 class Unit(NamedTuple):
@@ -79,15 +88,15 @@ def lay_out(sizes: Sequence[int], ring_bytes: int) -> RingLayout:
     Raises:
         ValueError: a unit is larger than the ring.
     """
-    offsets, at = [], 0
+    spans: list[tuple[int, int]] = []
+    at = 0
     for size in map(aligned, sizes):
         if size > ring_bytes:
             raise ValueError(f"a unit of {size} bytes does not fit a ring of {ring_bytes}")
         at = 0 if at + size > ring_bytes else at
-        offsets.append(at)
+        spans.append((at, at + size))
         at += size
-    spans = [(offset, offset + aligned(size)) for offset, size in zip(offsets, sizes, strict=True)]
-    return RingLayout(tuple(offsets), tuple(_distance(spans, k) for k in range(len(spans))))
+    return RingLayout(tuple(begin for begin, _ in spans), tuple(_distance(spans, k) for k in range(len(spans))))
 
 
 def _distance(spans: Sequence[tuple[int, int]], k: int) -> int:
@@ -101,55 +110,60 @@ def _distance(spans: Sequence[tuple[int, int]], k: int) -> int:
 
 def pass_seconds(units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float) -> float:
     """Seconds one pass takes, once the first ones are over."""
-    if all(i in resident for i in range(len(units))):
+    if all(map(resident.__contains__, range(len(units)))):
         return sum(unit.seconds for unit in units)
-    steps = _steps(units, resident, ring_bytes)
+    steps = _steps(units, resident, ring_bytes, bytes_per_second)
     released: list[float] = []
     now = copied = began = 0.0
     for _ in range(STEADY_PASSES):
         began = now
-        copied, now = _advance(steps, bytes_per_second, released, copied, now)
+        copied, now = _advance(steps, released, copied, now)
     return now - began
 
 
 def trace_pass(units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float) -> PassTrace:
     """When each unit is copied and computes in the pass that `pass_seconds` measures."""
-    steps = _steps(units, resident, ring_bytes)
+    steps = _steps(units, resident, ring_bytes, bytes_per_second)
     released: list[float] = []
     copied = now = 0.0
     for _ in range(STEADY_PASSES - 1):
-        copied, now = _advance(steps, bytes_per_second, released, copied, now)
+        copied, now = _advance(steps, released, copied, now)
     began = now
     passages = []
     for step in steps:
-        copied, now = _advance((step,), bytes_per_second, released, copied, now)
-        seconds, nbytes, distance = step
-        copy = Span(copied - nbytes / bytes_per_second - began, copied - began) if distance else None
+        copied, now = _advance((step,), released, copied, now)
+        seconds, copying, distance = step
+        copy = Span(copied - copying - began, copied - began) if distance else None
         passages.append(Passage(copy, Span(now - seconds - began, now - began)))
     return PassTrace(now - began, tuple(passages))
 
 
-def _steps(units: Sequence[Unit], resident: Collection[int], ring_bytes: int) -> list[_Step]:
-    streamed = [unit.nbytes for i, unit in enumerate(units) if i not in resident]
-    distances = iter(lay_out(streamed, ring_bytes).distances)
+def _steps(units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float) -> list[_Step]:
+    streamed = tuple([unit.nbytes for i, unit in enumerate(units) if i not in resident])
+    distances = iter(_distances(streamed, ring_bytes))
     return [
-        (unit.seconds, 0, 0) if i in resident else (unit.seconds, unit.nbytes, next(distances))
+        (unit.seconds, 0.0, 0) if i in resident else (unit.seconds, unit.nbytes / bytes_per_second, next(distances))
         for i, unit in enumerate(units)
     ]
 
 
-def _advance(
-    steps: Iterable[_Step], bytes_per_second: float, released: list[float], copied: float, now: float
-) -> tuple[float, float]:
+@lru_cache(maxsize=1024)
+def _distances(sizes: tuple[int, ...], ring_bytes: int) -> tuple[int, ...]:
+    """As of `lay_out`; kept, as most moves of residents leave the sizes of what is streamed in the same order."""
+    return lay_out(sizes, ring_bytes).distances
+
+
+def _advance(steps: Iterable[_Step], released: list[float], copied: float, now: float) -> tuple[float, float]:
     """Run `steps`: when the last copy and the last computation have ended, given when those before them did.
 
     `released` holds when each streamed unit so far has computed, and is added to.
     """
-    for seconds, nbytes, distance in steps:
+    for seconds, copying, distance in steps:
         if distance:
             free = released[-distance] if distance <= len(released) else 0.0
-            copied = max(copied, free) + nbytes / bytes_per_second
-            now = max(now, copied) + seconds
+            # Not `max`: calling it takes longer than all else here.
+            copied = (copied if copied > free else free) + copying  # noqa: FURB136
+            now = (now if now > copied else copied) + seconds  # noqa: FURB136
             released.append(now)
         else:
             now += seconds
@@ -159,8 +173,8 @@ def _advance(
 def bound_seconds(units: Iterable[Unit], resident: Collection[int], bytes_per_second: float) -> float:
     """What no schedule can beat: the larger of all arithmetic and all copies."""
     every = list(units)
-    copies = sum(unit.nbytes for i, unit in enumerate(every) if i not in resident)
-    return max(sum(unit.seconds for unit in every), copies / bytes_per_second)
+    copies = sum([unit.nbytes for i, unit in enumerate(every) if i not in resident])
+    return max(sum([unit.seconds for unit in every]), copies / bytes_per_second)
 
 
 def choose_resident(
@@ -176,8 +190,7 @@ def choose_resident(
     def seconds(resident: frozenset[int]) -> float:
         return pass_seconds(units, resident, ring_bytes, bytes_per_second)
 
-    best = min(_spread_choices(units, budget_bytes), key=lambda r: (seconds(r), _bytes(units, r)))
-    fastest = seconds(best)
+    best, fastest = _fastest(units, _spread_choices(units, budget_bytes), seconds, bytes_per_second)
     left = MOST_MOVED // max(1, len(units) * STEADY_PASSES)
     improved = True
     while improved and fastest > bound_seconds(units, best, bytes_per_second) * 1.001:
@@ -190,29 +203,52 @@ def choose_resident(
     return best
 
 
+def _fastest(
+    units: Sequence[Unit],
+    choices: Iterable[frozenset[int]],
+    seconds: Callable[[frozenset[int]], float],
+    bytes_per_second: float,
+) -> tuple[frozenset[int], float]:
+    """The choice with the shortest pass, of equals the smallest; those that cannot be faster are not simulated."""
+    arithmetic, copied = sum(unit.seconds for unit in units), sum(unit.nbytes for unit in units)
+
+    def bounds(choice: frozenset[int]) -> tuple[float, int]:
+        kept = sum([units[i].nbytes for i in choice])
+        return max(arithmetic, (copied - kept) / bytes_per_second), kept
+
+    best, fastest, held = frozenset[int](), math.inf, 0
+    for (bound, nbytes), choice in sorted([(bounds(choice), choice) for choice in choices], key=itemgetter(0)):
+        if bound > fastest * ROUNDED:
+            break
+        if (found := (seconds(choice), nbytes)) < (fastest, held):
+            best, (fastest, held) = choice, found
+    return best, fastest
+
+
 def _bytes(units: Sequence[Unit], chosen: Iterable[int]) -> int:
-    return sum(aligned(units[i].nbytes) for i in chosen)
+    return sum([aligned(units[i].nbytes) for i in chosen])
 
 
 def _spread_choices(units: Sequence[Unit], budget_bytes: int) -> Iterator[frozenset[int]]:
+    """No two alike, but for the first."""
     yield _proportional(units, budget_bytes)
     sizes = sorted({unit.nbytes for unit in units}, reverse=True)
     if not 1 <= len(sizes) <= 2 or 0 in sizes:
         return
-    large, small = ([i for i, unit in enumerate(units) if unit.nbytes == size] for size in (sizes[0], sizes[-1]))
+    large, small = (tuple(i for i, unit in enumerate(units) if unit.nbytes == size) for size in (sizes[0], sizes[-1]))
     if len(sizes) == 1:
-        small = []
+        small = ()
     for count in range(0, len(large) + 1, 1 + len(large) // MOST_SPREAD):
         left = budget_bytes - count * aligned(units[large[0]].nbytes)
         if left < 0:
             return
         others = min(len(small), left // aligned(units[small[0]].nbytes)) if small else 0
-        for phase in (0.0, 0.25, 0.5, 0.75):
-            yield frozenset(_evenly(large, count, phase)) | frozenset(_evenly(small, others, phase))
+        yield from dict.fromkeys(_evenly(large, count, phase) | _evenly(small, others, phase) for phase in PHASES)
 
 
-def _evenly(members: Sequence[int], count: int, phase: float) -> list[int]:
-    return [members[int((j + phase) * len(members) / count)] for j in range(count)]
+@lru_cache(maxsize=4096)
+def _evenly(members: tuple[int, ...], count: int, phase: float) -> frozenset[int]:
+    return frozenset([members[int((j + phase) * len(members) / count)] for j in range(count)])
 
 
 def _proportional(units: Sequence[Unit], budget_bytes: int) -> frozenset[int]:

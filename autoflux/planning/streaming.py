@@ -11,7 +11,14 @@ from autoflux.models.values import Component, Model
 from autoflux.planning.schedule import Unit, aligned, choose_resident, pass_seconds
 from autoflux.planning.speed import KINDS
 from autoflux.planning.values import Arrangement, ComponentPlan, Placement, TransferUnit, Waiting
-from autoflux.planning.weights import component_bytes, modulation_in, rest_bytes, unit_bytes
+from autoflux.planning.weights import (
+    all_unit_bytes,
+    component_bytes,
+    largest_modulation,
+    largest_unit,
+    modulation_of,
+    rest_bytes,
+)
 
 RING_UNITS = (1.0, 4 / 3, 2.0)
 """Sizes of the ring to try, in largest units: with one, nothing is copied while a largest block computes; with two,
@@ -66,7 +73,7 @@ def stream_layout(
         layers = _by_layers(model, planned, kinds, seconds, bytes_per_second)
         return layers._replace(ring_bytes=max(layers.ring_bytes, least))
     loads = [
-        Unit(unit_bytes(block, planned), seconds[kind]) for block, kind in zip(transformer.blocks, kinds, strict=True)
+        Unit(nbytes, seconds[kind]) for nbytes, kind in zip(all_unit_bytes(transformer, planned), kinds, strict=True)
     ]
     units = _joined(loads, arrangement.block_bytes)
     least = max(
@@ -148,7 +155,7 @@ def hoists(arrangement: Arrangement) -> bool:
 
 def block_bytes_of(model: Model, planned: ComponentPlan) -> list[int]:
     """What each block of the transformer takes without its modulation."""
-    return [unit_bytes(block, planned) for block in model.component(planned.name).blocks]
+    return all_unit_bytes(model.component(planned.name), planned)
 
 
 def streamed_bytes(model: Model, arrangement: Arrangement) -> int:
@@ -187,7 +194,7 @@ def stage_bytes(model: Model, through: Iterable[ComponentPlan]) -> int:
 
 def modulation_bytes(model: Model, planned: ComponentPlan) -> int:
     """Bytes of the modulation weights, which pass through the ring once a picture."""
-    return sum(modulation_in(block, planned) for block in model.component(planned.name).blocks)
+    return modulation_of(model.component(planned.name), planned)
 
 
 def _largest_of_others(model: Model, arrangement: Arrangement) -> int:
@@ -198,9 +205,9 @@ def _largest_of_others(model: Model, arrangement: Arrangement) -> int:
 def _largest_part(component: Component, planned: ComponentPlan, *, whole: bool = False) -> int:
     """The largest block; what lies outside the blocks counts only for components that stream `whole`."""
     outside = [rest_bytes(component.rest, planned)] if whole or planned.name != "transformer" else []
-    return max([unit_bytes(block, planned) for block in component.blocks] + outside)
+    return max([largest_unit(component, planned), *outside])
 
 
 def _largest_modulation(model: Model, planned: ComponentPlan) -> int:
     # A double block has two modulation layers.
-    return max(modulation_in(block, planned) for block in model.component(planned.name).blocks)
+    return largest_modulation(model.component(planned.name), planned)

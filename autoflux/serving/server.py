@@ -56,7 +56,8 @@ def _unavailable(host: str, port: int, error: Exception) -> ServiceUnavailable:
             f"port {port} is not allowed for this user", hint="choose one above 1023: --port 6006"
         )
     return ServiceUnavailable(
-        f"cannot listen on {host}, port {port}: {error}", hint="--host 127.0.0.1 always exists on this computer"
+        f"cannot listen on {host}, port {port}: {getattr(error, 'strerror', None) or error}",
+        hint="--host 127.0.0.1 always exists on this computer",
     )
 
 

@@ -63,6 +63,11 @@ def test_people_are_told_sizes(tiny_copy, shelf, capsys):
     assert "removed 4 packs" in capsys.readouterr().out
 
 
+def test_verify_says_when_there_is_nothing_to_compare_with(tiny_copy, shelf, capsys):
+    assert run(["models", "verify", str(tiny_copy)]) == 0
+    assert "from no hub and without packs" in capsys.readouterr().out
+
+
 def test_verify_finds_what_changed_and_drops_it(tiny_copy, shelf, capsys):
     made = asked(capsys, "pack", str(tiny_copy), "--precision", "int8")["packs"]
     flip(shelf.folder(made[2]["key"]) / WEIGHTS)

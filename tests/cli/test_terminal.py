@@ -67,6 +67,22 @@ def test_the_first_line_of_a_plan_is_all_of_its_summary(tiny_model: Path):
     assert " steps" in first
 
 
+@pytest.mark.parametrize("columns", ["20", "40", "80"])
+@pytest.mark.parametrize("command", [("models", "show"), ("plan", "--model")])
+def test_no_word_of_a_table_is_broken(tiny_model: Path, command: tuple[str, ...], columns: str):
+    words = start(*command, str(tiny_model), COLUMNS=columns).stdout.split()
+    assert {"text_encoder_2", "transformer"} <= set(words)
+    assert words.count("text_encoder_2") == 1
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_names_of_plugins_are_whole_at_every_width(columns: str):
+    printed = start("plugins", COLUMNS=columns).stdout
+    for name in ("diffusers_backend", "cuda-ampere-datacentre", "gradio_frontend"):
+        assert name in printed
+    assert max(map(len, printed.splitlines())) <= int(columns)
+
+
 def test_a_narrow_terminal_cuts_no_figure_of_a_machine():
     lines = start("machines", COLUMNS="40").stdout.splitlines()
     memory = format_bytes(known_machine("b200-180gb").accelerators[0].total_bytes.value)

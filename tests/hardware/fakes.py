@@ -130,8 +130,10 @@ def child(*messages: Message | str, then: str = "") -> tuple[str, ...]:
     return (sys.executable, "-c", f"import os, sys, time\nos.write(1, {said!r})\n{then}")
 
 
-def healthy_child(*devices: DeviceReport) -> tuple[str, ...]:
-    host = HostReport(copy_gb_per_s=measured(15), matmul_tflops={"float32": measured(0.2)})
+def healthy_child(*devices: DeviceReport, share: float | None = None, tflops: float = 0.2) -> tuple[str, ...]:
+    """One that measured `tflops` on the processor, of which others left that share."""
+    rates = {"float32": measured(tflops)}
+    host = HostReport(copy_gb_per_s=measured(15), matmul_tflops=rates, processor_share=share)
     return child(torch_report(), *devices, host, Done())
 
 

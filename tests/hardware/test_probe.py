@@ -157,6 +157,41 @@ def test_a_failure_is_not_kept_for_good(look, tmp_path: Path):
     assert look().accelerators[0].matmul_tflops
 
 
+DISTURBED = healthy_child(device_report(), share=0.4, tflops=0.07)
+QUIET = healthy_child(device_report(), share=0.97, tflops=0.2)
+
+
+def test_what_was_disturbed_is_said_and_measured_again_when_it_is_quiet(look):
+    first = look(measure=DISTURBED)
+    (problem,) = first.problems
+    assert (problem.subject, first.disturbed) == ("load", 1)
+    assert "other programs took 60% of the processors" in problem.message
+    assert "measures again by itself" in (problem.hint or "")
+    # As long as the others compute it is what there is.
+    busy = look(measure=CRASHES, is_quiet=lambda cores: False)
+    assert (busy.probed_at, busy.problems) == (first.probed_at, first.problems)
+    again = look(measure=QUIET, is_quiet=lambda cores: cores == first.host.cores)
+    assert (again.disturbed, again.problems) == (0, ())
+    assert again.host.matmul_tflops["float32"].value == 0.2
+    # And that is kept: whether it is quiet is not even asked.
+    assert look(measure=CRASHES, is_quiet=lambda cores: 1 // 0).probed_at == again.probed_at
+
+
+def test_a_machine_that_is_never_quiet_is_not_measured_for_ever(look):
+    found = [look(measure=DISTURBED, is_quiet=lambda cores: True) for _ in range(3)]
+    assert [hardware.disturbed for hardware in found] == [1, 2, 3]
+    last = look(measure=CRASHES, is_quiet=lambda cores: True)
+    assert last.disturbed == 3
+    (problem,) = last.problems
+    assert problem.hint == "end them, then `autoflux probe --refresh`"
+    assert look(refresh=True, measure=QUIET).disturbed == 0
+
+
+def test_a_quiet_measurement_is_no_problem(look):
+    assert look(measure=healthy_child(device_report(), share=0.86)).problems == ()
+    assert look(refresh=True, measure=healthy_child(device_report(), share=0.84)).disturbed == 1
+
+
 def test_a_driver_that_does_not_answer(look):
     found = look(library=FakeNvml(errors={"nvmlInit": 999}), measure=healthy_child())
     assert [problem.subject for problem in found.problems] == ["nvml"]

@@ -126,6 +126,27 @@ def test_packages():
     assert findings[1].hint == "pip install wings"
 
 
+def test_a_package_is_named_with_its_version_and_one_without_is_named_alone():
+    packages = {"pytest": ("tests", "pip"), "json": ("reads", "pip")}
+    messages = [finding.message for finding in checks.check_packages(packages)]
+    assert messages == [f"pytest {pytest.__version__} is installed", "json is installed"]
+
+
+def test_diffsynth_has_a_line_of_its_own():
+    (here,) = (finding for finding in checks.check_packages() if "diffsynth" in finding.message)
+    assert re.fullmatch(r"diffsynth 2\.\S+ is installed", here.message)
+    assert checks.OPTIONAL["diffsynth"][1] == "pip install 'autoflux[diffsynth]'"
+
+
+def test_a_backend_that_another_stands_in_for_is_no_lack(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [])  # as on a machine where nothing more is installed
+    for name in ("diffsynth", "gradio"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    absent = {finding.message.split()[0]: finding for finding in checks.check_packages()}
+    assert (absent["diffsynth"].state, absent["gradio"].state) == (OK, WARNING)
+    assert absent["diffsynth"].hint == "pip install 'autoflux[diffsynth]'"
+
+
 def test_plugins():
     assert only(checks.check_plugins([], 5)).message == "5 plugins loaded"
     broken = PluginProblem("wings", "ImportError: no feathers", "Traceback")
@@ -170,6 +191,8 @@ def test_addresses():
     )
     assert only(checks.check_address("0.0.0.0", 6006, {})).state == WARNING
     assert only(checks.check_address("10.0.0.7", 6006, {})).state == WARNING
+    for host in ("0.0.0.0", "10.0.0.7"):
+        assert "--host 127.0.0.1 is for this machine only" in (only(checks.check_address(host, 6006, {})).hint or "")
 
 
 def test_the_tunnel_over_ssh():

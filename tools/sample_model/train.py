@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--distil-minutes", type=float, default=4.0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--vae-batch", type=int, default=24)
+    parser.add_argument("--text-batch", type=int, default=512)
     parser.add_argument("--start", type=Path, help="train this model on instead of a new one; 0 minutes leave a part")
     parser.add_argument("--teacher", type=Path, help="--start, before it was distilled in part: distil it on")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
@@ -77,14 +78,8 @@ def train(options: argparse.Namespace) -> None:
         trained.transformer.compile_repeated_blocks(dynamic=False)
     empty = (_clip_ids(clip_words, [""]).to(device), _t5_ids(t5_words, [""]).to(device))
     if options.text_minutes > 0:
-        told = train_text(
-            trained,
-            sets[0].rows,
-            latents[0].clip_ids,
-            latents[0].t5_ids,
-            minutes=options.text_minutes,
-            batch=2 * options.batch,
-        )
+        ids = (latents[0].clip_ids, latents[0].t5_ids)
+        told = train_text(trained, sets[0].rows, *ids, minutes=options.text_minutes, batch=options.text_batch)
         print(f"text encoders: {100 * told:.2f} % of shapes told rightly", flush=True)
     sampler = Sampler(latents, empty, options.batch, options.seed)
 

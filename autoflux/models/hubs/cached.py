@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ class CachedModel(Value, frozen=True, kw_only=True):
     complete: bool
     missing: tuple[str, ...] = ()
     licence: str | None = None
+    unreadable: str | None = None
+    """Why it could not be looked at: another user's, or held by another program. Nothing else is known of it then."""
 
 
 def cached_models(stores: Mapping[Source, Store], *, everything: bool = False) -> list[CachedModel]:
@@ -43,10 +47,27 @@ def cached_models(stores: Mapping[Source, Store], *, everything: bool = False) -
     found = []
     for source, store in stores.items():
         for repo_id in dict.fromkeys(store.repo_ids()):
-            model = look_at(HubId(source=source, repo_id=repo_id), store)
+            model = _look_at_any(HubId(source=source, repo_id=repo_id), store)
             if model and (everything or _is_ours(model, store)):
                 found.append(model)
     return found
+
+
+def _look_at_any(hub_id: HubId, store: Store) -> CachedModel | None:
+    """One that cannot be read does not hide the others."""
+    try:
+        return look_at(hub_id, store)
+    except OSError as error:
+        return CachedModel(
+            name=catalogue_name(hub_id) or hub_id.repo_id,
+            source=hub_id.source,
+            repo_id=hub_id.repo_id,
+            commit="",
+            path=str(error.filename or store.root),
+            size_bytes=0,
+            complete=False,
+            unreadable=error.strerror or str(error),
+        )
 
 
 def find_cached(reference: Reference, stores: Mapping[Source, Store]) -> CachedModel | None:
@@ -83,6 +104,11 @@ def model_path(model: CachedModel, file: str | None = None) -> Path:
     Raises:
         ModelNotFound: it is not complete here.
     """
+    if model.unreadable:
+        raise ModelNotFound(
+            f"{model.name!r} is on this machine and cannot be read: {model.unreadable} ({model.path})",
+            hint="check whose it is, and what else uses it",
+        )
     if not model.complete:
         listed = ", ".join(model.missing[:3]) + (" …" if len(model.missing) > 3 else "")
         raise ModelNotFound(
@@ -100,9 +126,10 @@ def disk_bytes(folder: Path) -> int:
     """The bytes of all files in a folder, each counted once however many names it has; links are not followed."""
     sizes = {}
     for path in folder.rglob("*"):
-        if not path.is_symlink() and path.is_file():
-            status = path.stat()
-            sizes[status.st_dev, status.st_ino] = status.st_size
+        with contextlib.suppress(FileNotFoundError):  # whoever downloads renames and removes files meanwhile
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())
 
 
@@ -153,6 +180,8 @@ def _shards(index: Path) -> Iterable[Path]:
 
 
 def _is_ours(model: CachedModel, store: Store) -> bool:
+    if model.unreadable:
+        return True
     if model.name != model.repo_id or store.recorded(model.repo_id, model.commit):
         return True
     return str(_read_json(Path(model.path) / INDEX).get("_class_name", "")).startswith("Flux")

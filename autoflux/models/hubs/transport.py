@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ LISTING_LIMIT_BYTES = 64 << 20
 
 UNREACHED_TRIES = 2
 """Before anything has arrived, a hub that cannot be reached is one that somebody waits for in vain."""
+
+ENDPOINTS = {Source.HUGGINGFACE: "HF_ENDPOINT", Source.MODELSCOPE: "MODELSCOPE_ENDPOINT"}
+"""Variables that say where a hub is."""
 
 T = TypeVar("T")
 
@@ -108,7 +112,8 @@ class Wire:
     def unavailable(self, what: str) -> HubUnavailable:
         return HubUnavailable(
             f"{self.source.label} at {self.endpoint} {what}",
-            hint="check the network and run the command again: it goes on where it stopped",
+            hint=f"check the network, HTTPS_PROXY and {ENDPOINTS[self.source]}, then run the command again: "
+            "it goes on where it stopped",
         )
 
     def _get_json(self, path: str, refuse: Callable[[httpx.Response], None]) -> dict[str, Any]:
@@ -161,10 +166,13 @@ def raise_if_passing(response: httpx.Response) -> None:
 def explain(error: httpx.TransportError) -> str:
     """What went wrong on the way, for a sentence that begins with the hub."""
     if isinstance(error, httpx.ConnectError):
-        return f"cannot be reached: {error}"
+        return f"cannot be reached: {_ERRNO.sub('', str(error))}"
     if isinstance(error, httpx.TimeoutException):
         return "does not answer in time"
     return f"broke off: {error}"
+
+
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 
 def _wait(retry_after: str | None) -> float | None:

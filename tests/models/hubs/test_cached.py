@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from autoflux.errors import ModelNotFound, ServiceUnavailable
 from autoflux.models.hubs.cached import CachedModel, cached_models, disk_bytes, find_cached, look_at, model_path
 from autoflux.models.hubs.pull import pull
 from autoflux.models.hubs.remove import plan_removal, remove
-from autoflux.models.hubs.stores import stores
+from autoflux.models.hubs.stores import HuggingFaceStore, stores
 from autoflux.models.hubs.values import HubId, Reference, Source
 from autoflux.models.hubs.verify import verify
 from tests.models.hubs.conftest import BIG, NEEDED, REPO, SHARDS, contents, flux_files
@@ -88,6 +89,41 @@ def test_stray_things_in_a_cache_do_no_harm(hub, tmp_path):
     (tmp_path / "hf/CACHEDIR.TAG").write_bytes(b"")
     (tmp_path / "ms/models/file").write_bytes(b"")
     assert cached_models(stores(), everything=True) == []
+
+
+class Held(HuggingFaceStore):
+    """A cache of which another program holds one model, as Windows does; or another user's."""
+
+    def commit(self, repo_id: str, revision: str | None = None) -> str | None:
+        if repo_id == "held/flux":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self.folder(repo_id)))
+        return super().commit(repo_id, revision)
+
+
+def test_a_model_that_cannot_be_read_does_not_hide_the_others(hub, tmp_path):
+    for name in ("a--flux", "held--flux", "z--flux"):
+        folder = tmp_path / f"hf/models--{name}/snapshots/abc"
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    found = cached_models({Source.HUGGINGFACE: Held(tmp_path / "hf")})
+    assert [model.name for model in found] == ["a/flux", "held/flux", "z/flux"]
+    assert [model.unreadable for model in found] == [None, "Permission denied", None]
+    held = found[1]
+    assert (held.path, held.complete) == (str(tmp_path / "hf/models--held--flux"), False)
+    with pytest.raises(ModelNotFound, match="cannot be read: Permission denied"):
+        model_path(held)
+
+
+def test_folders_that_may_not_be_looked_into_are_listed_as_such(here, source):
+    store = stores()[source]
+    Path(here.path).chmod(0)
+    if os.access(here.path, os.R_OK):
+        pytest.skip("this user may read everything")
+    try:
+        (found,) = cached_models({source: store})
+    finally:
+        Path(here.path).chmod(0o755)
+    assert not found.complete
 
 
 def test_a_damaged_record_is_no_record(here, source):

@@ -175,12 +175,13 @@ def test_a_hub_that_cannot_be_reached_is_given_up_sooner_than_one_that_is_busy()
 
     def refuse(request: httpx.Request) -> httpx.Response:
         asked.append(request.url.path)
-        raise httpx.ConnectError("Name or service not known")
+        raise httpx.ConnectError("[Errno -2] Name or service not known")
 
     with httpx.Client(transport=httpx.MockTransport(refuse)) as client:
         wire = Wire(client, Source.HUGGINGFACE, "https://hub.invalid", patience=EAGER)
-        with pytest.raises(HubUnavailable, match="cannot be reached: Name or service not known"):
+        with pytest.raises(HubUnavailable, match="cannot be reached: Name or service not known") as caught:
             wire.get_json("/api/models/a/b", lambda _response: None)
+    assert "HF_ENDPOINT" in caught.value.hint
     assert len(asked) == UNREACHED_TRIES < EAGER.tries
 
 
