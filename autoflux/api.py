@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoflux.errors import DamagedFile, DoesNotFit, MissingExtra
+from autoflux.errors import ContradictoryWishes, DamagedFile, DeviceUnavailable, DoesNotFit, MissingExtra
 from autoflux.files import is_path, read_small
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import is_known, known_machine
@@ -136,9 +136,15 @@ def prepare(
 
     Raises:
         PlanUnusable: the saved plan is of another machine, model or version.
+        ContradictoryWishes: this machine is to be measured again (`refresh`), and another is planned for.
         AutofluxError: any other of those that probing and planning can end in.
     """
     what_if = what_if or WhatIf()
+    if refresh and what_if.on is not None:
+        raise ContradictoryWishes(
+            f"--refresh measures this machine again, and the plan is for {what_if.machine!r}",
+            hint="drop --refresh, or drop --on",
+        )
     found = find_model(model, plugins, base, absent=True)
     if what_if.on is None:
         models_path = Path(found.path) if found.path else None
@@ -160,6 +166,13 @@ def _plan_if(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware,
         if what_if.machine is None:
             raise
         raise DoesNotFit(f"on {what_if.machine}: {error.message}", hint=error.hint) from error
+    except DeviceUnavailable as error:
+        if what_if.on is None:
+            raise
+        hint = f"drop --device; `autoflux machines {what_if.on}` says what it has" if is_known(what_if.on) else None
+        raise DeviceUnavailable(
+            f"on {what_if.machine}: {error.message}", hint=hint or "drop --device, or name one that it has"
+        ) from error
     return plan.replace(machine=what_if.machine, warnings=(*what_if.assumptions, *plan.warnings))
 
 

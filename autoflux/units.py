@@ -6,7 +6,7 @@ import re
 
 from autoflux.errors import UsageError
 
-KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
+KB, MB, GB, TB, PB = 10**3, 10**6, 10**9, 10**12, 10**15
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 _FACTORS = {"": 1, "b": 1, "kb": KB, "mb": MB, "gb": GB, "tb": TB, "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
@@ -51,7 +51,7 @@ def _no_rate(text: str) -> UsageError:
 
 def format_bytes(count: float) -> str:
     """Three significant figures in decimal units: `25,700,000,000` → `"25.7 GB"`."""
-    for unit, factor in (("TB", TB), ("GB", GB), ("MB", MB), ("kB", KB)):
+    for unit, factor in (("PB", PB), ("TB", TB), ("GB", GB), ("MB", MB), ("kB", KB)):
         if abs(count) >= factor * 0.9995:
             return f"{_three_figures(count / factor)} {unit}"
     return f"{count:.0f} B"

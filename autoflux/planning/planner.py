@@ -144,12 +144,12 @@ def _refusal(model: Model, tried: Sequence[Candidate], wishes: Wishes) -> DoesNo
     limited = wishes.vram_bytes if wish == "--vram" else wishes.ram_bytes
     if limited is not None:
         hint = f"{wish} {format_bytes(limited + nearest.missing_bytes * 1.01).replace(' ', '')} would fit"
-    elif wishes.device and wishes.device != "cpu":
+    elif wishes.device and nearest.kind != DeviceKind.CPU:
         hint = "drop --device to let another device be chosen, or ask for a smaller --size"
     else:
         hint = f"free {format_bytes(nearest.missing_bytes)} more memory, or ask for a smaller --size"
     return DoesNotFit(
-        f"{model.name!r} does not fit this machine: on {nearest.device} with offload {nearest.offload.value!r}, "
+        f"{model.name!r} does not fit: on {nearest.device} with offload {nearest.offload.value!r}, "
         f"{nearest.shortfall} (weights: {parts})",
         hint=hint,
     )

@@ -73,7 +73,7 @@ BAD = {
     "negative seed": (["generate", "x", "--seed", "-1"], 2, "seed"),
     "no pictures": (["generate", "x", "-n", "0"], 2, "number of pictures"),
     "unknown device": (["generate", "x", "--device", "cdua"], 2, "did you mean 'cuda'"),
-    "no such device": (["generate", "x", "--device", "xpu"], 1, "not on this machine"),
+    "no such device": (["generate", "x", "--device", "XPU"], 1, "no device 'XPU'; there is cpu"),
     "unknown backend": (["generate", "x", "--backend", "difusers"], 2, "did you mean 'diffusers'"),
     "unknown profile": (["plan", "--profile", "cuda-touring"], 2, "did you mean 'cuda-turing'"),
     "profile of another device": (["plan", "--device", "cpu", "--profile", "cuda"], 2, "is for 'cuda'"),
