@@ -80,7 +80,8 @@ class Card:
         if self.there:
             self._look()
             taken = min(context_bytes, self.context_bytes)
-            torch.cuda.set_per_process_memory_fraction((nbytes - taken) / torch.cuda.mem_get_info()[1])
+            share = (nbytes - taken) / torch.cuda.mem_get_info()[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
     def restart(self) -> None:
         """Forget the peak so far."""
@@ -224,7 +225,6 @@ class Bench:
         if self._weight_bytes is None:
             self._weight_bytes = self._weights.draw()
         loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
-        self._card.restart()
         session = Session(loaded.session.pipeline, plan, self._model)
         with HighWater() as ram:
             self._draw(session, row.setting, WARM_STEPS)
@@ -247,9 +247,12 @@ class Bench:
     def _load(self, plan: Plan, cap_bytes: int) -> tuple[Loaded, float]:
         """The plan's weights where it wants them, and how long that took: no time if they are there already."""
         if self._loaded is not None and self._loaded.key == _key(plan):
+            self._card.release()  # what torch keeps of the row before is not this one's
+            self._card.restart()
             self._card.cap(cap_bytes, plan.priors.context_bytes)
             return self._loaded, 0.0
         self._unload()
+        self._card.restart()
         self._card.cap(cap_bytes, plan.priors.context_bytes)
         began = time.perf_counter()
         with HighWater() as ram:
@@ -359,7 +362,10 @@ def _inexact(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
 
 def _key(plan: Plan) -> str:
     """The same for plans that what is loaded for one of them serves."""
-    return msgspec.json.encode([plan.arrangement, plan.hoist_modulation, plan.compiled, plan.attention]).decode()
+    # What was compiled for one size is compiled again for any size when another comes, and is slower then.
+    picture = plan.predicted.picture if plan.compiled else None
+    ways = [plan.arrangement, plan.hoist_modulation, plan.compiled, plan.attention, picture]
+    return msgspec.json.encode(ways).decode()
 
 
 def _way(plan: Plan) -> dict[str, Any]:
