@@ -51,7 +51,7 @@ def _no_rate(text: str) -> UsageError:
 
 def format_bytes(count: float) -> str:
     """Three significant figures in decimal units: `25,700,000,000` → `"25.7 GB"`."""
-    for unit, factor in (("PB", PB), ("TB", TB), ("GB", GB), ("MB", MB), ("kB", KB)):
+    for unit, factor in (("TB", TB), ("GB", GB), ("MB", MB), ("kB", KB)):
         if abs(count) >= factor * 0.9995:
             return f"{_three_figures(count / factor)} {unit}"
     return f"{count:.0f} B"

@@ -134,7 +134,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_loaded(here, tiny_mode
 def test_the_plan_is_shown_with_its_reasons(tiny_model, capsys):
     assert run(["plan", "--model", str(tiny_model), "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    for words in ("tiny on cpu in float32", "transformer", "a step", "RAM", "you asked for it", "Alternatives"):
+    for words in ("tiny on cpu in float32", "transformer", "a step", "RAM", "you asked for it", "--explain"):
         assert words in text
     assert run(["plan", "--model", str(tiny_model), "--json"]) == 0
     envelope = json.loads(capsys.readouterr().out)

@@ -34,7 +34,7 @@ def plan(tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_another_machine_is_named_on_the_first_line(plan):
-    code, out, err = plan("--on", "rtx-3060-12gb")
+    code, out, err = plan("--on", "rtx-3060-12gb", "--explain")
     assert code == 0
     first = out.splitlines()[0]
     assert "for rtx-3060-12gb, not for this machine, and cannot be run here" in first
