@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoflux.errors import DamagedFile, DoesNotFit, MissingExtra
+from autoflux.errors import ContradictoryWishes, DamagedFile, DeviceUnavailable, DoesNotFit, MissingExtra
 from autoflux.files import is_path, read_small
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import is_known, known_machine
@@ -17,11 +17,12 @@ from autoflux.hardware.values import Hardware
 from autoflux.models.finding import find, require_weights
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
-from autoflux.planning.planner import make_plan
+from autoflux.planning import planner
+from autoflux.planning.planner import BRIEF, Detail, make_plan
 from autoflux.planning.profile_files import AnyProfile, parse_profile, parse_profiles
 from autoflux.planning.profiles import for_host
 from autoflux.planning.saved import check_plan, read_plan
-from autoflux.planning.values import HostProfile, Plan, Profile, Wishes
+from autoflux.planning.values import Alternative, HostProfile, Plan, Profile, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def open_session(plan: Plan, model: Model, plugins: Plugins, progress: LoadProgr
     return Session(pipeline, plan, model)
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 — all but the first three have a default
     model: str,
     wishes: Wishes,
     plugins: Plugins,
@@ -129,37 +130,79 @@ def prepare(
     refresh: bool = False,
     what_if: WhatIf | None = None,
     saved: Plan | None = None,
+    detail: Detail = BRIEF,
 ) -> Prepared:
     """Take stock of a model, which need not be on this machine, measure it, and plan or check the `saved` plan.
 
-    Does not import torch.
+    `detail` is what a plan made now is to say beside. Does not import torch.
 
     Raises:
         PlanUnusable: the saved plan is of another machine, model or version.
+        ContradictoryWishes: this machine is to be measured again (`refresh`), and another is planned for.
         AutofluxError: any other of those that probing and planning can end in.
     """
     what_if = what_if or WhatIf()
+    found, hardware = _take_stock(model, plugins, base, what_if, refresh=refresh, on_stage=on_stage)
+    if saved is not None:
+        check_plan(saved, hardware, found)
+        _require(plugins.backends.get(saved.backend))
+        return Prepared(hardware, found, saved.replace(machine=what_if.machine))
+    return Prepared(hardware, found, _plan_if(found, wishes, plugins, hardware, what_if, detail))
+
+
+def all_ways(
+    model: str, wishes: Wishes, plugins: Plugins, *, base: str | None = None, what_if: WhatIf | None = None
+) -> tuple[Alternative, ...]:
+    """Every way to run a model here, or elsewhere, with what it takes or lacks: for when no plan fits.
+
+    Raises:
+        AutofluxError: any of those that probing and planning can end in, but DoesNotFit.
+    """
+    found, hardware = _take_stock(model, plugins, base, what_if or WhatIf())
+    profiles, wishes = _profiles(wishes, plugins, hardware)
+    return planner.all_ways(hardware, found, profiles, wishes)
+
+
+def _take_stock(
+    model: str,
+    plugins: Plugins,
+    base: str | None,
+    what_if: WhatIf,
+    *,
+    refresh: bool = False,
+    on_stage: OnStage | None = None,
+) -> tuple[Model, Hardware]:
+    """The model, and the machine as it is or is to be taken for."""
+    if refresh and what_if.on is not None:
+        raise ContradictoryWishes(
+            f"--refresh measures this machine again, and the plan is for {what_if.machine!r}",
+            hint="drop --refresh, or drop --on",
+        )
     found = find_model(model, plugins, base, absent=True)
     if what_if.on is None:
         models_path = Path(found.path) if found.path else None
         hardware = probe(refresh=refresh, models_path=models_path, on_stage=on_stage)
     else:
         hardware = other_machine(what_if.on)
-    hardware = changed(hardware, what_if.changes)
-    if saved is not None:
-        check_plan(saved, hardware, found)
-        _require(plugins.backends.get(saved.backend))
-        return Prepared(hardware, found, saved.replace(machine=what_if.machine))
-    return Prepared(hardware, found, _plan_if(found, wishes, plugins, hardware, what_if))
+    return found, changed(hardware, what_if.changes)
 
 
-def _plan_if(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, what_if: WhatIf) -> Plan:
+def _plan_if(
+    model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, what_if: WhatIf, detail: Detail
+) -> Plan:
     try:
-        plan = plan_for(model, wishes, plugins, hardware)
+        plan = plan_for(model, wishes, plugins, hardware, detail)
     except DoesNotFit as error:
         if what_if.machine is None:
             raise
         raise DoesNotFit(f"on {what_if.machine}: {error.message}", hint=error.hint) from error
+    except DeviceUnavailable as error:
+        if what_if.on is None:
+            raise
+        hint = f"drop --device; `autoflux machines {what_if.on}` says what it has" if is_known(what_if.on) else None
+        raise DeviceUnavailable(
+            f"on {what_if.machine}: {error.message}", hint=hint or "drop --device, or name one that it has"
+        ) from error
     return plan.replace(machine=what_if.machine, warnings=(*what_if.assumptions, *plan.warnings))
 
 
@@ -201,13 +244,13 @@ def find_model(model: str, plugins: Plugins, base: str | None = None, *, absent:
     return found
 
 
-def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -> Plan:
+def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, detail: Detail = BRIEF) -> Plan:
     """Plan with the profiles and backends of the plugins and the user's own profiles."""
     if wishes.backend is not None:
         _require(plugins.backends.get(wishes.backend))
     backends = [backend.name for backend in plugins.backends if backend.missing() is None]
     profiles, wishes = _profiles(wishes, plugins, hardware)
-    return make_plan(hardware, model, profiles, wishes, backends)
+    return make_plan(hardware, model, profiles, wishes, backends, detail=detail)
 
 
 def _profiles(wishes: Wishes, plugins: Plugins, hardware: Hardware) -> tuple[list[Profile], Wishes]:

@@ -6,7 +6,7 @@ import re
 
 from autoflux.errors import UsageError
 
-KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
+KB, MB, GB, TB, PB = 10**3, 10**6, 10**9, 10**12, 10**15
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 _FACTORS = {"": 1, "b": 1, "kb": KB, "mb": MB, "gb": GB, "tb": TB, "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}

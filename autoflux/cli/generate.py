@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from autoflux.api import Prepared, find_model, open_session, prepare
 from autoflux.cli.options import model_option, no_pack_option, order_options
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
-from autoflux.cli.plan import summary
+from autoflux.cli.plan_text import summary
 from autoflux.cli.saved import saved_plan_option
 from autoflux.cli.wishes import wishes_options
 from autoflux.errors import OutputUnwritable, UsageError

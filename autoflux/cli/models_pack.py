@@ -12,6 +12,7 @@ from rich.progress import TaskID
 
 from autoflux.api import find_model
 from autoflux.cli.models_options import byte_progress
+from autoflux.cli.options import base_option
 from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import NARROW_FORMATS, WIDE_FORMATS, Pack, Recipe, recipes
@@ -45,7 +46,7 @@ class RemovedPacks(Value, frozen=True, kw_only=True):
     type=click.Choice(_WIDE),
     help="Of everything else, as the plan has it: by default --precision, with 8 bits bfloat16.",
 )
-@click.option("--base", envvar="AUTOFLUX_BASE", show_envvar=True, help="The model that has what a single file lacks.")
+@base_option
 @click.option("--rm", "removing", is_flag=True, help="Delete the packs of the model, of all precisions, instead.")
 @json_option
 @click.pass_obj

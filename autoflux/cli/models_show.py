@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from autoflux.api import find_model
+from autoflux.cli.options import base_option
 from autoflux.cli.output import json_option, stdout, succeed
 from autoflux.cli.tables import table
 from autoflux.models import catalogue
@@ -19,7 +20,7 @@ _NAMES = {Naming.DIFFUSERS: "diffusers", Naming.BFL: "BFL", Naming.LDM: "LDM"}
 
 @click.command("show")
 @click.argument("model", metavar="PATH|NAME")
-@click.option("--base", envvar="AUTOFLUX_BASE", show_envvar=True, help="The model that has what a single file lacks.")
+@base_option
 @json_option
 @click.pass_obj
 def command(plugins: Plugins, *, model: str, base: str | None, as_json: bool) -> None:

@@ -70,6 +70,15 @@ def model_option(command: F) -> F:
     return with_options(command, _MODEL)  # type: ignore[return-value]
 
 
+def base_option(command: F) -> F:
+    """Add `--base`. What the environment names is for models that need one, and is looked up where they are found."""
+    return click.option(
+        "--base",
+        help="For a file that lacks them: the name or folder of a model with text encoders, VAE and tokenizers.  "
+        "[env var: AUTOFLUX_BASE]",
+    )(command)
+
+
 _MODEL = (
     click.option(
         "--model",
@@ -79,12 +88,7 @@ _MODEL = (
         show_envvar=True,
         help="A name from `autoflux models list`, a diffusers folder, or a safetensors or GGUF file.",
     ),
-    click.option(
-        "--base",
-        envvar="AUTOFLUX_BASE",
-        show_envvar=True,
-        help="For a file that lacks them: the name or folder of a model with text encoders, VAE and tokenizers.",
-    ),
+    base_option,
 )
 
 

@@ -58,9 +58,9 @@ def succeed(data: object) -> None:
     _print({"schema": SCHEMA, "ok": True, "data": data, "error": None})
 
 
-def fail(report: ErrorReport) -> None:
-    """Print the envelope of a failure."""
-    _print({"schema": SCHEMA, "ok": False, "data": None, "error": report})
+def fail(report: ErrorReport, data: object = None) -> None:
+    """Print the envelope of a failure, with what was found out all the same."""
+    _print({"schema": SCHEMA, "ok": False, "data": data, "error": report})
 
 
 def complain(report: ErrorReport) -> None:

@@ -14,7 +14,7 @@ import click
 from autoflux.api import find_model, prepare
 from autoflux.cli.options import model_option, no_pack_option
 from autoflux.cli.output import stderr, warn
-from autoflux.cli.plan import summary
+from autoflux.cli.plan_text import summary
 from autoflux.cli.saved import saved_plan_option
 from autoflux.cli.wishes import wishes_options
 from autoflux.errors import MissingExtra

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoflux.errors import ModelNotFound, UnknownName, UsageError
+from autoflux.errors import ContradictoryWishes, ModelNotFound, UnknownName, UsageError
 from autoflux.files import is_there
 from autoflux.models import catalogue
 from autoflux.models.absent import absent_model
@@ -25,14 +26,29 @@ def find(model: str, registered: Mapping[str, str], base: str | None = None) -> 
     """The model of that name, at that path, or downloaded under that name or id. Those of the catalogue may be absent.
 
     `registered` gives the paths of names that plugins offer; `base` is the name or folder of a model that has what a
-    single file lacks, by default the folder of the file or a FLUX.1 from the hubs' caches.
+    single file lacks, by default what `AUTOFLUX_BASE` names, the folder of the file, or a FLUX.1 from the hubs' caches.
 
     Raises:
         UsageError: it is empty.
+        ContradictoryWishes: a base was given, and the model lacks nothing.
         UnknownName: neither a name nor a path.
         ModelNotFound: a model of a hub that is not on this machine, or only in part.
         AutofluxError: what `take_stock` says of the folder or file.
     """
+    found = _find(model, registered, base)
+    if base is not None and not found.base_path:
+        raise ContradictoryWishes(
+            f"{model!r} has all its parts, and nothing of the base {base!r} would be used", hint="drop --base"
+        )
+    return found
+
+
+def usual_base(environment: Mapping[str, str] = os.environ) -> str | None:
+    """What `AUTOFLUX_BASE` says, for models that need one."""
+    return environment.get("AUTOFLUX_BASE") or None
+
+
+def _find(model: str, registered: Mapping[str, str], base: str | None) -> Model:
     if model in registered:
         return take_stock(Path(registered[model]), model)
     if not model.strip():
@@ -75,7 +91,8 @@ def require_weights(model: Model) -> None:
 
 
 def _base_finder(file: Path, base: str | None, registered: Mapping[str, str]) -> FindBase:
-    return lambda family: _find_default_base(file, family) if base is None else _find_base(base, registered)
+    named = usual_base() if base is None else base
+    return lambda family: _find_default_base(file, family) if named is None else _find_base(named, registered)
 
 
 def _find_base(base: str, registered: Mapping[str, str]) -> Path:

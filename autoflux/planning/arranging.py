@@ -112,8 +112,18 @@ class _Task:
         return times.image(self.picture)
 
 
-def arrange(hardware: Hardware, model: Model, site: Site, option: Option, picture: Picture, wishes: Wishes) -> Held:
+def arrange(
+    hardware: Hardware,
+    model: Model,
+    site: Site,
+    option: Option,
+    picture: Picture,
+    wishes: Wishes,
+    arrangement: Arrangement | None = None,
+) -> Held:
     """The fastest arrangement that fits; if none does, the one that lacks least.
+
+    With an `arrangement` of streamed weights it is that one, with the ring and the blocks that stay chosen for it.
 
     Raises:
         UnknownName: a wish names a component that the model has not.
@@ -122,6 +132,8 @@ def arrange(hardware: Hardware, model: Model, site: Site, option: Option, pictur
     _check_names(model, wishes)
     rates = rates_for(hardware, site, option, wishes)
     task = _Task(hardware, model, site, option.way, picture, wishes, rates)
+    if arrangement is not None:
+        return _streamed(task, arrangement)
     plain = Arrangement(components=tuple(_planned(task, option, c.name) for c in model.components))
     if option.offload == Offload.NATIVE:
         return _native(task, plain)
@@ -142,14 +154,15 @@ def _smaller(task: _Task, plain: Arrangement) -> Iterator[Arrangement]:
     """What takes less room on the device: encoding left to the processor, and layers instead of blocks."""
     encoder = plain.component("text_encoder_2")
     free = encoder.placement == Placement.STREAMED
-    left = _placed(plain, "text_encoder_2", Placement.HOST) if free else plain
+    left = placed(plain, "text_encoder_2", Placement.HOST) if free else plain
     if free:
         yield left
     if task.wishes.unit is None and not task.way.is_narrow and not task.way.compiled:
         yield left.replace(unit=TransferUnit.LAYER)
 
 
-def _placed(arrangement: Arrangement, name: str, placement: Placement) -> Arrangement:
+def placed(arrangement: Arrangement, name: str, placement: Placement) -> Arrangement:
+    """With that component elsewhere."""
     components = (
         c.replace(placement=placement, waiting=Waiting.PINNED) if c.name == name else c for c in arrangement.components
     )
@@ -298,7 +311,7 @@ def _with_others_elsewhere(task: _Task, found: Held) -> Held:
     for name, placement in ELSEWHERE:
         if best.arrangement.component(name).placement != Placement.STREAMED:
             continue
-        held = _streamed(task, _placed(best.arrangement, name, placement))
+        held = _streamed(task, placed(best.arrangement, name, placement))
         if task.fits(held) and task.seconds(held) < seconds:
             best, seconds = held, task.seconds(held)
     return best

@@ -10,10 +10,10 @@ from autoflux.models.values import Model, Precision
 from autoflux.planning.arranging import Held, arrange, rates_for
 from autoflux.planning.footprint import Footprint
 from autoflux.planning.sites import Site, sites
-from autoflux.planning.speed import Rates, Way, block_seconds
+from autoflux.planning.speed import DEFAULT_ATTENTION, Rates, Way, block_seconds
 from autoflux.planning.streaming import pinned_bytes
 from autoflux.planning.timeline import Timeline, timeline
-from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Wishes
+from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Quality, Wishes
 from autoflux.planning.ways import Option, options
 from autoflux.units import format_bytes
 
@@ -40,6 +40,8 @@ class Candidate:
     pictures: int
     pinned_bytes: int
     pinnable_bytes: int
+    quality: Quality
+    """How far it goes: exact if nothing in it changes bits, or nothing but tiles where no whole decode fits."""
 
     @property
     def device(self) -> str:
@@ -67,6 +69,11 @@ class Candidate:
     @property
     def seconds_per_image(self) -> float:
         return self.timeline.image(self.picture)
+
+    @property
+    def option(self) -> Option:
+        """How it holds the weights and computes with them."""
+        return Option(self.offload, self.way)
 
     @property
     def cost(self) -> tuple[float, int, int]:
@@ -107,24 +114,33 @@ class Candidate:
 
 
 def candidates(
-    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, picture: Picture
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    picture: Picture,
+    *,
+    every: bool = False,
 ) -> list[Candidate]:
     """All ways that the wishes leave open, fitting or not. Never empty.
+
+    Of those that differ only in how fast blocks compute the fastest, or `every` one.
 
     Raises:
         DeviceUnavailable: the wished device is not there.
         ContradictoryWishes: two wishes exclude each other.
         UnknownName: no profile or component of the wished name.
     """
+    found = ((site, options(hardware, site, wishes, model)) for site in sites(hardware, profiles, wishes))
     return [
-        _candidate(hardware, model, site, option, picture, wishes)
-        for site in sites(hardware, profiles, wishes)
-        for option in _fastest_of_a_size(hardware, model, site, picture, wishes)
+        judge(hardware, model, site, option, picture, wishes)
+        for site, ways in found
+        for option in (ways if every else _fastest_of_a_size(hardware, model, site, picture, wishes, ways))
     ]
 
 
 def _fastest_of_a_size(
-    hardware: Hardware, model: Model, site: Site, picture: Picture, wishes: Wishes
+    hardware: Hardware, model: Model, site: Site, picture: Picture, wishes: Wishes, every: Sequence[Option]
 ) -> Iterator[Option]:
     """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first."""
 
@@ -136,15 +152,21 @@ def _fastest_of_a_size(
         way = option.way
         return option.offload, way.arithmetic, str(way.storage.item_bytes), str(way.compiled)
 
-    every = options(hardware, site, wishes, model)
     for kind in dict.fromkeys(map(size, every)):
         yield min((option for option in every if size(option) == kind), key=seconds)
 
 
-def _candidate(
-    hardware: Hardware, model: Model, site: Site, option: Option, picture: Picture, wishes: Wishes
+def judge(
+    hardware: Hardware,
+    model: Model,
+    site: Site,
+    option: Option,
+    picture: Picture,
+    wishes: Wishes,
+    arrangement: Arrangement | None = None,
 ) -> Candidate:
-    held = arrange(hardware, model, site, option, picture, wishes)
+    """Arrange the weights as well as can be, or as in `arrangement`, and say what that takes. Raises as `arrange`."""
+    held = arrange(hardware, model, site, option, picture, wishes, arrangement)
     return Candidate(
         site=site,
         offload=option.offload,
@@ -166,7 +188,14 @@ def _candidate(
         pictures=wishes.pictures or PICTURES,
         pinned_bytes=pinned_bytes(model, held.arrangement),
         pinnable_bytes=hardware.host.pinnable_bytes.value,
+        quality=_quality(option, held, wishes),
     )
+
+
+def _quality(option: Option, held: Held, wishes: Wishes) -> Quality:
+    same_bits = not (option.way.is_narrow or option.way.compiled) and held.rates.attention == DEFAULT_ATTENTION
+    whole = not held.arrangement.tile_decode or wishes.quality == Quality.EXACT
+    return Quality.EXACT if same_bits and whole else Quality.BALANCED
 
 
 def _max_batch(model: Model, site: Site, held: Held, picture: Picture) -> int:

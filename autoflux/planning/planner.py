@@ -3,27 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from autoflux.errors import DoesNotFit, UnknownName
 from autoflux.hardware.values import DeviceKind, Figure, Hardware
 from autoflux.models.request import Request, check
 from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
+from autoflux.planning.comparing import best_of_each_kind, kind
+from autoflux.planning.explaining import explained
 from autoflux.planning.reasons import choices, rejection
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.streaming import hoists, streamed_bytes
 from autoflux.planning.timeline import copy_gb_per_s
-from autoflux.planning.values import Picture, Plan, Predicted, Profile, Quality, Wishes
+from autoflux.planning.values import (
+    Alternative,
+    Picture,
+    Plan,
+    Predicted,
+    Profile,
+    Quality,
+    Wishes,
+)
 from autoflux.planning.weights import component_bytes
 from autoflux.units import format_bytes
 
 
+class Detail(NamedTuple):
+    """What a plan says beside what is to be done."""
+
+    explain: bool = False
+    """The next best to each choice."""
+    compare: bool = False
+    """The best of every device, strategy, precision and quality among what was rejected."""
+
+
+BRIEF = Detail()
+
+
 def make_plan(
-    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, backends: Sequence[str]
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    backends: Sequence[str],
+    *,
+    detail: Detail = BRIEF,
 ) -> Plan:
     """The fastest way to run `model` on `hardware` that keeps to the `wishes`; of equals, the smaller.
 
-    `backends` are the names that work here, the preferred one first.
+    `backends` are the names that work here, the preferred one first. `detail` is what to work out beside, which takes
+    longer than the plan.
 
     Raises:
         DoesNotFit: no way fits; the message gives need against have.
@@ -39,7 +69,20 @@ def make_plan(
     if not fitting:
         raise _refusal(model, tried, wishes)
     best = min(fitting, key=lambda c: c.cost)
-    return _plan(hardware, model, wishes, backend, best, [c for c in tried if c is not best])
+    others = [c for c in tried if c is not best]
+    plan = _plan(hardware, model, wishes, backend, best, others)
+    if detail.explain:
+        plan = plan.replace(choices=explained(hardware, model, wishes, best, others, plan.choices))
+    if detail.compare:
+        kinds = best_of_each_kind(hardware, model, profiles, wishes, picture)
+        plan = plan.replace(rejected=tuple(rejection(c, best) for c in kinds if kind(c) != kind(best)))
+    return plan
+
+
+def all_ways(hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes) -> tuple[Alternative, ...]:
+    """The best of every device, strategy, precision and quality, also where nothing fits. Raises as `make_plan`."""
+    kinds = best_of_each_kind(hardware, model, profiles, wishes, _picture(model, wishes))
+    return tuple(rejection(candidate, kinds[0]) for candidate in kinds)
 
 
 def _preferred(fitting: Sequence[Candidate]) -> list[Candidate]:
@@ -116,7 +159,7 @@ def _plan(
         vram_limit_bytes=best.site.vram_limit_bytes,
         ram_limit_bytes=best.site.ram_limit_bytes,
         predicted=predicted,
-        choices=choices(model, wishes, backend, best, others),
+        choices=choices(hardware, model, wishes, backend, best, others),
         rejected=tuple(rejection(c, best) for c in others),
         warnings=_warnings(best, wishes),
     )
@@ -144,12 +187,12 @@ def _refusal(model: Model, tried: Sequence[Candidate], wishes: Wishes) -> DoesNo
     limited = wishes.vram_bytes if wish == "--vram" else wishes.ram_bytes
     if limited is not None:
         hint = f"{wish} {format_bytes(limited + nearest.missing_bytes * 1.01).replace(' ', '')} would fit"
-    elif wishes.device and wishes.device != "cpu":
+    elif wishes.device and nearest.kind != DeviceKind.CPU:
         hint = "drop --device to let another device be chosen, or ask for a smaller --size"
     else:
         hint = f"free {format_bytes(nearest.missing_bytes)} more memory, or ask for a smaller --size"
     return DoesNotFit(
-        f"{model.name!r} does not fit this machine: on {nearest.device} with offload {nearest.offload.value!r}, "
+        f"{model.name!r} does not fit: on {nearest.device} with offload {nearest.offload.value!r}, "
         f"{nearest.shortfall} (weights: {parts})",
         hint=hint,
     )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from autoflux.hardware.values import Source
+from autoflux.hardware.values import Figure, Hardware, Size, Source
 from autoflux.models.values import Model
 from autoflux.planning.arranging import all_stay
 from autoflux.planning.candidates import Candidate
+from autoflux.planning.speed import FROM_PROFILE
 from autoflux.planning.values import (
+    Alternative,
+    Arrangement,
     Choice,
     Offload,
     Origin,
     Placement,
     Quality,
-    Rejected,
     TransferUnit,
     Waiting,
     Wishes,
@@ -28,42 +30,95 @@ _WAITING = {
 }
 
 
+ASKED = "you asked for it"
+
+
 def choices(
-    model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
+    hardware: Hardware, model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
 ) -> tuple[Choice, ...]:
     """Every decision with its reason."""
-    return tuple(_choices(model, wishes, backend, best, others))
+    return tuple(_choices(_Known(hardware, best, wishes), model, wishes, backend, best, others))
+
+
+class _Known:
+    """How what choices rest on is known."""
+
+    def __init__(self, hardware: Hardware, best: Candidate, wishes: Wishes) -> None:
+        accelerator, rates = best.site.accelerator, best.rates
+        available = hardware.host.available_bytes
+        self.speed = origin(rates.matmul_tflops, rates.narrow_tflops, rates.attention_tflops)
+        self.attention = origin(rates.attention_tflops)
+        self.memory = origin(available, accelerator.usable_bytes if accelerator else None)
+        self.streaming = max(self.memory, self.speed, origin(rates.link_gb_per_s), key=list(Origin).index)
+        self.exact = wishes.quality == Quality.EXACT
+
+    def unless_exact(self, known: Origin) -> Origin:
+        """A wish, where the quality that was asked for leaves nothing else."""
+        return Origin.WISH if self.exact else known
+
+
+def origin(*figures: Figure | Size | None) -> Origin:
+    """Of the one that is known least; None is left out."""
+    found = (
+        Origin.PRIOR if figure.note == FROM_PROFILE else _ORIGINS[figure.source]
+        for figure in figures
+        if figure is not None
+    )
+    return max(found, key=list(Origin).index, default=Origin.PRIOR)
+
+
+_ORIGINS = {Source.MEASURED: Origin.MEASURED, Source.REPORTED: Origin.REPORTED, Source.ASSUMED: Origin.ASSUMED}
 
 
 def _choices(
-    model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
+    known: _Known, model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
 ) -> Iterator[Choice]:
     streams = best.offload == Offload.STREAM
-    yield _choice("device", best.device, wishes.device, _device_reason(best, others), _origin(best))
-    yield _choice("precision", best.way.arithmetic, wishes.precision, _precision_reason(best), Origin.PROFILE)
+    yield _choice("device", best.device, wishes.device, _device_reason(best, others), origin(best.rates.matmul_tflops))
+    yield _choice("precision", best.way.arithmetic, wishes.precision, _precision_reason(best), Origin.PRIOR)
     if streams:
-        yield _choice("weights", _weights(best), wishes.quant, _weights_reason(best, others, wishes))
-    yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best))
-    yield _choice("backend", backend, wishes.backend, "the first that is installed")
-    yield _choice("batch", f"up to {best.max_batch}", wishes.batch, "the most pictures of this size that fit at once")
+        reason = _weights_reason(best, others, wishes)
+        yield _choice("weights", weights(best), wishes.quant, reason, known.unless_exact(known.streaming))
+    offload_known = known.streaming if streams else known.memory
+    yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best), offload_known)
+    yield _choice("backend", backend, wishes.backend, "the first that is installed", Origin.REPORTED)
+    most = "the most pictures of this size that fit at once"
+    yield _choice("batch", f"up to {best.max_batch}", wishes.batch, most, known.memory)
     if streams:
-        yield _choice("compiling", _yes(best.way.compiled), wishes.compiled, _compiling_reason(best, others, wishes))
-        yield _choice("attention", best.rates.attention, wishes.attention, _attention_reason(best, wishes))
-        yield _choice("decode", *_decode(best, wishes))
-        yield from _staying(best, wishes)
+        yield from _streamed_choices(known, wishes, best, others)
 
 
-def _choice(topic: str, value: str, wish: object, reason: str, origin: Origin = Origin.DERIVED) -> Choice:
+def _streamed_choices(known: _Known, wishes: Wishes, best: Candidate, others: Sequence[Candidate]) -> Iterator[Choice]:
+    """What is to be decided only where weights are streamed."""
+    reason = _compiling_reason(best, others, wishes)
+    yield _choice("compiling", yes(best.way.compiled), wishes.compiled, reason, known.unless_exact(known.speed))
+    reason = _attention_reason(best, wishes)
+    attention = known.unless_exact(known.attention)
+    yield _choice("attention", best.rates.attention, wishes.attention, reason, attention)
+    size, reason = _block_size(best)
+    yield _choice("block size", size, wishes.unit or wishes.block_bytes, reason, known.memory)
+    yield _choice("decode", decoding(best.arrangement), None, _decode_reason(best, wishes), known.memory)
+    yield from _staying(best, wishes, known.streaming)
+
+
+def _block_size(best: Candidate) -> tuple[str, str]:
+    """What one copy moves, and why."""
+    held = best.arrangement
+    if held.block_bytes:
+        return f"blocks up to {format_bytes(held.block_bytes)}", ASKED
+    if held.unit == TransferUnit.LAYER:
+        return "a layer", "not even two blocks fit the device"
+    return "a block", "larger copies need a larger ring, smaller ones cannot leave out the modulation"
+
+
+def _choice(topic: str, value: str, wish: object, reason: str, known: Origin) -> Choice:
     if wish is not None:
-        return Choice(topic=topic, value=value, reason="you asked for it", origin=Origin.WISH)
-    return Choice(topic=topic, value=value, reason=reason, origin=origin)
+        return Choice(topic=topic, value=value, reason=ASKED, origin=Origin.WISH)
+    return Choice(topic=topic, value=value, reason=reason, origin=known)
 
 
-def _origin(best: Candidate) -> Origin:
-    return Origin.MEASURED if best.rates.matmul_tflops.source == Source.MEASURED else Origin.PROFILE
-
-
-def _yes(condition: bool) -> str:  # noqa: FBT001 — a word for a truth value
+def yes(condition: bool) -> str:  # noqa: FBT001
+    """A word for a truth value."""
     return "yes" if condition else "no"
 
 
@@ -87,7 +142,8 @@ def _precision_reason(best: Candidate) -> str:
     return f"the profile {best.profile.name!r} prefers {better}, which does not fit"
 
 
-def _weights(best: Candidate) -> str:
+def weights(best: Candidate) -> str:
+    """Format of the transformer's weights, and how they are computed with."""
     if not best.way.is_narrow:
         return best.way.storage.value
     return f"{best.way.storage.value}, {'multiplied so' if best.way.native else 'widened at each use'}"
@@ -155,45 +211,54 @@ def _offload_reason(model: Model, best: Candidate) -> str:
     return f"everything fits {where}: {format_bytes(need)} of {format_bytes(have or 0)}"
 
 
-def _decode(best: Candidate, wishes: Wishes) -> tuple[str, None, str]:
-    held = best.arrangement
-    what, why = [], []
-    if held.tile_decode:
-        what.append("in tiles")
+def decoding(arrangement: Arrangement) -> str:
+    """How pictures are decoded, in a few words."""
+    ways = (("in tiles", arrangement.tile_decode), ("parked", arrangement.park_for_decode))
+    return " and ".join(name for name, done in ways if done) or "whole"
+
+
+def _decode_reason(best: Candidate, wishes: Wishes) -> str:
+    why = []
+    if best.arrangement.tile_decode:
         faster = "a picture takes less time so than whole, which leaves less room for blocks"
         why.append("whole it would not fit" if wishes.quality == Quality.EXACT else faster)
-    if held.park_for_decode:
-        what.append("parked")
+    if best.arrangement.park_for_decode:
         why.append("the blocks that stay leave the device meanwhile, which costs less than keeping its room free")
-    return " and ".join(what) or "whole", None, "; ".join(why) or "there is room for it beside the weights"
+    return "; ".join(why) or "there is room for it beside the weights"
 
 
-def _staying(best: Candidate, wishes: Wishes) -> Iterator[Choice]:
+def _staying(best: Candidate, wishes: Wishes, known: Origin) -> Iterator[Choice]:
     places = {
+        Placement.STREAMED: ("streamed", "on the device it would take room that makes more of streamed blocks"),
         Placement.DEVICE: ("on the device", "there is room for it, and it need not be copied for each picture"),
         Placement.HOST: ("computed by the processor", ""),
     }
     for component in best.arrangement.components:
-        if component.placement in places:
+        if component.placement in places and component.name != "transformer":
             value, reason = places[component.placement]
             wish = True if component.name in (*wishes.keep, *wishes.cpu) else None
-            yield _choice(component.name, value, wish, reason)
+            yield _choice(component.name, value, wish, reason, known)
 
 
-def rejection(candidate: Candidate, best: Candidate) -> Rejected:
-    """Why another way was not taken."""
+def rejection(candidate: Candidate, best: Candidate) -> Alternative:
+    """Another way, and why it was not taken."""
     slower = candidate.cost[0] / best.cost[0]
     reason = f"{slower:.3g} times as long a picture" if slower > 1.005 else "as fast, but takes more memory"
     if candidate.device == best.device and candidate.preference > best.preference:
         reason = f"less exact than {best.way.arithmetic.value}, which fits"
-    return Rejected(
+    return Alternative(
         device=candidate.device,
         offload=candidate.offload,
         precision=candidate.precision,
         native=candidate.way.native,
         compiled=candidate.way.compiled,
+        quality=candidate.quality,
+        fits=candidate.fits,
         reason=candidate.shortfall or reason,
+        seconds_per_step=candidate.timeline.step,
         seconds_per_image=candidate.seconds_per_image,
+        seconds_to_start=candidate.timeline.start,
         peak_vram_bytes=candidate.footprint.vram.peak,
         peak_ram_bytes=candidate.footprint.ram_bytes,
+        pinned_bytes=candidate.pinned_bytes,
     )

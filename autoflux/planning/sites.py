@@ -71,7 +71,7 @@ class Site:
 def _devices(hardware: Hardware, wishes: Wishes) -> list[Accelerator | None]:
     if wishes.device is None:
         return [*hardware.accelerators, None]
-    kind_name, _, index = wishes.device.partition(":")
+    kind_name, _, index = wishes.device.lower().partition(":")
     if kind_name not in set(DeviceKind) or not (index.isdecimal() or not index):
         raise UnknownName("device", wishes.device, [*DeviceKind])
     kind = DeviceKind(kind_name)
@@ -116,7 +116,7 @@ def _unavailable(hardware: Hardware, wished: str) -> DeviceUnavailable:
     present = [a.device for a in hardware.accelerators] + ["cpu"]
     why = next((f" ({p.message})" for p in hardware.problems if p.subject in ("cuda", "nvml", wished)), "")
     return DeviceUnavailable(
-        f"the device {wished!r} is not on this machine; there is {', '.join(present)}{why}",
+        f"there is no device {wished!r}; there is {', '.join(present)}{why}",
         hint="`autoflux doctor` says why a card is not seen; drop --device to let autoflux choose",
     )
 

@@ -168,6 +168,20 @@ def streamed_bytes(model: Model, arrangement: Arrangement) -> int:
     return sum(size for i, size in enumerate(block_bytes_of(model, planned)) if i not in planned.resident)
 
 
+def largest_streamed(model: Model, arrangement: Arrangement) -> int:
+    """Bytes of the largest copy of a streamed transformer's blocks, which the ring must hold. 0 if all stay."""
+    planned = arrangement.component("transformer")
+    if arrangement.unit == TransferUnit.LAYER:
+        return 0  # a layer's size is the backend's to know
+    runs: list[list[Unit]] = [[]]
+    for index, size in enumerate(block_bytes_of(model, planned)):
+        if index in planned.resident:
+            runs.append([])  # blocks are not joined across one that stays
+        else:
+            runs[-1].append(Unit(size, 0.0))
+    return max((unit.nbytes for run in runs for unit in _joined(run, arrangement.block_bytes)), default=0)
+
+
 def pinned_bytes(model: Model, arrangement: Arrangement) -> int:
     """RAM that is pinned for streamed weights."""
     direct = [c for c in arrangement.streamed if c.waiting == Waiting.PINNED]

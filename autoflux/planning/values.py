@@ -11,11 +11,12 @@ from autoflux.hardware.values import BlockKind, DeviceKind
 from autoflux.models.values import Precision
 from autoflux.values import Value
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
 """Version of `Plan`'s JSON. Raised when a field changes its name, unit or meaning.
 
 2: `waiting` is each component's own; components say whether they multiply narrow numbers; the way blocks are compiled,
 attended and transferred.
+3: `origin` of choices is that of the figures behind them; `rejected` says what each way takes and why it was not taken.
 """
 
 
@@ -75,12 +76,17 @@ class Waiting(StrEnum):
 
 
 class Origin(StrEnum):
-    """Why a choice is as it is; the earlier in this list, the stronger."""
+    """How what a choice rests on is known, strongest first; of several figures the weakest counts."""
 
     WISH = "wish"
+    """The user said so, or asked for a quality that leaves nothing else."""
     MEASURED = "measured"
-    PROFILE = "profile"
-    DERIVED = "derived"
+    REPORTED = "reported"
+    """By the system, its drivers or packages."""
+    ASSUMED = "assumed"
+    """Of a machine that is not here, or by the user."""
+    PRIOR = "prior"
+    """The profile's, as nothing better is known."""
 
 
 class Wishes(Value, frozen=True, kw_only=True):
@@ -195,13 +201,27 @@ class HostProfile(Value, frozen=True, kw_only=True):
     """For each prior given here, where it was measured or read."""
 
 
+class Instead(Value, frozen=True, kw_only=True):
+    """The next best to what was chosen, and what a plan with it would take."""
+
+    value: str
+    seconds_per_step: float
+    seconds_per_image: float
+    peak_vram_bytes: int
+    peak_ram_bytes: int
+    lacks: str = ""
+    """Need against have, if it does not fit."""
+
+
 class Choice(Value, frozen=True, kw_only=True):
-    """One decision of the planner, for people: what, which, why, and where the reason comes from."""
+    """One decision of the planner, for people: what, which, why, and how what the reason rests on is known."""
 
     topic: str
     value: str
     reason: str
     origin: Origin
+    instead: Instead | None = None
+    """Only in plans that were to be explained, and where there is another way."""
 
 
 class ComponentPlan(Value, frozen=True, kw_only=True):
@@ -286,8 +306,8 @@ class Predicted(Value, frozen=True, kw_only=True):
     pinned_bytes: int = 0
 
 
-class Rejected(Value, frozen=True, kw_only=True):
-    """An alternative that was not taken and the reason."""
+class Alternative(Value, frozen=True, kw_only=True):
+    """A way to run, what it would take, and why it was not taken."""
 
     device: str
     offload: Offload
@@ -295,10 +315,17 @@ class Rejected(Value, frozen=True, kw_only=True):
     """Of the transformer's weights."""
     native: bool = False
     compiled: bool = False
+    quality: Quality
+    """How far it goes, whatever may be gone to."""
+    fits: bool
     reason: str
-    seconds_per_image: float | None = None
-    peak_vram_bytes: int | None = None
-    peak_ram_bytes: int | None = None
+    """Need against have if it does not fit; what it is slower or less exact than if it does."""
+    seconds_per_step: float
+    seconds_per_image: float
+    seconds_to_start: float
+    peak_vram_bytes: int
+    peak_ram_bytes: int
+    pinned_bytes: int = 0
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -342,7 +369,9 @@ class Plan(Value, frozen=True, kw_only=True):
     machine: str | None = None
     """What the other machine that it was made for was called (`plan --on`); None for the machine it was made on."""
     choices: tuple[Choice, ...] = ()
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[Alternative, ...] = ()
+    """What else was looked at; in plans that were to be compared the best of every device, strategy, precision and
+    quality."""
     warnings: tuple[str, ...] = ()
 
     @property

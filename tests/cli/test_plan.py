@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from autoflux.cli.main import run
+from autoflux.planning.values import Plan
 
 
 def test_the_drawing_stands_below_the_tables(capfd: pytest.CaptureFixture[str], tiny_model: Path):
@@ -66,3 +68,67 @@ def test_a_drawing_is_no_json(capfd, tiny_model: Path):
     error = json.loads(capfd.readouterr().out)["error"]
     assert error["code"] == "usage"
     assert "--svg" in error["hint"]
+
+
+FLUX_ON_A_SMALL_CARD = ["plan", "--model", "flux.1-dev", "--on", "rtx-4060-8gb"]
+
+
+def test_a_plan_is_short_unless_asked(capfd):
+    assert run(FLUX_ON_A_SMALL_CARD) == 0
+    brief = capfd.readouterr().out
+    for words in ("What it takes", "Where the weights go", "Why", "--explain", "--compare"):
+        assert words in brief
+    assert "instead" not in brief
+    assert "Ways that" not in brief
+
+
+def test_every_choice_is_explained_with_what_the_next_best_would_cost(capfd):
+    assert run([*FLUX_ON_A_SMALL_CARD, "--explain"]) == 0
+    shown = capfd.readouterr().out
+    for topic in ("device", "precision", "weights", "offload", "backend", "batch", "compiling", "attention", "vae"):
+        assert f"\n{topic}: " in shown
+    for known in ("assumed", "reported", "a prior of the profile"):
+        assert known in shown
+    joined = " ".join(shown.split())
+    assert re.search(
+        r"instead bfloat16: \+[\d.]+ s a step, \+[\d.]+ s a picture, [+-][\d.]+ MB of device memory", joined
+    )
+    assert re.search(r"instead component: needs [\d.]+ GB of device memory and may use [\d.]+ GB", joined)
+
+
+def test_all_ways_are_compared_also_those_that_do_not_fit(capfd):
+    assert run([*FLUX_ON_A_SMALL_CARD, "--compare"]) == 0
+    shown = capfd.readouterr().out
+    fitting, others = shown.split("Ways that do not fit")
+    assert fitting.index("stream int8") < fitting.index("stream fp8") < fitting.index("exact")
+    assert "may use 8.09 GB" in " ".join(others.split())
+    assert run([*FLUX_ON_A_SMALL_CARD, "--compare", "--json"]) == 0
+    made = Plan.from_json(json.dumps(json.loads(capfd.readouterr().out)["data"]))
+    assert {(way.offload.value, way.fits) for way in made.rejected if way.device == "cuda:0"} == {
+        ("stream", True),
+        ("component", False),
+        ("none", False),
+    }
+
+
+def test_where_nothing_fits_the_comparison_stands_above_the_refusal(capfd):
+    refused = ["plan", "--model", "flux.1-dev", "--on", "rtx-3050-laptop-4gb-windows", "--compare"]
+    assert run(refused) == 3
+    said = capfd.readouterr()
+    assert "Ways that do not fit" in said.out
+    assert "Ways that fit" not in said.out
+    assert "does not fit" in said.err
+    assert run([*refused, "--json"]) == 3
+    envelope = json.loads(capfd.readouterr().out)
+    assert (envelope["ok"], envelope["error"]["code"]) == (False, "does_not_fit")
+    assert all(not way["fits"] and way["reason"].startswith("needs ") for way in envelope["data"]["rejected"])
+
+
+def test_a_saved_plan_leaves_nothing_to_compare(capfd, tiny_model: Path, tmp_path: Path):
+    file = str(tmp_path / "plan.json")
+    assert run(["plan", "--model", str(tiny_model), "--explain", "--save", file]) == 0
+    capfd.readouterr()
+    assert run(["plan", "--plan", file, "--explain"]) == 0
+    assert "instead" in capfd.readouterr().out
+    assert run(["plan", "--plan", file, "--compare"]) == 2
+    assert "--compare would change it" in capfd.readouterr().err

@@ -57,7 +57,7 @@ def test_a_full_output_is_named_and_not_unexpected():
 
 @pytest.mark.parametrize("columns", ["0", "1"])
 def test_a_terminal_without_a_width_gets_lines_all_the_same(tiny_model: Path, columns: str):
-    printed = start("plan", "--model", str(tiny_model), COLUMNS=columns).stdout
+    printed = start("plan", "--model", str(tiny_model), "--explain", COLUMNS=columns).stdout
     assert "What it takes" in printed
     assert "of the profile 'cpu'" in " ".join(printed.split())
 

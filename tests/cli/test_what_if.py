@@ -34,7 +34,7 @@ def plan(tiny_model: Path, here: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_another_machine_is_named_on_the_first_line(plan):
-    code, out, err = plan("--on", "rtx-3060-12gb")
+    code, out, err = plan("--on", "rtx-3060-12gb", "--explain")
     assert code == 0
     first = out.splitlines()[0]
     assert "for rtx-3060-12gb, not for this machine, and cannot be run here" in first
@@ -108,6 +108,14 @@ def test_mistakes_are_explained(plan):
         (("--on", "rtx-3060-12gb", "--link", "0GB/s"), 2, "above zero"),
         (("--on", "rtx-3060-12gb", "--device", "cuda", "--vram", "1GB"), 3, "on rtx-3060-12gb: "),
         (("--on", "rtx-3060-12gb", "--vram", "8"), 2, "'8' is only 8 B; write a unit, such as 8GB"),
+        (("--on", "rtx-3060-12gb", "--refresh"), 2, "--refresh measures this machine again"),
+        (
+            ("--on", "rtx-3060-12gb", "--device", "mps"),
+            1,
+            "on rtx-3060-12gb: there is no device 'mps'; there is cuda:0",
+        ),
+        (("--on", "rtx-3060-12gb", "--device", "mps"), 1, "`autoflux machines rtx-3060-12gb` says what it has"),
+        (("--base", "flux.1-schnell"), 2, "has all its parts"),
         (("--profile", "nowhere.toml"), 1, "cannot read 'nowhere.toml'"),
         (("--profile", "cuda-touring"), 2, "did you mean 'cuda-turing'?"),
         (("--plan", "nowhere.json"), 1, "cannot read 'nowhere.json'"),
@@ -116,6 +124,21 @@ def test_mistakes_are_explained(plan):
         assert (got, out) == (code, ""), arguments
         assert words in err
         assert "Traceback" not in err
+
+
+def test_names_of_devices_may_be_in_capitals(plan):
+    for device in ("CPU", "Cuda:0", "CUDA"):
+        code, out, err = plan("--on", "rtx-3060-12gb", "--device", device, "--json")
+        assert (code, json.loads(out)["data"]["device"]) == (0, "cpu" if device == "CPU" else "cuda:0"), err
+
+
+def test_a_plan_that_was_changed_by_hand_to_what_cannot_be_is_refused(plan, here):
+    plan("--device", "cpu", "--save", "p.json")
+    good = json.loads((here / "p.json").read_text())
+    (here / "p.json").write_text(json.dumps(good | {"ring_bytes": -1}))
+    code, out, err = plan("--plan", "p.json")
+    assert (code, out) == (1, "")
+    assert "'p.json' holds a figure that cannot be right: ring_bytes is -1" in err
 
 
 def test_a_profile_from_a_file(plan, here):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from autoflux.errors import (
     AutofluxError,
+    ContradictoryWishes,
     DamagedCheckpoint,
     ModelNotFound,
     UnknownName,
@@ -226,6 +227,23 @@ def test_without_a_base_it_says_how_to_give_one(file, tmp_path, monkeypatch):
     with pytest.raises(ModelNotFound, match="not on this machine") as caught:
         find(str(file), {}, "flux.1-dev")
     assert caught.value.hint == "autoflux models pull flux.1-dev"
+
+
+def test_a_base_for_what_lacks_nothing_is_refused_but_not_that_of_the_environment(tiny_model, monkeypatch):
+    for model, registered in ((str(tiny_model), {}), ("mine", {"mine": str(tiny_model)}), ("flux.1-dev", {})):
+        with pytest.raises(ContradictoryWishes, match="has all its parts") as caught:
+            find(model, registered, "flux.1-schnell")
+        assert caught.value.hint == "drop --base"
+    monkeypatch.setenv("AUTOFLUX_BASE", "nonsense")
+    assert find(str(tiny_model), {}).path == str(tiny_model)
+
+
+def test_the_environment_names_the_base_of_what_needs_one(file, tiny_copy, monkeypatch):
+    monkeypatch.setenv("AUTOFLUX_BASE", str(tiny_copy))
+    assert find(str(file), {}).base_path == str(tiny_copy)
+    monkeypatch.setenv("AUTOFLUX_BASE", "nonsense")
+    with pytest.raises(ModelNotFound, match="'nonsense' is neither a folder"):
+        find(str(file), {})
 
 
 def test_a_base_without_its_parts_is_refused(file, tiny_copy):

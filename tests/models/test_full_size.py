@@ -39,7 +39,8 @@ def test_every_layout_is_there(full_size):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_it_is_recognised_counted_and_planned(full_size, machine, name):
     layout, stored, scaled, disk_bytes = LAYOUTS[name]
-    model = find(str(full_size[name]), {}, str(full_size["diffusers folder"]))
+    base = None if layout == Layout.FOLDER else str(full_size["diffusers folder"])
+    model = find(str(full_size[name]), {}, base)
     transformer = model.component("transformer")
     assert (model.layout, model.family, transformer.scaled) == (layout, Family.DEV_LIKE, scaled)
     assert max(transformer.formats, key=transformer.formats.get) == stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -10,9 +11,10 @@ from autoflux.errors import DamagedFile, DoesNotFit, PlanUnusable
 from autoflux.hardware.changes import Changes, changed
 from autoflux.planning.planner import make_plan
 from autoflux.planning.saved import check_plan, read_plan
-from autoflux.planning.values import ComponentPlan, Wishes
+from autoflux.planning.values import PLAN_SCHEMA, ComponentPlan, Offload, Plan, Wishes
 from tests.conftest import GB, card
 from tests.planning.test_planner import FLUX, PROFILES
+from tests.planning.test_streaming import FLUX as STREAMABLE
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_plan_is_read_with_its_envelope_and_without(plan, hardware):
         ("[]", "as Plan"),
         ("null", "as Plan"),
         (b"\xff\xfe", "not JSON"),
-        ('{"schema": 1}', "of version 1 and this autoflux reads version 2"),
+        ('{"schema": 1}', f"of version 1 and this autoflux reads version {PLAN_SCHEMA}"),
         (envelope({"schema": 7}), "of version 7"),
         (envelope(None, ok=False, error={"code": "x", "message": "no card"}), "holds an error: no card"),
         (envelope(None, ok=False), "holds an error"),
@@ -82,7 +84,7 @@ def test_a_plan_of_another_model_is_refused(plan, hardware):
 
 
 def test_a_plan_at_odds_with_itself_is_refused(plan, hardware):
-    with pytest.raises(PlanUnusable, match="draws 0 pictures at once"):
+    with pytest.raises(PlanUnusable, match="max_batch is 0, and 1 to 64 pictures"):
         check_plan(plan.replace(max_batch=0), hardware, FLUX)
     parts: tuple[ComponentPlan, ...] = tuple(c.replace(resident=(99,)) for c in plan.components)
     with pytest.raises(PlanUnusable, match="keeps block 99"):
@@ -90,6 +92,62 @@ def test_a_plan_at_odds_with_itself_is_refused(plan, hardware):
     for device in ("cuda:1", "cuda:x", "tpu", ""):
         with pytest.raises(PlanUnusable, match="does not have"):
             check_plan(plan.replace(device=device), hardware, FLUX)
+
+
+ABSURD = {
+    "negative bytes": (("predicted", "peak_ram_bytes"), -1, "peak_ram_bytes is -1"),
+    "a negative block": (("components", 2, "resident"), [-3], "resident[0] is -3"),
+    "more bytes than there are": (("ring_bytes",), 10**18, "ring_bytes is 1000000 TB"),
+    "a huge block size": (("block_bytes",), 10**15, "block_bytes is 1000 TB"),
+    "a negative time": (("predicted", "seconds_per_step"), -0.5, "seconds_per_step is -0.5"),
+    "a prior": (("priors", "context_bytes"), 2 * 10**15, "priors.context_bytes is 2000 TB"),
+    "no size": (("predicted", "picture", "width"), 0, "picture.width is 0"),
+    "no picture": (("max_batch",), 0, "max_batch is 0"),
+    "too many pictures": (("max_batch",), 10**9, "max_batch is 1000000000"),
+}
+
+
+@pytest.mark.parametrize(("way", "value", "words"), ABSURD.values(), ids=ABSURD)
+def test_figures_that_no_plan_has_are_refused_by_name(plan, way, value, words):
+    data = plan.to_data()
+    at = data
+    for key in way[:-1]:
+        at = at[key]
+    at[way[-1]] = value
+    with pytest.raises(DamagedFile, match=re.escape(words)) as caught:
+        read_plan(json.dumps(data), "'p.json'")
+    assert caught.value.message.startswith("'p.json' holds a figure that cannot be right: ")
+    assert "--save" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "-1e999"])
+def test_numbers_that_are_not_finite_are_refused(plan, number):
+    step = plan.predicted.seconds_per_step
+    text = json.dumps(plan.to_data())
+    assert f'"seconds_per_step": {step}' in text
+    with pytest.raises(DamagedFile, match=r"^'p\.json'"):
+        read_plan(text.replace(f'"seconds_per_step": {step}', f'"seconds_per_step": {number}'), "'p.json'")
+
+
+def test_what_is_arranged_counts_and_not_what_a_file_says_of_it(machine):
+    hardware = machine(card(12))
+    made = make_plan(hardware, STREAMABLE, PROFILES, Wishes(device="cuda", offload=Offload.STREAM), ("diffusers",))
+    check_plan(made.replace(ring_bytes=0), hardware, STREAMABLE)
+    everything = tuple(range(len(STREAMABLE.component("transformer").blocks)))
+    for greedy in (
+        changed_part(made, resident=everything, storage="bfloat16", native=False),
+        changed_part(made.replace(block_bytes=20 * GB), resident=(), storage="bfloat16", native=False),
+        made.replace(ring_bytes=11 * GB),
+    ):
+        with pytest.raises(DoesNotFit, match="of memory on cuda:0"):
+            check_plan(greedy, hardware, STREAMABLE)
+    with pytest.raises(PlanUnusable, match="twice"):
+        check_plan(changed_part(made, resident=(1, 1)), hardware, STREAMABLE)
+
+
+def changed_part(plan: Plan, **fields: object) -> Plan:
+    parts = (c.replace(**fields) if c.name == "transformer" else c for c in plan.components)
+    return Plan.from_json(plan.replace(components=tuple(parts)).to_json())
 
 
 def test_a_plan_that_needs_more_than_is_free_now_is_refused(plan, hardware):

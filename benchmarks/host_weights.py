@@ -1,0 +1,84 @@
+"""FLUX.1-dev's networks made again and again from one set of random weights in RAM, as a loader would read them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autoflux.models.values import Model
+from autoflux.planning.values import ComponentPlan, Placement, Plan, Waiting
+from autoflux.runtime.stores import Store, make_empty
+from autoflux.runtime.units import Unit
+from benchmarks.full_size import fill_randomly
+from benchmarks.pictures import networks_on_meta, write_hollow_model
+
+
+class HostWeights:
+    """The weights of all four networks, drawn once, in bfloat16."""
+
+    def __init__(self, *, tiny: bool) -> None:
+        self._hollow = networks_on_meta(tiny=tiny)
+        self._weights: dict[str, dict[str, Tensor]] = {}
+
+    def model(self, folder: Path) -> Model:
+        """A model folder with configurations and no weights, and what it consists of."""
+        return write_hollow_model(folder, self._hollow)
+
+    def draw(self) -> int:
+        """Make the weights; returns the bytes that they take from now on."""
+        for name, hollow in self._hollow.items():
+            filled = fill_randomly(copy.deepcopy(hollow), device="cpu")
+            self._weights[name] = {key: tensor.data for key, tensor in filled.state_dict().items()}
+        tensors = {t.data_ptr(): t.nbytes for held in self._weights.values() for t in held.values()}
+        return sum(tensors.values())
+
+    def networks(self, plan: Plan, *, direct: bool = False) -> Iterator[tuple[str, nn.Module, Store | None]]:
+        """What the diffusers backend loads for that plan, with where weights are that it leaves unread.
+
+        `direct` leaves all unread that is streamed, as from a pack.
+        """
+        from autoflux.plugins.diffusers_loading import DTYPES
+
+        for name in self._hollow:
+            planned = plan.component(name)
+            network = copy.deepcopy(self._hollow[name])
+            make_empty(network, DTYPES[planned.arithmetic])
+            store = WeightStore(network, self._weights[name])
+            if _left_unread(planned) or (direct and planned.placement == Placement.STREAMED):
+                yield name, network.eval(), store
+            else:
+                store.fill(network)
+                yield name, network.eval(), None
+
+
+def _left_unread(planned: ComponentPlan) -> bool:
+    """As the backend does: what is made narrow is read block by block, and what waits in files is not read at all."""
+    on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
+    return on_disk or (planned.is_narrow and planned.placement != Placement.NATIVE)
+
+
+class WeightStore:
+    """Reads the tensors of a network from weights of the same names. See `autoflux.runtime.stores.Store`."""
+
+    def __init__(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
+        state = network.state_dict(keep_vars=True)
+        self._sources = {id(tensor): weights[name] for name, tensor in state.items()}
+        self._computed = {id(t): t.data for t in network.buffers() if id(t) not in self._sources}
+
+    def read(self, unit: Unit, target: Tensor) -> None:
+        """Write the unit's bytes into `target`, converted to the network's format."""
+        for view, piece in zip(unit.views(target), unit.pieces, strict=True):
+            view.copy_(self._sources.get(id(piece.tensor), self._computed.get(id(piece.tensor))))
+
+    @torch.no_grad()
+    def fill(self, network: nn.Module) -> None:
+        """Copy all weights into the network's own memory."""
+        for tensor in {id(t): t for t in network.state_dict(keep_vars=True).values()}.values():
+            tensor.copy_(self._sources[id(tensor)])
+
+    def close(self) -> None:
+        """Nothing to close."""

@@ -1,0 +1,398 @@
+"""Plans made for a setting and run for real: the part of `benchmarks.planning` that needs torch."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import psutil
+import torch
+
+import autoflux
+from autoflux import api
+from autoflux.errors import AutofluxError, ContradictoryWishes, DeviceUnavailable, DoesNotFit
+from autoflux.hardware.known import known_machine
+from autoflux.hardware.values import Hardware
+from autoflux.models.request import Request
+from autoflux.models.values import Model, Precision
+from autoflux.planning.values import Offload, Plan, Quality, TransferUnit, Wishes
+from autoflux.plugin_manager import load_plugins
+from autoflux.runtime.session import Session
+from benchmarks.host_weights import HostWeights
+from benchmarks.planning_report import Figures, Row, Setting
+
+GB = 10**9
+WARM_STEPS = 2
+"""Of a picture before the one that is timed: the first compiles, and fills caches."""
+
+TINY_MACHINE = "rtx-3060-12gb"
+"""The made-up card that a miniature is planned for."""
+
+
+class HighWater:
+    """The most RAM that this process had while the context lasted, looked at 20 times a second."""
+
+    PAUSE_SECONDS = 0.05
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._ended = threading.Event()
+        self.nbytes = 0
+
+    def __enter__(self) -> Self:
+        self._watch = threading.Thread(target=self._follow, daemon=True)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watch.join()
+
+    def _follow(self) -> None:
+        while True:
+            self.nbytes = max(self.nbytes, self._process.memory_info().rss)
+            if self._ended.wait(self.PAUSE_SECONDS):
+                return
+
+
+class Card:
+    """What this process takes of the card; zeros without one."""
+
+    def __init__(self, *, there: bool) -> None:
+        self.there = there
+        self._reserved = 0
+        self.context_bytes = 0
+
+    def synchronize(self) -> None:
+        if self.there:
+            torch.cuda.synchronize()
+
+    def cap(self, nbytes: int, context_bytes: int) -> None:
+        """Forbid torch to hold more than that less the context: as planned, or as it was if that was less."""
+        if self.there:
+            self._look()
+            taken = min(context_bytes, self.context_bytes)
+            share = (nbytes - taken) / torch.cuda.mem_get_info()[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self._reserved = 0
+        if self.there:
+            torch.cuda.reset_peak_memory_stats()
+
+    def allocated_bytes(self) -> int:
+        """The most that tensors took since this was last asked. What torch reserves is not forgotten by that."""
+        if not self.there:
+            return 0
+        self._look()
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+    def peak_bytes(self) -> int:
+        """The most that the process took, the driver's part included."""
+        self._look()
+        return self._reserved + self.context_bytes
+
+    def release(self) -> None:
+        gc.collect()
+        if self.there:
+            torch.cuda.empty_cache()
+
+    def _look(self) -> None:
+        if not self.there:
+            return
+        torch.cuda.synchronize()
+        self._reserved = max(self._reserved, torch.cuda.max_memory_reserved())
+        free, total = torch.cuda.mem_get_info()
+        self.context_bytes = total - free - torch.cuda.memory_reserved()
+
+
+class Loaded(msgspec.Struct, kw_only=True):
+    """A plan's weights, where it wants them."""
+
+    key: str
+    session: Session
+    ram_bytes: int
+    seconds: float
+
+
+class Bench:
+    """A machine, a model and its weights; runs one plan after the other."""
+
+    def __init__(self, *, tiny: bool, steps: int, direct: bool = False) -> None:
+        self._tiny, self._steps, self._direct = tiny, steps, direct
+        self._plugins = load_plugins()
+        self._hardware = _made_up() if tiny else autoflux.probe()
+        if not tiny and not (self._hardware.accelerators and torch.cuda.is_available()):
+            raise DeviceUnavailable("the full size is measured on a CUDA card, and there is none", hint="--tiny")
+        self._card = Card(there=not tiny)
+        self._folder = tempfile.TemporaryDirectory()
+        self._weights = HostWeights(tiny=tiny)
+        self._model: Model = self._weights.model(Path(self._folder.name))
+        self._weight_bytes: int | None = None
+        self._loaded: Loaded | None = None
+        self._plans: dict[tuple[Setting, str], Plan] = {}
+        self._pictures = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unload()
+        self._folder.cleanup()
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What rows of one file have in common."""
+        device = "the processor" if self._tiny else self._hardware.accelerators[0].name
+        return {
+            "device": device,
+            "model": self._model.name,
+            "tiny": self._tiny,
+            "direct": self._direct,
+            "torch": version("torch"),
+        }
+
+    @property
+    def highest_gb(self) -> float:
+        """The highest cap there can be."""
+        return self._hardware.accelerators[0].total_bytes.value / GB
+
+    def alternatives(self, setting: Setting, count: int) -> list[str]:
+        """What else could have been wished, so many of the fastest by prediction, as options of `autoflux plan`.
+
+        Wishes that cannot be kept, or lead to what another has led to, are left out.
+        """
+        seen = {_key(self._planned(setting, ""))}
+        found: list[tuple[float, str]] = []
+        for options, wishes in _variations(_wishes(setting)):
+            try:
+                plan = self._plan(wishes)
+            except (DoesNotFit, ContradictoryWishes):
+                continue
+            if _key(plan) not in seen and self._can(plan):
+                seen.add(_key(plan))
+                self._plans[setting, options] = plan
+                found.append((plan.predicted.seconds_per_image, options))
+        return [options for _, options in sorted(found)[:count]]
+
+    def _can(self, plan: Plan) -> bool:
+        """Whether this machine compiles, and attends so."""
+        attentions = ("default", *self._hardware.accelerators[0].attention_tflops)
+        return plan.attention in attentions and (not plan.compiled or "triton" in self._hardware.versions)
+
+    def row(self, setting: Setting, alternative: str) -> Row:
+        """Plan and run; what goes wrong is in the row."""
+        began = time.perf_counter()
+        try:
+            plan = self._planned(setting, alternative)
+        except DoesNotFit as error:
+            return Row(setting=setting, alternative=alternative, error=error.message, refused=True)
+        row = Row(
+            setting=setting,
+            alternative=alternative,
+            way=_way(plan),
+            predicted=_predicted(plan),
+            predicted_phase_bytes=msgspec.to_builtins(plan.predicted.peak_vram_bytes),
+        )
+        try:
+            row = self._run(row, plan)
+        except (AutofluxError, torch.OutOfMemoryError, RuntimeError) as error:
+            self._unload()
+            row = msgspec.structs.replace(row, error=f"{type(error).__name__}: {error}")
+        return msgspec.structs.replace(row, seconds=time.perf_counter() - began)
+
+    def _planned(self, setting: Setting, alternative: str) -> Plan:
+        if (setting, alternative) not in self._plans:
+            self._plans[setting, alternative] = self._plan(_wishes(setting))
+        return self._plans[setting, alternative]
+
+    def _plan(self, wishes: Wishes) -> Plan:
+        plan = api.plan_for(self._model, wishes, self._plugins, self._hardware)
+        return plan.replace(device="cpu") if self._tiny else plan
+
+    def _run(self, row: Row, plan: Plan) -> Row:
+        if self._weight_bytes is None:
+            self._weight_bytes = self._weights.draw()
+        loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
+        session = Session(loaded.session.pipeline, plan, self._model)
+        with HighWater() as ram:
+            self._draw(session, row.setting, WARM_STEPS)
+            taken = self._draw(session, row.setting, 1 + self._steps)
+        batch, steps = row.setting.batch, plan.predicted.picture.steps
+        whole = taken["encode"] + taken["first"] + (steps - 1) * taken["step"] + taken["decode"]
+        return msgspec.structs.replace(
+            row,
+            measured=Figures(
+                seconds_per_step=taken["step"],
+                seconds_per_image=whole / batch,
+                peak_vram_bytes=self._card.peak_bytes(),
+                peak_ram_bytes=max(ram.nbytes, loaded.ram_bytes) - self._weight_bytes,
+            ),
+            allocated_bytes={phase: int(taken[f"{phase}_bytes"]) for phase in ("encode", "denoise", "decode")},
+            context_bytes=self._card.context_bytes,
+            setup_seconds=setup_seconds,
+        )
+
+    def _load(self, plan: Plan, cap_bytes: int) -> tuple[Loaded, float]:
+        """The plan's weights where it wants them, and how long that took: no time if they are there already."""
+        if self._loaded is not None and self._loaded.key == _key(plan):
+            self._card.release()  # what torch keeps of the row before is not this one's
+            self._card.restart()
+            self._card.cap(cap_bytes, plan.priors.context_bytes)
+            return self._loaded, 0.0
+        self._unload()
+        self._card.restart()
+        self._card.cap(cap_bytes, plan.priors.context_bytes)
+        began = time.perf_counter()
+        with HighWater() as ram:
+            session = self._open(plan)
+        seconds = time.perf_counter() - began
+        self._loaded = Loaded(key=_key(plan), session=session, ram_bytes=ram.nbytes, seconds=seconds)
+        return self._loaded, seconds
+
+    def _open(self, plan: Plan) -> Session:
+        from autoflux.plugins.diffusers_loading import assemble
+        from autoflux.plugins.diffusers_pipeline import DiffusersPipeline
+
+        components = assemble(self._weights.networks(plan, direct=self._direct), plan, Path(self._model.path))
+        return Session(DiffusersPipeline(components, plan, self._model), plan, self._model)
+
+    def _unload(self) -> None:
+        if self._loaded is not None:
+            self._loaded.session.close()
+            self._loaded = None
+        self._card.release()
+
+    def _draw(self, session: Session, setting: Setting, steps: int) -> dict[str, float]:
+        """Draw a batch; seconds of encoding, of the first step, of each other one, and of decoding."""
+        taken: dict[str, float] = {}
+        with self._timed(taken, "encode"):
+            drawings = [session.begin(self._request(setting, steps)) for _ in range(setting.batch)]
+        taken["encode_bytes"] = self._card.allocated_bytes()
+        with self._timed(taken, "first"):
+            session.advance(drawings)
+        with self._timed(taken, "step"):
+            for _ in range(steps - 1):
+                session.advance(drawings)
+        taken["step"] /= max(1, steps - 1)
+        taken["denoise_bytes"] = self._card.allocated_bytes()
+        with self._timed(taken, "decode"):
+            session.finish(drawings)
+        taken["decode_bytes"] = self._card.allocated_bytes()
+        return taken
+
+    def _request(self, setting: Setting, steps: int) -> Request:
+        """Another prompt each time, so that the text encoders run."""
+        self._pictures += 1
+        return Request(
+            prompt=f"picture number {self._pictures}",
+            seed=self._pictures,
+            steps=steps,
+            guidance=3.5,
+            width=setting.width,
+            height=setting.height,
+        )
+
+    @contextmanager
+    def _timed(self, taken: dict[str, float], name: str) -> Iterator[None]:
+        self._card.synchronize()
+        began = time.perf_counter()
+        yield
+        self._card.synchronize()
+        taken[name] = time.perf_counter() - began
+
+
+def _made_up() -> Hardware:
+    """A card that a miniature is planned for and that the processor stands in for: it multiplies bfloat16 only."""
+    machine = known_machine(TINY_MACHINE)
+    (card,) = machine.accelerators
+    plain = card.replace(matmul_tflops={"bfloat16": card.matmul_tflops["bfloat16"]})
+    return machine.replace(accelerators=(plain,), versions={})
+
+
+def _wishes(setting: Setting) -> Wishes:
+    return Wishes(
+        device="cuda",
+        vram_bytes=int(setting.cap_gb * GB),
+        quality=setting.quality,
+        width=setting.width,
+        height=setting.height,
+        batch=setting.batch,
+    )
+
+
+def _variations(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
+    """What a user could wish beside, as options and as wishes."""
+    for offload in (Offload.NONE, Offload.COMPONENT, Offload.STREAM):
+        yield f"--offload {offload}", wishes.replace(offload=offload)
+    for component in ("vae", "text_encoder", "text_encoder_2"):
+        yield f"--keep {component}", wishes.replace(keep=(component,))
+    yield "--cpu text_encoder_2", wishes.replace(cpu=("text_encoder_2",))
+    for size in ("layer", "1GB"):
+        unit, nbytes = (TransferUnit.LAYER, None) if size == "layer" else (None, GB)
+        yield f"--block-size {size}", wishes.replace(unit=unit, block_bytes=nbytes)
+    for percent in (95, 85, 70):
+        share = (wishes.vram_bytes or 0) * percent // 100
+        yield f"--vram {share / GB:g}GB", wishes.replace(vram_bytes=share)
+    if wishes.quality != Quality.EXACT:
+        yield from _inexact(wishes)
+
+
+def _inexact(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
+    """What changes bits."""
+    for attention in ("default", "cudnn"):
+        yield f"--attention {attention}", wishes.replace(attention=attention)
+    formats = {"none": Precision.BFLOAT16, "fp8": Precision.FLOAT8, "int8": Precision.INT8}
+    for name, quant in formats.items():
+        for compiled in (True, False):
+            option = "--compile" if compiled else "--no-compile"
+            yield f"--quant {name} {option}", wishes.replace(quant=quant, compiled=compiled)
+
+
+def _key(plan: Plan) -> str:
+    """The same for plans that what is loaded for one of them serves."""
+    # What was compiled for one size is compiled again for any size when another comes, and is slower then.
+    picture = plan.predicted.picture if plan.compiled else None
+    ways = [plan.arrangement, plan.hoist_modulation, plan.compiled, plan.attention, picture]
+    return msgspec.json.encode(ways).decode()
+
+
+def _way(plan: Plan) -> dict[str, Any]:
+    transformer = plan.component("transformer")
+    return {
+        "offload": plan.offload,
+        "storage": transformer.storage,
+        "native": transformer.native,
+        "compiled": plan.compiled,
+        "attention": plan.attention,
+        "resident_blocks": len(transformer.resident),
+        "ring_bytes": plan.ring_bytes,
+        "unit": plan.unit,
+        "block_bytes": plan.block_bytes,
+        "tiled": plan.tile_decode,
+        "parked": plan.park_for_decode,
+        "placement": {part.name: part.placement for part in plan.components},
+        "waiting": {part.name: part.waiting for part in plan.arrangement.streamed},
+        "pinned_bytes": plan.predicted.pinned_bytes,
+    }
+
+
+def _predicted(plan: Plan) -> Figures:
+    told = plan.predicted
+    return Figures(
+        seconds_per_step=told.seconds_per_step,
+        seconds_per_image=told.seconds_per_image,
+        peak_vram_bytes=told.peak_vram_bytes.peak,
+        peak_ram_bytes=told.peak_ram_bytes,
+    )

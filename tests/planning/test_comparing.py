@@ -1,0 +1,174 @@
+"""Ways beside each other, and what each choice is worth."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoflux.errors import DoesNotFit
+from autoflux.hardware.known import known_machine
+from autoflux.hardware.values import Source
+from autoflux.models.values import Precision
+from autoflux.planning.comparing import as_alternative
+from autoflux.planning.planner import Detail, all_ways, make_plan
+from autoflux.planning.reasons import origin
+from autoflux.planning.speed import assumed
+from autoflux.planning.values import (
+    Alternative,
+    Choice,
+    Offload,
+    Origin,
+    Placement,
+    Plan,
+    Quality,
+    TransferUnit,
+    Wishes,
+)
+from autoflux.units import GB
+from tests.conftest import card, figure, size
+from tests.planning.test_planner import PROFILES
+from tests.planning.test_ways import SMALL
+
+BACKENDS = ("diffusers",)
+MACHINE = known_machine("rtx-3060-12gb")
+
+
+def plan(hardware=MACHINE, *, explain=False, compare=False, **wishes) -> Plan:
+    detail = Detail(explain=explain, compare=compare)
+    return make_plan(hardware, SMALL, PROFILES, Wishes(**wishes), BACKENDS, detail=detail)
+
+
+def kinds(ways) -> list[tuple]:
+    return [(way.device, way.offload, way.precision, way.quality) for way in ways]
+
+
+@pytest.fixture(scope="module")
+def tight() -> Plan:
+    """On a card that holds a part of the small transformer."""
+    return plan(vram_bytes=4 * GB, explain=True, compare=True)
+
+
+def test_the_best_of_every_kind_is_there_once_whether_it_fits_or_not(tight):
+    rows = (as_alternative(tight), *tight.rejected)
+    assert len(set(kinds(rows))) == len(rows)
+    on_card = {(way.offload, way.precision, way.quality): way for way in rows if way.device == "cuda:0"}
+    assert {
+        (Offload.STREAM, Precision.BFLOAT16, Quality.EXACT),
+        (Offload.STREAM, Precision.BFLOAT16, Quality.BALANCED),
+        (Offload.STREAM, Precision.INT8, Quality.BALANCED),
+        (Offload.NONE, Precision.BFLOAT16, Quality.EXACT),
+        (Offload.COMPONENT, Precision.BFLOAT16, Quality.EXACT),
+    } <= set(on_card)
+    everything_there = on_card[Offload.NONE, Precision.BFLOAT16, Quality.EXACT]
+    assert not everything_there.fits
+    assert everything_there.reason.startswith("needs ")
+    assert "of device memory and may use 4.00 GB" in everything_there.reason
+    assert "cpu" in {way.device for way in rows}
+
+
+def test_what_fits_comes_first_and_what_was_taken_is_the_fastest(tight):
+    fits = [way.fits for way in tight.rejected]
+    assert fits == sorted(fits, reverse=True)
+    assert all(way.seconds_per_image >= tight.predicted.seconds_per_image for way in tight.rejected if way.fits)
+    assert all("needs" in way.reason for way in tight.rejected if not way.fits)
+
+
+def test_each_row_is_what_a_plan_of_that_kind_takes(tight):
+    (exact,) = [w for w in tight.rejected if (w.offload, w.quality) == (Offload.STREAM, Quality.EXACT)]
+    wished = plan(device="cuda", vram_bytes=4 * GB, quality=Quality.EXACT, offload=Offload.STREAM)
+    assert as_alternative(wished).replace(reason=exact.reason) == exact
+
+
+def test_wishes_narrow_what_is_compared():
+    for wishes, allowed in (
+        ({"quality": Quality.EXACT}, {Quality.EXACT}),
+        ({"quant": Precision.INT8}, {Quality.BALANCED}),
+    ):
+        made = plan(device="cuda", compare=True, **wishes)
+        assert {way.quality for way in (as_alternative(made), *made.rejected)} == allowed
+    streamed = plan(device="cuda", compare=True, offload=Offload.STREAM)
+    assert {way.offload for way in streamed.rejected} == {Offload.STREAM}
+
+
+def test_where_nothing_fits_all_ways_say_what_they_lack():
+    wishes = Wishes(device="cuda", vram_bytes=GB)
+    with pytest.raises(DoesNotFit):
+        make_plan(MACHINE, SMALL, PROFILES, wishes, BACKENDS)
+    ways = all_ways(MACHINE, SMALL, PROFILES, wishes)
+    assert len(ways) == len(set(kinds(ways))) >= 5
+    assert all(not way.fits and way.reason.startswith("needs ") for way in ways)
+
+
+def test_a_plan_without_detail_is_the_same_but_for_the_detail(tight):
+    brief = plan(vram_bytes=4 * GB)
+    bare = tuple(choice.replace(instead=None) for choice in tight.choices)
+    assert tight.replace(choices=bare, rejected=brief.rejected) == brief
+    assert all(choice.instead is None for choice in brief.choices)
+    assert Plan.from_json(tight.to_json()) == tight
+
+
+def choice(made: Plan, topic: str) -> Choice:
+    return next(c for c in made.choices if c.topic == topic)
+
+
+def test_every_choice_with_another_way_says_what_that_would_take(tight):
+    told = tight.predicted
+    for topic in ("device", "weights", "offload", "compiling", "block size", "decode", "vae", "text_encoder_2"):
+        instead = choice(tight, topic).instead
+        assert instead is not None, topic
+        assert instead.value != choice(tight, topic).value
+        assert instead.lacks or instead.seconds_per_image >= told.seconds_per_image * 0.999, topic
+    assert choice(tight, "backend").instead is None
+    assert "of device memory" in choice(tight, "offload").instead.lacks
+
+
+def test_what_the_next_best_takes_is_what_wishing_it_takes(tight):
+    wanted = {"vram_bytes": 4 * GB, "device": "cuda"}
+    for topic, wishes in (
+        ("block size", {"block_bytes": GB}),
+        ("compiling", {"compiled": False}),
+        ("weights", {"quant": Precision.BFLOAT16}),
+    ):
+        wished, instead = plan(**wanted, **wishes).predicted, choice(tight, topic).instead
+        assert instead.seconds_per_step == pytest.approx(wished.seconds_per_step), topic
+        assert instead.peak_vram_bytes == wished.peak_vram_bytes.peak, topic
+        assert instead.peak_ram_bytes == wished.peak_ram_bytes, topic
+
+
+def test_what_was_wished_has_no_next_best():
+    made = plan(explain=True, device="cuda", vram_bytes=4 * GB, offload=Offload.STREAM, unit=TransferUnit.LAYER)
+    for topic in ("device", "offload", "block size"):
+        assert (choice(made, topic).origin, choice(made, topic).instead) == (Origin.WISH, None)
+
+
+def test_exact_is_a_wish_that_leaves_nothing_else():
+    made = plan(explain=True, device="cuda", vram_bytes=4 * GB, quality=Quality.EXACT)
+    for topic in ("weights", "compiling", "attention"):
+        assert choice(made, topic).origin == Origin.WISH
+    assert "tiles" not in choice(made, "decode").instead.value
+
+
+def test_components_say_where_else_they_could_be(tight):
+    places = {c.name: c.placement for c in tight.components if c.name != "transformer"}
+    words = {Placement.DEVICE: "on the device", Placement.STREAMED: "streamed", Placement.HOST: "computed by"}
+    for name, placement in places.items():
+        assert choice(tight, name).value.startswith(words[placement])
+
+
+def test_the_weakest_figure_says_how_a_choice_is_known(machine):
+    assert origin(figure(1.0), None) == Origin.MEASURED
+    assert origin(figure(1.0), size(1)) == Origin.REPORTED
+    assert origin(figure(1.0), figure(2.0, Source.ASSUMED), size(1)) == Origin.ASSUMED
+    assert origin(assumed(1.0), figure(2.0, Source.ASSUMED)) == Origin.PRIOR
+    made = plan(machine(card(200, tflops=100.0)))
+    assert choice(made, "device").origin == Origin.MEASURED
+    assert choice(made, "batch").origin == Origin.REPORTED
+    assert choice(plan(machine(card(200, tflops=None))), "device").origin == Origin.PRIOR
+    assert choice(plan(), "device").origin == Origin.ASSUMED
+
+
+def test_a_plan_in_a_row_is_as_exact_as_what_it_does():
+    exact = plan(quality=Quality.EXACT)
+    assert as_alternative(exact).quality == Quality.EXACT
+    plain = plan(known_machine("h200-141gb").replace(versions={}), offload=Offload.NONE)
+    assert (plain.quality, as_alternative(plain).quality) == (Quality.BALANCED, Quality.EXACT)
+    assert isinstance(as_alternative(plain), Alternative)
