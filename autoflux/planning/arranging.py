@@ -11,6 +11,7 @@ from autoflux.hardware.values import Figure, Hardware
 from autoflux.models.values import Model
 from autoflux.planning.footprint import activations
 from autoflux.planning.native import passing_bytes
+from autoflux.planning.packs import NO_PACKS, Packs
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import Rates, Way, assumed, block_seconds, choose_rates
 from autoflux.planning.streaming import Room, block_bytes_of, pinned_bytes, stream_layout
@@ -82,6 +83,7 @@ class _Task:
     picture: Picture
     wishes: Wishes
     rates: Rates
+    packs: Packs
 
     def fits(self, held: Held) -> bool:
         return self.missing_bytes(held) <= 0
@@ -112,7 +114,15 @@ class _Task:
         return times.image(self.picture)
 
 
-def arrange(hardware: Hardware, model: Model, site: Site, option: Option, picture: Picture, wishes: Wishes) -> Held:
+def arrange(
+    hardware: Hardware,
+    model: Model,
+    site: Site,
+    option: Option,
+    picture: Picture,
+    wishes: Wishes,
+    packs: Packs = NO_PACKS,
+) -> Held:
     """The fastest arrangement that fits; if none does, the one that lacks least.
 
     Raises:
@@ -121,7 +131,7 @@ def arrange(hardware: Hardware, model: Model, site: Site, option: Option, pictur
     """
     _check_names(model, wishes)
     rates = rates_for(hardware, site, option, wishes)
-    task = _Task(hardware, model, site, option.way, picture, wishes, rates)
+    task = _Task(hardware, model, site, option.way, picture, wishes, rates, packs)
     plain = Arrangement(components=tuple(_planned(task, option, c.name) for c in model.components))
     if option.offload == Offload.NATIVE:
         return _native(task, plain)
@@ -240,8 +250,10 @@ def _streaming(task: _Task, plain: Arrangement) -> list[Held]:
 
 
 def _waitings(task: _Task) -> Sequence[tuple[Waiting, Waiting]]:
-    # What is made narrow as it is loaded cannot stay in its files.
-    return [pair for pair in WAITINGS if not (task.way.is_narrow and pair[0] == Waiting.DISK)]
+    # What is made narrow as it is loaded cannot stay in its files, but for those of a pack.
+    way = task.way
+    stays = not way.is_narrow or task.packs.find("transformer", way.storage, way.arithmetic)
+    return [pair for pair in WAITINGS if stays or pair[0] != Waiting.DISK]
 
 
 def _waiting(plain: Arrangement, transformer: Waiting, others: Waiting) -> Arrangement:

@@ -9,6 +9,7 @@ from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.arranging import Held, arrange, rates_for
 from autoflux.planning.footprint import Footprint
+from autoflux.planning.packs import NO_PACKS, Packs
 from autoflux.planning.sites import Site, sites
 from autoflux.planning.speed import Rates, Way, block_seconds
 from autoflux.planning.streaming import pinned_bytes
@@ -107,7 +108,12 @@ class Candidate:
 
 
 def candidates(
-    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, picture: Picture
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    picture: Picture,
+    packs: Packs = NO_PACKS,
 ) -> list[Candidate]:
     """All ways that the wishes leave open, fitting or not. Never empty.
 
@@ -117,16 +123,19 @@ def candidates(
         UnknownName: no profile or component of the wished name.
     """
     return [
-        _candidate(hardware, model, site, option, picture, wishes)
+        _candidate(hardware, model, site, option, picture, wishes, packs)
         for site in sites(hardware, profiles, wishes)
-        for option in _fastest_of_a_size(hardware, model, site, picture, wishes)
+        for option in _fastest_of_a_size(hardware, model, site, picture, wishes, packs)
     ]
 
 
 def _fastest_of_a_size(
-    hardware: Hardware, model: Model, site: Site, picture: Picture, wishes: Wishes
+    hardware: Hardware, model: Model, site: Site, picture: Picture, wishes: Wishes, packs: Packs
 ) -> Iterator[Option]:
-    """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first."""
+    """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first.
+
+    Weights that are packed can wait where others cannot.
+    """
 
     def seconds(option: Option) -> float:
         rates = rates_for(hardware, site, option, wishes)
@@ -134,7 +143,8 @@ def _fastest_of_a_size(
 
     def size(option: Option) -> tuple[str, ...]:
         way = option.way
-        return option.offload, way.arithmetic, str(way.storage.item_bytes), str(way.compiled)
+        packed = packs.find("transformer", way.storage, way.arithmetic) is not None
+        return option.offload, way.arithmetic, str(way.storage.item_bytes), str(way.compiled), str(packed)
 
     every = options(hardware, site, wishes, model)
     for kind in dict.fromkeys(map(size, every)):
@@ -142,9 +152,9 @@ def _fastest_of_a_size(
 
 
 def _candidate(
-    hardware: Hardware, model: Model, site: Site, option: Option, picture: Picture, wishes: Wishes
+    hardware: Hardware, model: Model, site: Site, option: Option, picture: Picture, wishes: Wishes, packs: Packs
 ) -> Candidate:
-    held = arrange(hardware, model, site, option, picture, wishes)
+    held = arrange(hardware, model, site, option, picture, wishes, packs)
     return Candidate(
         site=site,
         offload=option.offload,
@@ -161,6 +171,7 @@ def _candidate(
             picture,
             option.way,
             streamed_step=held.seconds_per_step,
+            packs=packs,
         ),
         max_batch=_max_batch(model, site, held, picture),
         pictures=wishes.pictures or PICTURES,

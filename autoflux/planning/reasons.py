@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from autoflux.hardware.values import Source
 from autoflux.models.values import Model
 from autoflux.planning.arranging import all_stay
+from autoflux.planning.backends import ChosenBackend
 from autoflux.planning.candidates import Candidate
+from autoflux.planning.packs import Packs, packed_parts
 from autoflux.planning.values import (
     Choice,
     Offload,
@@ -24,19 +26,31 @@ from autoflux.units import format_bytes, format_seconds
 _WAITING = {
     Waiting.PINNED: "pinned RAM",
     Waiting.PAGEABLE: "ordinary RAM, as less can be pinned",
-    Waiting.DISK: "their files, as RAM is too small",
+    Waiting.DISK: "files, as RAM is too small",
 }
 
 
 def choices(
-    model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
+    model: Model,
+    wishes: Wishes,
+    backend: ChosenBackend,
+    best: Candidate,
+    others: Sequence[Candidate],
+    packs: Packs,
 ) -> tuple[Choice, ...]:
     """Every decision with its reason."""
-    return tuple(_choices(model, wishes, backend, best, others))
+    return (*_choices(model, wishes, backend, best, others), *_from_packs(best, packs))
+
+
+def _from_packs(best: Candidate, packs: Packs) -> Iterator[Choice]:
+    used = packed_parts(packs, best.arrangement.components)
+    if used:
+        size = format_bytes(sum(part.nbytes for part in used))
+        yield _choice("packs", ", ".join(part.component for part in used), None, f"{size}, read as they are")
 
 
 def _choices(
-    model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
+    model: Model, wishes: Wishes, backend: ChosenBackend, best: Candidate, others: Sequence[Candidate]
 ) -> Iterator[Choice]:
     streams = best.offload == Offload.STREAM
     yield _choice("device", best.device, wishes.device, _device_reason(best, others), _origin(best))
@@ -44,7 +58,7 @@ def _choices(
     if streams:
         yield _choice("weights", _weights(best), wishes.quant, _weights_reason(best, others, wishes))
     yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best))
-    yield _choice("backend", backend, wishes.backend, "the first that is installed")
+    yield _choice("backend", backend.name, wishes.backend, backend.reason)
     yield _choice("batch", f"up to {best.max_batch}", wishes.batch, "the most pictures of this size that fit at once")
     if streams:
         yield _choice("compiling", _yes(best.way.compiled), wishes.compiled, _compiling_reason(best, others, wishes))
