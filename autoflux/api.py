@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoflux.errors import DamagedFile, DoesNotFit, MissingExtra
+from autoflux.errors import AutofluxError, DamagedFile, DoesNotFit, MissingExtra
 from autoflux.files import is_path, read_small
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import is_known, known_machine
@@ -15,8 +15,11 @@ from autoflux.hardware.probe import probe
 from autoflux.hardware.saved import read_hardware
 from autoflux.hardware.values import Hardware
 from autoflux.models.finding import find, require_weights
+from autoflux.models.pack_shelf import Shelf, packs_wanted
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
+from autoflux.planning.backends import BackendFacts
+from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
 from autoflux.planning.planner import make_plan
 from autoflux.planning.profile_files import AnyProfile, parse_profile, parse_profiles
 from autoflux.planning.profiles import for_host
@@ -103,7 +106,7 @@ def load(
     plugins = load_plugins()
     found = find_model(model, plugins, base)
     if plan is None:
-        plan = plan_for(found, wishes or Wishes(), plugins, probe())
+        plan = plan_for(found, wishes or Wishes(), plugins, probe(), packs=packs_of(found))
     else:
         check_plan(plan, probe(), found)
     return open_session(plan, found, plugins, progress)
@@ -155,7 +158,8 @@ def prepare(
 
 def _plan_if(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, what_if: WhatIf) -> Plan:
     try:
-        plan = plan_for(model, wishes, plugins, hardware)
+        here = what_if.on is None
+        plan = plan_for(model, wishes, plugins, hardware, packs=packs_of(model) if here else NO_PACKS)
     except DoesNotFit as error:
         if what_if.machine is None:
             raise
@@ -201,13 +205,45 @@ def find_model(model: str, plugins: Plugins, base: str | None = None, *, absent:
     return found
 
 
-def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -> Plan:
-    """Plan with the profiles and backends of the plugins and the user's own profiles."""
+def plan_for(
+    model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, *, packs: Packs = NO_PACKS
+) -> Plan:
+    """Plan with the profiles and backends of the plugins and the user's own profiles; `packs` are those of the model."""
     if wishes.backend is not None:
         _require(plugins.backends.get(wishes.backend))
-    backends = [backend.name for backend in plugins.backends if backend.missing() is None]
+    working = [backend for backend in plugins.backends if backend.missing() is None]
     profiles, wishes = _profiles(wishes, plugins, hardware)
-    return make_plan(hardware, model, profiles, wishes, backends)
+    return make_plan(
+        hardware,
+        model,
+        profiles,
+        wishes,
+        [backend.name for backend in working],
+        packs=packs,
+        facts=[_facts_of(backend, model) for backend in working],
+    )
+
+
+def _facts_of(backend: Backend, model: Model) -> BackendFacts:
+    """What a backend says of itself; a plugin need not."""
+    says = getattr(backend, "facts", None)
+    return says(model) if says else BackendFacts(name=backend.name)
+
+
+def packs_of(model: Model) -> Packs:
+    """The packs of a model on this machine; none if none are wanted."""
+    if not packs_wanted():
+        return NO_PACKS
+    try:
+        found = Shelf().made_for(model)
+    except AutofluxError:
+        return NO_PACKS  # loading will say what is wrong with the model's files
+    return Packs(
+        parts=tuple(
+            PackedPart(component=p.component, storage=p.storage, arithmetic=p.arithmetic, nbytes=p.nbytes)
+            for p in found
+        )
+    )
 
 
 def _profiles(wishes: Wishes, plugins: Plugins, hardware: Hardware) -> tuple[list[Profile], Wishes]:

@@ -9,6 +9,7 @@ import torch
 
 from autoflux import LoadProgress, Model, Plan, attending
 
+from .diffsynth_backend import unreadable
 from .diffsynth_offload import VramManagement
 from .diffsynth_transformer import BLOCK_LISTS, bare_transformer, load_transformer, open_transformer
 from .diffusers_loading import Library, load_components
@@ -41,6 +42,7 @@ DIFFSYNTH = Library(
     own_offload=VramManagement.planned,
     run_once=_run_once,
     attending=attending,
+    refuses=unreadable,
 )
 
 

@@ -88,6 +88,8 @@ class Library:
     """Calls the transformer with small inputs, to see in which order its layers run."""
     attending: Callable[[str], AbstractContextManager[None]]
     """Has the transformer's attention computed in the way of that name, for the time of the context."""
+    refuses: Callable[[Component], str] = lambda _component: ""
+    """Why it cannot read the transformer from where it is; "" if it can."""
 
 
 class Components:
@@ -218,12 +220,8 @@ def _place(component: Component, folder: Path) -> Path:
 
 def _check_readable(component: Component, library: Library) -> None:
     """Whether another library's loader can read the transformer from where it is."""
-    if component.prefix or component.scaled or _place(component, Path()).suffix == ".gguf":
-        raise UnsupportedModel(
-            f"the backend {library.name!r} reads transformers from diffusers folders and plain safetensors files, not "
-            "from files that hold other parts too, weights with scales, or GGUF",
-            hint="use --backend diffusers",
-        )
+    if reason := library.refuses(component):
+        raise UnsupportedModel(f"the backend {library.name!r}: {reason}", hint="use --backend diffusers")
 
 
 def _decoder(vae: Any) -> torch.nn.Module:
