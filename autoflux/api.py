@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,14 +112,20 @@ def load(
     return open_session(plan, found, plugins, progress)
 
 
-def open_session(plan: Plan, model: Model, plugins: Plugins, progress: LoadProgress | None = None) -> Session:
-    """Build the pipeline of a plan. Imports torch."""
-    from autoflux.runtime.session import Session  # noqa: PLC0415 — imports torch
+def open_session(
+    plan: Plan,
+    model: Model,
+    plugins: Plugins,
+    progress: LoadProgress | None = None,
+    *,
+    prompts: Sequence[str] = (),
+) -> Session:
+    """Build the pipeline of a plan; `prompts` are those that will be drawn first. Imports torch."""
+    from autoflux.runtime.opening import open_with  # noqa: PLC0415 — imports torch
 
     backend = plugins.backends.get(plan.backend)
     _require(backend)
-    pipeline = backend.build(plan, model, progress or (lambda _stage, _share: None))
-    return Session(pipeline, plan, model)
+    return open_with(backend, plan, model, progress or (lambda _stage, _share: None), prompts)
 
 
 def prepare(
@@ -205,10 +211,8 @@ def find_model(model: str, plugins: Plugins, base: str | None = None, *, absent:
     return found
 
 
-def plan_for(
-    model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, *, packs: Packs = NO_PACKS
-) -> Plan:
-    """Plan with the profiles and backends of the plugins and the user's own profiles; `packs` are those of the model."""
+def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, *, packs: Packs = NO_PACKS) -> Plan:
+    """Plan with the profiles and backends of the plugins, the user's own profiles, and the packs of the model."""
     if wishes.backend is not None:
         _require(plugins.backends.get(wishes.backend))
     working = [backend for backend in plugins.backends if backend.missing() is None]

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from typing import ClassVar
 
-from autoflux import Backend, BackendFacts, Component, LoadProgress, MissingExtra, Model, Pipeline, Plan, PluginFailure, hookimpl
+from autoflux import (
+    Backend,
+    BackendFacts,
+    Component,
+    LoadProgress,
+    MissingExtra,
+    Model,
+    Pipeline,
+    Plan,
+    PluginFailure,
+    hookimpl,
+)
 
 INSTALL = "pip install 'autoflux[diffsynth]'"
 
@@ -32,6 +43,7 @@ class DiffSynthBackend:
     """
 
     name: ClassVar[str] = "diffsynth"
+    defers: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         """The pip command that installs it, None when it is installed."""
@@ -43,8 +55,8 @@ class DiffSynthBackend:
         refuses = unreadable(model.component("transformer"))
         return BackendFacts(name=self.name, refuses=refuses, start_seconds=IMPORT_SECONDS)
 
-    def build(self, plan: Plan, model: Model, progress: LoadProgress) -> Pipeline:
-        """Load the model's components where the plan puts them.
+    def build(self, plan: Plan, model: Model, progress: LoadProgress, later: Collection[str] = ()) -> Pipeline:
+        """Load the model's components where the plan puts them; text encoders named in `later` when they are used.
 
         Raises:
             MissingExtra: DiffSynth is not installed.
@@ -60,7 +72,7 @@ class DiffSynthBackend:
                 hint="torch and torchvision must come from the same index: `pip install --force-reinstall torch "
                 "torchvision`",
             ) from error
-        return DiffSynthPipeline.load(plan, model, progress)
+        return DiffSynthPipeline.load(plan, model, progress, later)
 
 
 @hookimpl

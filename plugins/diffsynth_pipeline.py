@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -52,9 +52,9 @@ class DiffSynthPipeline(DiffusersPipeline):
     library: ClassVar[Library] = DIFFSYNTH
 
     @classmethod
-    def load(cls, plan: Plan, model: Model, progress: LoadProgress) -> Self:
-        """Load every component as planned."""
-        return cls(load_components(plan, model, progress, DIFFSYNTH), plan, model)
+    def load(cls, plan: Plan, model: Model, progress: LoadProgress, later: Collection[str] = ()) -> Self:
+        """Load every component as planned, those named in `later` when they are used."""
+        return cls(load_components(plan, model, progress, DIFFSYNTH, later), plan, model)
 
     def _velocity(self, states: Sequence[FluxState]) -> torch.Tensor:
         dit, request = self._transformer, states[0].request

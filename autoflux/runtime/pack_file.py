@@ -23,6 +23,8 @@ from autoflux.units import MIB
 PAGE = mmap.PAGESIZE
 """What reads past the cache begin and end at; disks ask for 512 or 4096 bytes."""
 
+READS_PAST_CACHE = sys.platform == "linux" and hasattr(os, "RWF_NOWAIT")
+
 FILL_STEP = 8 * MIB
 
 CACHE_SHARE = 2
@@ -45,8 +47,6 @@ class PackFile:
         Raises:
             OSError: it cannot be opened.
         """
-        self.past_cache = 0
-        """Bytes that were not in the page cache, and are not now."""
         self._file = path.open("rb", buffering=0)
         self._direct = _open_direct(path) if once else None
         self._reads_past_cache = self._direct is not None
@@ -62,7 +62,11 @@ class PackFile:
         """
         begin = first // PAGE * PAGE
         memory = self._memory(end - begin)
-        if not self._reads_past_cache or self._is_cached(begin, end) or not self._fill_past_cache(memory, begin, end):
+        if (
+            not self._reads_past_cache
+            or is_cached(self._file.fileno(), begin, end)
+            or not self._fill_past_cache(memory, begin, end)
+        ):
             self._fill(self._file.fileno(), memory, begin, end)
         return memory[first - begin : end - begin]
 
@@ -81,14 +85,6 @@ class PackFile:
             kept = self._own.pages = mmap.mmap(-1, needed)
         return memoryview(kept)[:needed]
 
-    def _is_cached(self, begin: int, end: int) -> bool:
-        """Whether the first and the last page are in the page cache: what is read at once has come there at once."""
-        page = memoryview(bytearray(1))
-        try:
-            return all(os.preadv(self._file.fileno(), [page], at, os.RWF_NOWAIT) for at in (begin, end - 1))
-        except OSError:
-            return False
-
     def _fill_past_cache(self, memory: memoryview, begin: int, end: int) -> bool:
         assert self._direct is not None  # noqa: S101
         try:
@@ -96,8 +92,6 @@ class PackFile:
         except OSError:  # a file system without, or a disk with larger sectors
             self._reads_past_cache = False
             return False
-        with self._lock:
-            self.past_cache += end - begin
         return True
 
     def _fill(self, descriptor: int, memory: memoryview, begin: int, end: int) -> None:
@@ -117,13 +111,23 @@ class PackFile:
             return self._file.readinto(memory) or 0
 
 
+def is_cached(descriptor: int, begin: int, end: int) -> bool:
+    """Whether the first and the last byte are in the page cache: what is read at once has come there at once."""
+    byte = memoryview(bytearray(1))
+    try:
+        return all(os.preadv(descriptor, [byte], at, os.RWF_NOWAIT) for at in (begin, end - 1))
+    except OSError:
+        return False
+
+
 def fill_page_cache(paths: Sequence[Path]) -> threading.Thread | None:
-    """Read these files into the page cache, in a thread that ends with the process; None if there is no room for them.
+    """Read these files into the page cache, in a thread that ends with the process; None if there is no room for them,
+    or if they were not read past it.
 
     What else wants the memory gets it: what is only cached is given up at once.
     """
     nbytes = sum(path.stat().st_size for path in paths if path.exists())
-    if not nbytes or read_host().available_bytes.value < CACHE_SHARE * nbytes:
+    if not nbytes or not READS_PAST_CACHE or read_host().available_bytes.value < CACHE_SHARE * nbytes:
         return None
     thread = threading.Thread(target=_read_through, args=(list(paths),), name="fill-cache", daemon=True)
     thread.start()
@@ -135,13 +139,15 @@ def _read_through(paths: Sequence[Path]) -> None:
     memory = bytearray(FILL_STEP)
     for path in paths:
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-            while file.readinto(memory):
-                pass
+            for at in range(0, path.stat().st_size, FILL_STEP):
+                end = min(at + FILL_STEP, path.stat().st_size)
+                if not is_cached(file.fileno(), at, end):
+                    os.preadv(file.fileno(), [memory], at)
 
 
 def _open_direct(path: Path) -> int | None:
     """A descriptor that reads past the page cache; None where there is no such thing."""
-    if sys.platform != "linux" or not hasattr(os, "RWF_NOWAIT"):
+    if not READS_PAST_CACHE:
         return None
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECT)

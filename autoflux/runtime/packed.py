@@ -133,11 +133,6 @@ class PackStore:
         self._file.close()
         self._opened.close()
 
-    @property
-    def past_cache(self) -> bool:
-        """Whether the page cache lacks what was read."""
-        return self._file.past_cache > 0
-
     def _run(self, window: Sequence[_Job]) -> None:
         first = window[0].first
         try:
@@ -178,12 +173,18 @@ def open_pack(component: Component, planned: ComponentPlan) -> OpenPack | None:
 
 
 def load_packed(
-    network: nn.Module, opened: OpenPack, planned: ComponentPlan, device: torch.device, joined: Joined | None = None
+    network: nn.Module,
+    opened: OpenPack,
+    planned: ComponentPlan,
+    device: torch.device,
+    joined: Joined | None = None,
+    *,
+    later: bool = False,
 ) -> tuple[nn.Module, Store | None]:
     """Give a network that was made without weights (parameters on `meta`) those of a pack, where the plan puts them.
 
     Weights that are streamed from pinned RAM or from the disk stay in the pack, and the store reads them; all others
-    are read now.
+    are read now, unless it is to be `later`.
 
     Raises:
         DamagedPack: the pack lacks a weight, or has one that is not what was written; it was dropped.
@@ -192,7 +193,7 @@ def load_packed(
     network.eval().requires_grad_(requires_grad=False)
     streamed = planned.placement == Placement.STREAMED
     store = PackStore(network, opened, joined, once=not (streamed and planned.waiting == Waiting.DISK))
-    if streamed and planned.waiting != Waiting.PAGEABLE:
+    if later or (streamed and planned.waiting != Waiting.PAGEABLE):
         return network, store
     try:
         there = planned.placement == Placement.DEVICE

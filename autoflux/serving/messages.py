@@ -23,6 +23,12 @@ class Load(Message, frozen=True, kw_only=True):
     """Draw one step of a picture before saying Ready, so that the first user does not wait for it."""
 
 
+class Coming(Message, frozen=True, kw_only=True):
+    """Service → worker, while it loads: these prompts wait to be drawn first. They come as jobs later."""
+
+    prompts: tuple[str, ...]
+
+
 class Run(Message, frozen=True, kw_only=True):
     """Service → worker: draw these, in order, without those that an earlier attempt has `drawn` already."""
 
@@ -96,6 +102,6 @@ class Ended(Message, frozen=True, kw_only=True):
     error: ErrorReport | None = None
 
 
-ToWorker = Load | Run | Cancel | Stop
+ToWorker = Load | Coming | Run | Cancel | Stop
 FromWorker = Loading | Ready | Broken | Alive | Started | Stepped | Finished | Ended
 AboutJob = Started | Stepped | Finished | Ended

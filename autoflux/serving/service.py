@@ -18,6 +18,7 @@ from autoflux.serving.jobs import Job, JobState, JobStore, Status, WorkerState
 from autoflux.serving.messages import (
     Broken,
     Cancel,
+    Coming,
     Ended,
     Finished,
     FromWorker,
@@ -125,6 +126,7 @@ class Service(Desk, Listener):
             job = Job(id=secrets.token_hex(8), requests=requests, created_at=self._clock())
             self._store.put(job)
             self._queue.append(job.id)
+            self._announce()
             self._dispatch()
             return self.job(job.id)
 
@@ -178,7 +180,10 @@ class Service(Desk, Listener):
         with self._lock:
             match message:
                 case Loading():
+                    began = self._status.worker is not WorkerState.LOADING
                     self._set_status(worker=WorkerState.LOADING, stage=message.stage, progress=message.progress)
+                    if began:
+                        self._announce()
                 case Ready():
                     self._was_ready = True
                     self._set_status(
@@ -219,6 +224,12 @@ class Service(Desk, Listener):
             )
         if len(self._queue) >= self._max_queued:
             raise QueueFull(f"{len(self._queue):,} jobs are waiting already", hint="try again later")
+
+    def _announce(self) -> None:
+        """Tell a worker that loads what it will be given first, so that it loads that first."""
+        if self._queue and self._status.worker is WorkerState.LOADING:
+            job = self._stored(self._queue[0])
+            self._worker.send(Coming(prompts=tuple(request.prompt for request in job.requests)))
 
     def _dispatch(self) -> None:
         """Give the worker the next job if it has none."""
