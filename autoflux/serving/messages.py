@@ -100,6 +100,10 @@ class Ended(Message, frozen=True, kw_only=True):
     attempt: int
     cancelled: bool = False
     error: ErrorReport | None = None
+    peak_vram_bytes: int = 0
+    """What torch has taken of the device since the process began, without the driver's context."""
+    peak_ram_bytes: int = 0
+    """Of the process since it began; 0 where the system does not tell."""
 
 
 ToWorker = Load | Coming | Run | Cancel | Stop

@@ -13,12 +13,12 @@ import queue
 import signal
 import sys
 import threading
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Protocol
 
-from autoflux.errors import AutofluxError, PluginFailure, describe
+from autoflux.errors import AutofluxError, ErrorReport, PluginFailure, describe
 from autoflux.runtime import allocator
+from autoflux.runtime.memory import peak_ram_bytes, peak_vram_bytes
 from autoflux.serving.channel import Channel, worker_end
 from autoflux.serving.messages import (
     Alive,
@@ -174,7 +174,17 @@ def _load(load: Load, outbox: Outbox, inbox: Inbox) -> Session:
 
 def _run(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
     """Draw a job and say how it ended."""
-    ended = partial(Ended, job_id=run.job_id, attempt=run.attempt)
+
+    def ended(*, cancelled: bool = False, error: ErrorReport | None = None) -> Ended:
+        return Ended(
+            job_id=run.job_id,
+            attempt=run.attempt,
+            cancelled=cancelled,
+            error=error,
+            peak_vram_bytes=peak_vram_bytes(session.plan.device),
+            peak_ram_bytes=peak_ram_bytes(),
+        )
+
     try:
         _draw(session, run, outbox, inbox)
     except Cancelled:
