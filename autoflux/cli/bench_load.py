@@ -102,6 +102,8 @@ def command(  # noqa: PLR0913 — one for each option
         succeed({"model": prepared.model.name, "cold": cold, "strategies": rows, "plan": prepared.plan.to_data()})
         return
     stdout.print(_table(found, cold=cold))
+    for name in found:
+        stdout.print(f"{name}: {STRATEGIES[name].description}", style="dim")
 
 
 def _measure(prepared: Prepared, order: Order, names: Sequence[str], *, cold: bool) -> dict[str, StartTimes]:
@@ -174,7 +176,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 def _table(found: Mapping[str, StartTimes], *, cold: bool) -> Table:
     title = f"starts, files {'not ' if cold else ''}in the page cache"
-    made = table("strategy", "encoders", "accepted", "ready", "first picture", "VRAM", "RAM", "", title=title)
+    made = table("strategy", "encoders", "accepted", "ready", "first picture", "VRAM", "RAM", title=title)
     for name, times in found.items():
         made.add_row(
             name,
@@ -184,6 +186,5 @@ def _table(found: Mapping[str, StartTimes], *, cold: bool) -> Table:
             format_seconds(times.first_picture_seconds),
             format_bytes(times.peak_vram_bytes),
             format_bytes(times.peak_ram_bytes),
-            STRATEGIES[name].description,
         )
     return made

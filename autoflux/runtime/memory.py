@@ -1,4 +1,4 @@
-"""Device memory and RAM of this process: how much it took, and running out of it told as an error that says what to do."""
+"""Memory of this process: how much it took, and running out of it told as an error that says what to do."""
 
 from __future__ import annotations
 

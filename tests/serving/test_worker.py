@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass, field
 
 import psutil
 import pytest
 from PIL import Image
 
 from autoflux.models.request import Order
+from autoflux.serving import worker
 from autoflux.serving.jobs import Job, JobState, WorkerState
+from autoflux.serving.messages import Load, Loading
 from autoflux.serving.process import Deadlines
 from autoflux.serving.service import Service
 from autoflux.serving.supervisor import MAX_FAILURES, Supervisor
@@ -212,3 +215,27 @@ def test_the_worker_ends_when_its_service_is_killed(when: str):
         pid = int(parent.stdout.readline())
         parent.kill()
     eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+@dataclass
+class Listening:
+    """What a worker has been told while it loads, and what it says."""
+
+    coming: tuple[str, ...] = ()
+    stages: list[str] = field(default_factory=list)
+
+    def send(self, message: Loading) -> None:
+        self.stages.append(message.stage)
+
+
+@pytest.mark.parametrize(
+    ("coming", "wished", "warms_up"), [((), True, True), ((), False, False), (("a cat",), True, False)]
+)
+def test_a_job_that_waits_is_the_warm_up(monkeypatch, coming, wished, warms_up):
+    monkeypatch.setenv("AUTOFLUX_PLUGINS", "autoflux.testing")
+    prepared = fake_prepare(lambda _stage: None)
+    listening = Listening(coming)
+    load = Load(plan=prepared.plan, model=prepared.model, warm_up=wished)
+    worker._load(load, listening, listening)
+    assert ("drawing a first step" in listening.stages) == warms_up
+    assert listening.stages[:2] == ["starting", "loading the fake"]
