@@ -21,6 +21,8 @@ class Load(Message, frozen=True, kw_only=True):
     model: Model
     warm_up: bool = True
     """Draw one step of a picture before saying Ready, so that the first user does not wait for it."""
+    coming: tuple[str, ...] = ()
+    """Prompts that wait to be drawn first; `Coming` tells of those that come later."""
 
 
 class Coming(Message, frozen=True, kw_only=True):

@@ -98,7 +98,10 @@ class Service(Desk, Listener):
         with self._lock:
             self._hardware, self._plan = prepared.hardware, prepared.plan
             if self._status.worker.accepting:
-                self._worker.start(Load(plan=prepared.plan, model=prepared.model, warm_up=self._warm_up), self)
+                load = Load(
+                    plan=prepared.plan, model=prepared.model, warm_up=self._warm_up, coming=self._first_prompts()
+                )
+                self._worker.start(load, self)
 
     def _show_stage(self, stage: str) -> None:
         with self._lock:
@@ -228,8 +231,12 @@ class Service(Desk, Listener):
     def _announce(self) -> None:
         """Tell a worker that loads what it will be given first, so that it loads that first."""
         if self._queue and self._status.worker is WorkerState.LOADING:
-            job = self._stored(self._queue[0])
-            self._worker.send(Coming(prompts=tuple(request.prompt for request in job.requests)))
+            self._worker.send(Coming(prompts=self._first_prompts()))
+
+    def _first_prompts(self) -> tuple[str, ...]:
+        """Those of the job that waits at the head of the queue."""
+        requests = self._stored(self._queue[0]).requests if self._queue else ()
+        return tuple(request.prompt for request in requests)
 
     def _dispatch(self) -> None:
         """Give the worker the next job if it has none."""

@@ -49,11 +49,14 @@ class TimedService(Service):
             AutofluxError: what loading or drawing failed with.
         """
         self._began = time.monotonic()
+        accepted = 0.0
         try:
+            if not when_ready:
+                accepted = self._ordered(order)
             self.start(lambda _on_stage: self._prepared, self._fail_with)
             if when_ready:
                 self._is_ready.wait()
-            accepted = self._ordered(order)
+                accepted = self._ordered(order)
             self._over.wait()
             return self._times(accepted)
         finally:

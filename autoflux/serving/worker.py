@@ -71,6 +71,7 @@ class Inbox:
         message = self._messages.get()
         if not isinstance(message, Load):
             raise PluginFailure(f"the first message must be Load, got {type(message).__name__}")
+        self._coming = self._coming or message.coming
         return message
 
     @property

@@ -327,3 +327,13 @@ def test_a_worker_that_starts_again_is_told_what_it_lost(service, puppet):
     puppet.listener.lost(DIED, final=False)
     puppet.listener.received(Loading(stage="starting", progress=0.0))
     assert puppet.sent[-1] == Coming(prompts=("a",))
+
+
+def test_what_waits_before_the_worker_starts_is_told_with_the_plan(puppet):
+    service = Service(fake_model(), puppet)
+    service.submit(Order(prompt="a"))
+    service.submit(Order(prompt="b"))
+    service.start(fake_prepare)
+    eventually(lambda: puppet.listener)
+    assert puppet.load.coming == ("a",)
+    assert puppet.sent == []
