@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,9 @@ from autoflux.plugin_manager import Plugins
 from autoflux.runtime import prompt_cache
 from autoflux.serving.stopwatch import StartTimes, TimedService
 from autoflux.units import MIB, format_bytes, format_seconds
+from autoflux.values import Value
+
+READ_BYTES = 16 * MIB
 
 PROMPT = "a lighthouse above a calm sea at dawn"
 
@@ -86,7 +90,8 @@ def command(  # noqa: PLR0913 — one for each option
 ) -> None:
     """Time ways to start: until text encoders are loaded, an order is accepted, the first picture is there.
 
-    All follow the same plan. Packs that are missing are made first, as `autoflux models pack` does, and stay.
+    Before each, the files that it needs are read and nothing done with them: no start can be quicker. All follow the
+    same plan. Packs that are missing are made first, as `autoflux models pack` does, and stay.
     """
     width, height = size or (None, None)
     order = Order(prompt=prompt, seed=0, steps=steps, width=width, height=height)
@@ -98,7 +103,7 @@ def command(  # noqa: PLR0913 — one for each option
     cold = cold and _can_drop()
     found = _measure(prepared, order, list(dict.fromkeys(names)) or list(STRATEGIES), cold=cold)
     if as_json:
-        rows = [{"strategy": name, **times.to_data()} for name, times in found.items()]
+        rows = [{"strategy": name, **read.to_data(), **times.to_data()} for name, (read, times) in found.items()]
         succeed({"model": prepared.model.name, "cold": cold, "strategies": rows, "plan": prepared.plan.to_data()})
         return
     stdout.print(_table(found, cold=cold))
@@ -106,18 +111,27 @@ def command(  # noqa: PLR0913 — one for each option
         stdout.print(f"{name}: {STRATEGIES[name].description}", style="dim")
 
 
-def _measure(prepared: Prepared, order: Order, names: Sequence[str], *, cold: bool) -> dict[str, StartTimes]:
+class Reading(Value, frozen=True, kw_only=True):
+    """The files that a start needs, and the time it takes only to read them, one after the other."""
+
+    read_bytes: int
+    read_seconds: float
+
+
+Measured = dict[str, tuple[Reading, StartTimes]]
+
+
+def _measure(prepared: Prepared, order: Order, names: Sequence[str], *, cold: bool) -> Measured:
     wanted = _recipes(prepared) if any(STRATEGIES[name].packs for name in names) else []
     if wanted:
         make_packs(prepared.model, wanted)
-    files = _files(prepared.model, wanted)
-    found = {}
+    found: Measured = {}
     for name in names:
         strategy = STRATEGIES[name]
         with stderr.status(f"{name}: {strategy.description}"), _environment(strategy.environment):
             _set_prompt(prepared, order, known=strategy.known)
-            _set_page_cache(files, cold=cold)
-            found[name] = TimedService(prepared).time_start(order, when_ready=strategy.when_ready)
+            reading = _read(_files(prepared.model, wanted, strategy), cold=cold)
+            found[name] = reading, TimedService(prepared).time_start(order, when_ready=strategy.when_ready)
     return found
 
 
@@ -135,10 +149,11 @@ def _set_prompt(prepared: Prepared, order: Order, *, known: bool) -> None:
         TimedService(prepared).time_start(order.replace(steps=1), when_ready=False)
 
 
-def _files(model: Model, wanted: Sequence[Recipe]) -> list[Path]:
-    own = {Path(file) for component in model.components for file in component.files}
-    packed = {Shelf().folder(recipe.key()) / WEIGHTS for recipe in wanted}
-    return sorted(own | packed)
+def _files(model: Model, wanted: Sequence[Recipe], strategy: Strategy) -> list[Path]:
+    if not strategy.packs:
+        return sorted({Path(file) for component in model.components for file in component.files})
+    read = (r for r in wanted if not (strategy.known and r.component.name.startswith(prompt_cache.ENCODERS)))
+    return [Shelf().folder(recipe.key()) / WEIGHTS for recipe in read]
 
 
 def _can_drop() -> bool:
@@ -148,16 +163,34 @@ def _can_drop() -> bool:
     return False
 
 
-def _set_page_cache(files: Sequence[Path], *, cold: bool) -> None:
-    """Have the files in the page cache, or not in it."""
+def _read(files: Sequence[Path], *, cold: bool) -> Reading:
+    """Read the files only. They are in the page cache before and after, or with `cold` they are not."""
+    if cold:
+        _drop(files)
+    else:
+        _read_all(files)
+    began = time.perf_counter()
+    nbytes = _read_all(files)
+    seconds = time.perf_counter() - began
+    if cold:
+        _drop(files)
+    return Reading(read_bytes=nbytes, read_seconds=seconds)
+
+
+def _read_all(files: Sequence[Path]) -> int:
+    """Every byte, into one piece of memory."""
+    memory, done = bytearray(READ_BYTES), 0
     for file in files:
         with file.open("rb", buffering=0) as opened:
-            if cold:
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            else:
-                memory = bytearray(MIB)
-                while opened.readinto(memory):
-                    pass
+            while count := opened.readinto(memory):
+                done += count
+    return done
+
+
+def _drop(files: Sequence[Path]) -> None:
+    for file in files:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager
@@ -174,12 +207,16 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _table(found: Mapping[str, StartTimes], *, cold: bool) -> Table:
+def _table(found: Measured, *, cold: bool) -> Table:
     title = f"starts, files {'not ' if cold else ''}in the page cache"
-    made = table("strategy", "encoders", "accepted", "ready", "first picture", "VRAM", "RAM", title=title)
-    for name, times in found.items():
+    made = table(
+        "strategy", "files", "only read", "encoders", "accepted", "ready", "picture", "VRAM", "RAM", title=title
+    )
+    for name, (reading, times) in found.items():
         made.add_row(
             name,
+            format_bytes(reading.read_bytes),
+            format_seconds(reading.read_seconds),
             format_seconds(times.encoder_seconds) if times.encoder_seconds else "not read",
             format_seconds(times.accepted_seconds),
             format_seconds(times.ready_seconds),

@@ -26,10 +26,12 @@ def test_strategies_are_compared_with_the_sample_model(capsys):
     (times,) = data["strategies"]
     assert times["strategy"] == "known"
     assert times["encoder_seconds"] == 0, "the prompt was encoded above"
+    packed = [pack for pack in Shelf().packs() if pack.model == "sample"]
+    assert times["read_bytes"] == sum(pack.nbytes for pack in packed if pack.component in ("transformer", "vae"))
+    assert times["read_seconds"] > 0
     assert times["accepted_seconds"] < times["ready_seconds"] < times["first_picture_seconds"]
     assert times["peak_ram_bytes"] > 10**8
-    packed = {pack.component for pack in Shelf().packs() if pack.model == "sample"}
-    assert packed == {"text_encoder", "text_encoder_2", "transformer", "vae"}
+    assert {pack.component for pack in packed} == {"text_encoder", "text_encoder_2", "transformer", "vae"}
     assert {k: v for k, v in os.environ.items() if k in (NO_PACK, VARIABLE)} == {
         k: v for k, v in before.items() if k in (NO_PACK, VARIABLE)
     }
