@@ -16,7 +16,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Protocol
 
-from autoflux.errors import AutofluxError, ErrorReport, PluginFailure, describe
+from autoflux.errors import AutofluxError, DamagedPack, ErrorReport, PluginFailure, describe
 from autoflux.runtime import allocator
 from autoflux.runtime.memory import peak_ram_bytes, peak_vram_bytes
 from autoflux.serving.channel import Channel, worker_end
@@ -190,6 +190,10 @@ def _run(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
         _draw(session, run, outbox, inbox)
     except Cancelled:
         outbox.send(ended(cancelled=True))
+    except DamagedPack as error:
+        # It was dropped; a fresh process reads the model's own files.
+        outbox.send(ended(error=error.report()))
+        raise
     except AutofluxError as error:
         outbox.send(ended(error=error.report()))
     except Exception as error:
