@@ -206,9 +206,7 @@ def test_a_process_that_cannot_be_started_is_a_failure(monkeypatch: pytest.Monke
 def test_the_worker_ends_when_its_service_is_killed(when: str):
     program = textwrap.dedent(f"""
         import time
-        from autoflux.errors import AutofluxError, DamagedPack, OutOfMemory
-from autoflux.models.request import Order, make_requests
-from autoflux.runtime.session import Session
+        from autoflux.models.request import Order
         from autoflux.serving.service import Service
         from autoflux.serving.supervisor import Supervisor
         from autoflux.testing import fake_model, fake_prepare
