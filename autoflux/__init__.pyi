@@ -43,6 +43,7 @@ from .models.values import Precision as Precision
 from .models.weights import weight_shapes as weight_shapes
 from .paths import cache_dir as cache_dir
 from .paths import config_dir as config_dir
+from .planning.backends import BackendFacts as BackendFacts
 from .planning.footprint import TILE_PIXELS as TILE_PIXELS
 from .planning.profile_files import parse_profile as parse_profile
 from .planning.profile_files import parse_profiles as parse_profiles
@@ -56,6 +57,7 @@ from .planning.values import Waiting as Waiting
 from .planning.values import Wishes as Wishes
 from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
 from .runtime.attention import attending as attending
+from .runtime.pack_file import fill_page_cache as fill_page_cache
 from .runtime.packed import load_packed as load_packed
 from .runtime.packed import open_pack as open_pack
 from .runtime.parts import leave_parts_on_disk as leave_parts_on_disk

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoflux.errors import ContradictoryWishes, DamagedFile, DeviceUnavailable, DoesNotFit, MissingExtra
+from autoflux.errors import (
+    AutofluxError,
+    ContradictoryWishes,
+    DamagedFile,
+    DeviceUnavailable,
+    DoesNotFit,
+    MissingExtra,
+)
 from autoflux.files import is_path, read_small
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import is_known, known_machine
@@ -15,9 +22,12 @@ from autoflux.hardware.probe import probe
 from autoflux.hardware.saved import read_hardware
 from autoflux.hardware.values import Hardware
 from autoflux.models.finding import find, require_weights
+from autoflux.models.pack_shelf import Shelf, packs_wanted
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
 from autoflux.planning import planner
+from autoflux.planning.backends import BackendFacts
+from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
 from autoflux.planning.planner import BRIEF, Detail, make_plan
 from autoflux.planning.profile_files import AnyProfile, parse_profile, parse_profiles
 from autoflux.planning.profiles import for_host
@@ -104,20 +114,26 @@ def load(
     plugins = load_plugins()
     found = find_model(model, plugins, base)
     if plan is None:
-        plan = plan_for(found, wishes or Wishes(), plugins, probe())
+        plan = plan_for(found, wishes or Wishes(), plugins, probe(), packs=packs_of(found))
     else:
         check_plan(plan, probe(), found)
     return open_session(plan, found, plugins, progress)
 
 
-def open_session(plan: Plan, model: Model, plugins: Plugins, progress: LoadProgress | None = None) -> Session:
-    """Build the pipeline of a plan. Imports torch."""
-    from autoflux.runtime.session import Session  # noqa: PLC0415 — imports torch
+def open_session(
+    plan: Plan,
+    model: Model,
+    plugins: Plugins,
+    progress: LoadProgress | None = None,
+    *,
+    prompts: Sequence[str] = (),
+) -> Session:
+    """Build the pipeline of a plan; `prompts` are those that will be drawn first. Imports torch."""
+    from autoflux.runtime.opening import open_with  # noqa: PLC0415 — imports torch
 
     backend = plugins.backends.get(plan.backend)
     _require(backend)
-    pipeline = backend.build(plan, model, progress or (lambda _stage, _share: None))
-    return Session(pipeline, plan, model)
+    return open_with(backend, plan, model, progress or (lambda _stage, _share: None), prompts)
 
 
 def prepare(  # noqa: PLR0913 — all but the first three have a default
@@ -160,7 +176,8 @@ def all_ways(
     """
     found, hardware = _take_stock(model, plugins, base, what_if or WhatIf())
     profiles, wishes = _profiles(wishes, plugins, hardware)
-    return planner.all_ways(hardware, found, profiles, wishes)
+    here = what_if is None or what_if.on is None
+    return planner.all_ways(hardware, found, profiles, wishes, packs_of(found) if here else NO_PACKS)
 
 
 def _take_stock(
@@ -191,7 +208,8 @@ def _plan_if(
     model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, what_if: WhatIf, detail: Detail
 ) -> Plan:
     try:
-        plan = plan_for(model, wishes, plugins, hardware, detail)
+        here = what_if.on is None
+        plan = plan_for(model, wishes, plugins, hardware, packs=packs_of(model) if here else NO_PACKS, detail=detail)
     except DoesNotFit as error:
         if what_if.machine is None:
             raise
@@ -244,13 +262,52 @@ def find_model(model: str, plugins: Plugins, base: str | None = None, *, absent:
     return found
 
 
-def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, detail: Detail = BRIEF) -> Plan:
-    """Plan with the profiles and backends of the plugins and the user's own profiles."""
+def plan_for(
+    model: Model,
+    wishes: Wishes,
+    plugins: Plugins,
+    hardware: Hardware,
+    *,
+    packs: Packs = NO_PACKS,
+    detail: Detail = BRIEF,
+) -> Plan:
+    """Plan with the profiles and backends of the plugins, the user's own profiles, and the packs of the model."""
     if wishes.backend is not None:
         _require(plugins.backends.get(wishes.backend))
-    backends = [backend.name for backend in plugins.backends if backend.missing() is None]
+    working = [backend for backend in plugins.backends if backend.missing() is None]
     profiles, wishes = _profiles(wishes, plugins, hardware)
-    return make_plan(hardware, model, profiles, wishes, backends, detail=detail)
+    return make_plan(
+        hardware,
+        model,
+        profiles,
+        wishes,
+        [backend.name for backend in working],
+        packs=packs,
+        detail=detail,
+        facts=[_facts_of(backend, model) for backend in working],
+    )
+
+
+def _facts_of(backend: Backend, model: Model) -> BackendFacts:
+    """What a backend says of itself; a plugin need not."""
+    says = getattr(backend, "facts", None)
+    return says(model) if says else BackendFacts(name=backend.name)
+
+
+def packs_of(model: Model) -> Packs:
+    """The packs of a model on this machine; none if none are wanted."""
+    if not packs_wanted():
+        return NO_PACKS
+    try:
+        found = Shelf().made_for(model)
+    except AutofluxError:
+        return NO_PACKS  # loading will say what is wrong with the model's files
+    return Packs(
+        parts=tuple(
+            PackedPart(component=p.component, storage=p.storage, arithmetic=p.arithmetic, nbytes=p.nbytes)
+            for p in found
+        )
+    )
 
 
 def _profiles(wishes: Wishes, plugins: Plugins, hardware: Hardware) -> tuple[list[Profile], Wishes]:

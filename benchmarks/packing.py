@@ -2,7 +2,9 @@
 
 For each model: the transformer in bfloat16 loaded by diffusers, loaded and narrowed to int8, and read from packs into
 ordinary RAM with all checksums; with the files in the page cache, and without where the system lets us drop them
-(`posix_fadvise`). In the end, what the processor alone takes for checksums.
+(`posix_fadvise`). After each of them, in turn, the same files are read and nothing done with them: in one piece of
+memory that is used again and again, which is the speed of the disk, and into new memory of their size, which is what
+any way to load takes at least. In the end, what the processor alone takes for checksums and new memory.
 
 Run: python -m benchmarks.packing [--gb 3] [--folder /tmp]
 """
@@ -22,6 +24,7 @@ import accelerate
 import torch
 from diffusers import FluxTransformer2DModel
 
+from autoflux.hardware.pages import own_pages
 from autoflux.models.checkpoints import read_checkpoint
 from autoflux.models.components import make_component
 from autoflux.models.pack_shelf import Shelf
@@ -34,6 +37,8 @@ from autoflux.runtime.quantized import quantize_linears
 from autoflux.runtime.streaming import stays_wide
 
 REPEATS = 3
+READ_BYTES = 16 * 2**20
+NEW_BYTES = 2**28
 BLOCK_PARAMETERS = 141_591_808
 """A single block of FLUX.1-dev."""
 
@@ -55,6 +60,7 @@ def main() -> None:
         synthetic = write_synthetic(Path(made) / "synthetic", round(given.gb * 1e9 / 2 / BLOCK_PARAMETERS))
         results = {name: measure(f, Path(made)) for name, f in (("sample", sample), ("synthetic", synthetic))}
     results["checksum_gb_per_s"] = checksum_rate()
+    results["new_memory_gb_per_s"] = new_memory_rate()
     print(json.dumps(results, indent=2))
 
 
@@ -100,15 +106,37 @@ def component_of(folder: Path) -> Component:
 
 
 def timed(load: Callable[[], object], files: list[Path]) -> dict[str, float]:
-    """Median seconds from the page cache, seconds from the disk, and rates over the files' size."""
+    """Median seconds from the page cache and from the disk, each beside those of only reading the files."""
     nbytes = sum(file.stat().st_size for file in files)
-    load()
-    hot = statistics.median(seconds_of(load) for _ in range(REPEATS))
-    found = {"hot_seconds": hot, "hot_gb_per_s": nbytes / hot / 1e9}
-    if hasattr(os, "posix_fadvise"):
-        cold = statistics.median(seconds_of(load, drop=files) for _ in range(REPEATS))
-        found |= {"cold_seconds": cold, "cold_gb_per_s": nbytes / cold / 1e9}
+    ways = {"": load, "read_": lambda: read_only(files), "read_to_new_memory_": lambda: read_to_new_memory(files)}
+    found: dict[str, float] = {}
+    for heat in ("hot", "cold") if hasattr(os, "posix_fadvise") else ("hot",):
+        read_only(files)
+        took: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(REPEATS):
+            for name, way in ways.items():
+                took[name].append(seconds_of(way, drop=files if heat == "cold" else None))
+        for name, seconds in took.items():
+            median = statistics.median(seconds)
+            found |= {f"{name}{heat}_seconds": median, f"{name}{heat}_gb_per_s": nbytes / median / 1e9}
     return found
+
+
+def read_only(files: list[Path]) -> None:
+    memory = bytearray(READ_BYTES)
+    for file in files:
+        with file.open("rb", buffering=0) as opened:
+            while opened.readinto(memory):
+                pass
+
+
+def read_to_new_memory(files: list[Path]) -> None:
+    for file in files:
+        memory = memoryview(own_pages(file.stat().st_size))
+        with file.open("rb", buffering=0) as opened:
+            done = 0
+            while count := opened.readinto(memory[done : done + READ_BYTES]):
+                done += count
 
 
 def seconds_of(load: Callable[[], object], drop: list[Path] | None = None) -> float:
@@ -146,6 +174,17 @@ def read_pack(component: Component, storage: Precision, shelf: Shelf, key: str) 
         name="transformer", storage=storage, arithmetic=Precision.BFLOAT16, placement=Placement.DEVICE
     )
     load_packed(network, opened, planned, torch.device("cpu"))
+
+
+def new_memory_rate() -> float:
+    """One core, 10^9 bytes a second: the system gives pages when they are first written to."""
+
+    def touch() -> None:
+        memory = own_pages(NEW_BYTES)
+        for at in range(0, NEW_BYTES, 4096):
+            memory[at] = 1
+
+    return NEW_BYTES / statistics.median(seconds_of(touch) for _ in range(REPEATS)) / 1e9
 
 
 def checksum_rate() -> float:

@@ -119,11 +119,11 @@ def plan_for(model: Model, vram_bytes: int | None) -> Plan:
 
 def open_session(model: Model, plan: Plan, networks: dict[str, Any]) -> autoflux.Session:
     """The session of that plan over random weights."""
-    from autoflux.plugins.diffusers_loading import DTYPES, assemble
+    from autoflux.plugins.diffusers_loading import DTYPES, Loaded, assemble
     from autoflux.plugins.diffusers_pipeline import DiffusersPipeline
 
     filled = (
-        (name, fill_randomly(network, device="cpu", dtype=DTYPES[plan.component(name).arithmetic]), None)
+        Loaded(name, fill_randomly(network, device="cpu", dtype=DTYPES[plan.component(name).arithmetic]))
         for name, network in networks.items()
     )
     components = assemble(filled, plan, Path(model.path))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 
 from autoflux import LoadProgress, Model, Plan, attending
 
+from .diffsynth_backend import unreadable
 from .diffsynth_offload import VramManagement
 from .diffsynth_transformer import BLOCK_LISTS, bare_transformer, load_transformer, open_transformer
 from .diffusers_loading import Library, load_components
@@ -41,6 +42,7 @@ DIFFSYNTH = Library(
     own_offload=VramManagement.planned,
     run_once=_run_once,
     attending=attending,
+    refuses=unreadable,
 )
 
 
@@ -50,9 +52,9 @@ class DiffSynthPipeline(DiffusersPipeline):
     library: ClassVar[Library] = DIFFSYNTH
 
     @classmethod
-    def load(cls, plan: Plan, model: Model, progress: LoadProgress) -> Self:
-        """Load every component as planned."""
-        return cls(load_components(plan, model, progress, DIFFSYNTH), plan, model)
+    def load(cls, plan: Plan, model: Model, progress: LoadProgress, later: Collection[str] = ()) -> Self:
+        """Load every component as planned, those named in `later` when they are used."""
+        return cls(load_components(plan, model, progress, DIFFSYNTH, later), plan, model)
 
     def _velocity(self, states: Sequence[FluxState]) -> torch.Tensor:
         dit, request = self._transformer, states[0].request

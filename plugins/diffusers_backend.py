@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from typing import ClassVar
 
@@ -13,18 +13,19 @@ class DiffusersBackend:
     """Runs any FLUX folder in the diffusers layout on cuda, xpu, mps and the CPU."""
 
     name: ClassVar[str] = "diffusers"
+    defers: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         """The pip command for what is not installed, None when all is."""
         packages = [name for name in ("torch", "diffusers", "transformers") if find_spec(name) is None]
         return f"pip install {' '.join(packages)}" if packages else None
 
-    def build(self, plan: Plan, model: Model, progress: LoadProgress) -> Pipeline:
-        """Load the model's components where the plan puts them."""
+    def build(self, plan: Plan, model: Model, progress: LoadProgress, later: Collection[str] = ()) -> Pipeline:
+        """Load the model's components where the plan puts them; text encoders named in `later` when they are used."""
         from .diffusers_loading import load_components  # noqa: PLC0415 — imports torch and diffusers
         from .diffusers_pipeline import DiffusersPipeline  # noqa: PLC0415
 
-        return DiffusersPipeline(load_components(plan, model, progress), plan, model)
+        return DiffusersPipeline(load_components(plan, model, progress, later=later), plan, model)
 
 
 @hookimpl

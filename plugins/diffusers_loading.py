@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,6 +33,7 @@ from autoflux import (
     Store,
     UnsupportedModel,
     Waiting,
+    fill_page_cache,
     leave_on_disk,
     load_packed,
     open_pack,
@@ -88,6 +89,8 @@ class Library:
     """Calls the transformer with small inputs, to see in which order its layers run."""
     attending: Callable[[str], AbstractContextManager[None]]
     """Has the transformer's attention computed in the way of that name, for the time of the context."""
+    refuses: Callable[[Component], str] = lambda _component: ""
+    """Why it cannot read the transformer from where it is; "" if it can."""
 
 
 class Components:
@@ -99,10 +102,17 @@ class Components:
         self.residences = residences
 
 
-def load_components(plan: Plan, model: Model, progress: LoadProgress, library: Library | None = None) -> Components:
+def load_components(
+    plan: Plan,
+    model: Model,
+    progress: LoadProgress,
+    library: Library | None = None,
+    later: Collection[str] = (),
+) -> Components:
     """Load every component in its precision and put it where the plan says, in the order they run.
 
-    `library` makes the transformer; diffusers if not given.
+    `library` makes the transformer; diffusers if not given. Text encoders named in `later` are made without weights,
+    which are read when they are first used.
 
     Raises:
         DamagedCheckpoint: weights or configuration do not fit each other.
@@ -115,30 +125,43 @@ def load_components(plan: Plan, model: Model, progress: LoadProgress, library: L
             hint="use another FLUX.1, such as flux.1-dev",
         )
     library = library or DIFFUSERS
+    read: list[Path] = []
     parts_path = Path(model.parts_path)
     try:
-        loaded = assemble(_networks(plan, model, progress, library), plan, parts_path, library)
+        loaded = assemble(_networks(plan, model, progress, library, later, read=read), plan, parts_path, library)
     except DamagedPack:
         loaded = None  # what was loaded is let go before it is loaded again
     if loaded is None:
-        loaded = assemble(_networks(plan, model, progress, library, packed=False), plan, parts_path, library)
+        read.clear()
+        unpacked = _networks(plan, model, progress, library, later, packed=False)
+        loaded = assemble(unpacked, plan, parts_path, library)
     if model.layout != Layout.FOLDER:
         # That of the base may be for another family.
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(model.scheduler)
         loaded.pipe.register_modules(scheduler=scheduler)
+    fill_page_cache(read)  # for the next start
     return loaded
 
 
+class Loaded(NamedTuple):
+    """A component: its network, and where its weights are if not in it."""
+
+    name: str
+    network: torch.nn.Module
+    store: Store | None = None
+    later: bool = False
+    """Whether the store is to be read when the network is first used."""
+
+
 def assemble(
-    networks: Iterable[tuple[str, torch.nn.Module, Store | None]],
+    networks: Iterable[Loaded],
     plan: Plan,
     folder: Path,
     library: Library | None = None,
 ) -> Components:
     """Put each network where the plan says as soon as it comes, and join them to a pipeline.
 
-    `networks` gives name, network, and where its weights are if not in it; `folder` holds tokenizers and scheduler;
-    `library` made the transformer, diffusers if not given.
+    `folder` holds tokenizers and scheduler; `library` made the transformer, diffusers if not given.
 
     Raises:
         ContradictoryWishes: the plan combines what does not go together.
@@ -149,9 +172,10 @@ def assemble(
         plan, block_lists=library.block_lists, own_offload=library.own_offload(plan), run_once=library.run_once
     )
     held: dict[str, Any] = {}
-    for name, network, store in networks:
+    for name, network, store, later in networks:
         held[name] = network
-        residences.hold(name, network, used=_decoder(network) if name == "vae" else None, store=store)
+        used = _decoder(network) if name == "vae" else None
+        residences.hold(name, network, used=used, store=store, later=later)
     transformer = held.pop("transformer")
     with _damage_named(folder):
         pipe = diffusers.FluxPipeline(**held, transformer=None, **_load_small_parts(folder))
@@ -163,10 +187,22 @@ def assemble(
 
 
 def _networks(
-    plan: Plan, model: Model, progress: LoadProgress, library: Library, *, packed: bool = True
-) -> Iterator[tuple[str, torch.nn.Module, Store | None]]:
+    plan: Plan,
+    model: Model,
+    progress: LoadProgress,
+    library: Library,
+    later: Collection[str] = (),
+    *,
+    packed: bool = True,
+    read: list[Path] | None = None,
+) -> Iterator[Loaded]:
+    """Every component; the packs that are read once go into `read`."""
     folder, done = Path(model.path), 0
     for component in model.components:
+        if waits := _not_yet(component, plan, later, packed=packed):
+            with _damage_named(_place(component, folder)):
+                yield waits
+            continue
         progress(f"loading {component.name.replace('_', ' ')}", done / model.disk_bytes)
         planned = plan.component(component.name)
         on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
@@ -175,12 +211,30 @@ def _networks(
         opened = open_pack(component, planned) if packed else None
         with _damage_named(_place(component, folder)):
             if opened:
+                if read is not None and not on_disk:
+                    read.append(opened.weights)
                 network, store = _from_pack(opened, component, planned, torch.device(plan.device), library)
             else:
                 make = _maker(component, folder, library, unread=on_disk or narrowed)
                 network, store = make(DTYPES[planned.arithmetic])
-        yield component.name, network, store
+        yield Loaded(component.name, network, store)
         done += component.disk_bytes
+
+
+def _not_yet(component: Component, plan: Plan, later: Collection[str], *, packed: bool) -> Loaded | None:
+    """The component without its weights, and what reads them; None if it has to be loaded now."""
+    planned = plan.component(component.name)
+    if component.name not in later or planned.placement == Placement.NATIVE:
+        return None
+    if opened := open_pack(component, planned) if packed else None:
+        network, joined = _bare_network(opened, component)
+        network, store = load_packed(network, opened, planned, torch.device(plan.device), joined, later=True)
+    elif planned.arithmetic == Precision.FLOAT16:
+        return None  # what reads single weights gives all of them one format, and T5 needs some in float32
+    else:
+        make = _maker(component, Path(plan.model_path), DIFFUSERS, unread=True)
+        network, store = make(DTYPES[planned.arithmetic])
+    return Loaded(component.name, network, store, later=True)
 
 
 def _maker(
@@ -218,12 +272,8 @@ def _place(component: Component, folder: Path) -> Path:
 
 def _check_readable(component: Component, library: Library) -> None:
     """Whether another library's loader can read the transformer from where it is."""
-    if component.prefix or component.scaled or _place(component, Path()).suffix == ".gguf":
-        raise UnsupportedModel(
-            f"the backend {library.name!r} reads transformers from diffusers folders and plain safetensors files, not "
-            "from files that hold other parts too, weights with scales, or GGUF",
-            hint="use --backend diffusers",
-        )
+    if reason := library.refuses(component):
+        raise UnsupportedModel(f"the backend {library.name!r}: {reason}", hint="use --backend diffusers")
 
 
 def _decoder(vae: Any) -> torch.nn.Module:

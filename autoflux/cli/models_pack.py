@@ -75,7 +75,7 @@ def command(
     storage = Precision(precision)
     wide = Precision(arithmetic) if arithmetic else Precision.BFLOAT16 if storage in NARROW_FORMATS else storage
     began = time.perf_counter()
-    packs = _make(model, recipes(model, storage, wide))
+    packs = make_packs(model, recipes(model, storage, wide))
     seconds = time.perf_counter() - began
     if as_json:
         succeed({"packs": [pack_data(pack) for pack in packs], "seconds": seconds})
@@ -112,7 +112,8 @@ def tell_removed(packs: RemovedPacks) -> None:
         warn(f"{len(packs.in_use)} packs are in use and stay; `autoflux models pack NAME --rm` removes them later")
 
 
-def _make(model: Model, wanted: list[Recipe]) -> list[Pack]:
+def make_packs(model: Model, wanted: Iterable[Recipe]) -> list[Pack]:
+    """Write what is not there yet, with a bar on stderr. Raises as `pack_component`."""
     from autoflux.runtime.packing import pack_component  # noqa: PLC0415 — imports torch
 
     shelf, packs = Shelf(), []

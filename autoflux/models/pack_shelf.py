@@ -20,7 +20,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from autoflux.errors import AutofluxError, DamagedPack, DiskFull, OutputUnwritable
-from autoflux.models.packs import INDEX, WEIGHTS, Pack, read_index
+from autoflux.models.packs import INDEX, WEIGHTS, Pack, Recipe, read_index
+from autoflux.models.values import Model
 from autoflux.paths import cache_dir
 from autoflux.units import GIB, format_bytes, parse_bytes
 
@@ -152,6 +153,20 @@ class Shelf:
             if any(
                 Path(file).is_relative_to(place) or Path(file).resolve().is_relative_to(real) for file in pack.sources
             )
+        ]
+
+    def made_for(self, model: Model) -> list[Pack]:
+        """Those that loading this model would find, of any precision.
+
+        Raises:
+            AutofluxError: a source file cannot be read any more.
+        """
+        parts = {component.name: component for component in model.components if component.files}
+        return [
+            pack
+            for pack in self.packs()
+            if pack.component in parts
+            and pack.key == Recipe(parts[pack.component], pack.storage, pack.arithmetic).key()
         ]
 
     def drop(self, key: str) -> None:

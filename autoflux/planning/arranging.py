@@ -253,8 +253,10 @@ def _streaming(task: _Task, plain: Arrangement) -> list[Held]:
 
 
 def _waitings(task: _Task) -> Sequence[tuple[Waiting, Waiting]]:
-    # What is made narrow as it is loaded cannot stay in its files.
-    return [pair for pair in WAITINGS if not (task.way.is_narrow and pair[0] == Waiting.DISK)]
+    # What is made narrow as it is loaded cannot stay in its files, but for those of a pack.
+    way = task.way
+    stays = not way.is_narrow or task.site.packs.find("transformer", way.storage, way.arithmetic)
+    return [pair for pair in WAITINGS if stays or pair[0] != Waiting.DISK]
 
 
 def _waiting(plain: Arrangement, transformer: Waiting, others: Waiting) -> Arrangement:

@@ -9,6 +9,7 @@ from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.arranging import Held, arrange, rates_for
 from autoflux.planning.footprint import Footprint
+from autoflux.planning.packs import NO_PACKS, Packs
 from autoflux.planning.sites import Site, sites
 from autoflux.planning.speed import DEFAULT_ATTENTION, Rates, Way, block_seconds
 from autoflux.planning.streaming import pinned_bytes
@@ -120,6 +121,7 @@ def candidates(
     wishes: Wishes,
     picture: Picture,
     *,
+    packs: Packs = NO_PACKS,
     every: bool = False,
 ) -> list[Candidate]:
     """All ways that the wishes leave open, fitting or not. Never empty.
@@ -131,7 +133,7 @@ def candidates(
         ContradictoryWishes: two wishes exclude each other.
         UnknownName: no profile or component of the wished name.
     """
-    found = ((site, options(hardware, site, wishes, model)) for site in sites(hardware, profiles, wishes))
+    found = ((site, options(hardware, site, wishes, model)) for site in sites(hardware, profiles, wishes, packs=packs))
     return [
         judge(hardware, model, site, option, picture, wishes)
         for site, ways in found
@@ -142,7 +144,10 @@ def candidates(
 def _fastest_of_a_size(
     hardware: Hardware, model: Model, site: Site, picture: Picture, wishes: Wishes, every: Sequence[Option]
 ) -> Iterator[Option]:
-    """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first."""
+    """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first.
+
+    Weights that are packed can wait where others cannot.
+    """
 
     def seconds(option: Option) -> float:
         rates = rates_for(hardware, site, option, wishes)
@@ -150,7 +155,8 @@ def _fastest_of_a_size(
 
     def size(option: Option) -> tuple[str, ...]:
         way = option.way
-        return option.offload, way.arithmetic, str(way.storage.item_bytes), str(way.compiled)
+        packed = site.packs.find("transformer", way.storage, way.arithmetic) is not None
+        return option.offload, way.arithmetic, str(way.storage.item_bytes), str(way.compiled), str(packed)
 
     for kind in dict.fromkeys(map(size, every)):
         yield min((option for option in every if size(option) == kind), key=seconds)
@@ -183,6 +189,7 @@ def judge(
             picture,
             option.way,
             streamed_step=held.seconds_per_step,
+            packs=site.packs,
         ),
         max_batch=_max_batch(model, site, held, picture),
         pictures=wishes.pictures or PICTURES,

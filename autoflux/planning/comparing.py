@@ -8,6 +8,7 @@ from autoflux.errors import ContradictoryWishes
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
+from autoflux.planning.packs import NO_PACKS, Packs
 from autoflux.planning.values import Alternative, Picture, Plan, Profile, Quality, Wishes
 
 Kind = tuple[str, str, str, str]
@@ -15,14 +16,19 @@ Kind = tuple[str, str, str, str]
 
 
 def best_of_each_kind(
-    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, picture: Picture
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    picture: Picture,
+    packs: Packs = NO_PACKS,
 ) -> list[Candidate]:
     """Of every kind that the wishes leave open the fastest that fits, or what lacks least; the best first.
 
     Raises as `candidates`.
     """
     best: dict[Kind, Candidate] = {}
-    for candidate in _every(hardware, model, profiles, wishes, picture):
+    for candidate in _every(hardware, model, profiles, wishes, picture, packs):
         other = best.setdefault(kind(candidate), candidate)
         if _rank(candidate) < _rank(other):
             best[kind(candidate)] = candidate
@@ -57,15 +63,20 @@ def as_alternative(plan: Plan) -> Alternative:
 
 
 def _every(
-    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, picture: Picture
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    picture: Picture,
+    packs: Packs = NO_PACKS,
 ) -> list[Candidate]:
     """As exactly as can be, too, where the user did not say how exact."""
-    found = candidates(hardware, model, profiles, wishes, picture, every=True)
+    found = candidates(hardware, model, profiles, wishes, picture, packs=packs, every=True)
     if wishes.quality is not None:
         return found
     exactly = wishes.replace(quality=Quality.EXACT)
     try:
-        return found + candidates(hardware, model, profiles, exactly, picture, every=True)
+        return found + candidates(hardware, model, profiles, exactly, picture, packs=packs, every=True)
     except ContradictoryWishes:
         return found  # another wish leaves nothing exact
 

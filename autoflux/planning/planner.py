@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from autoflux.errors import DoesNotFit, UnknownName
+from autoflux.errors import DoesNotFit
 from autoflux.hardware.values import DeviceKind, Figure, Hardware
 from autoflux.models.request import Request, check
 from autoflux.models.values import Model
+from autoflux.planning.backends import BackendFacts, ChosenBackend, choose_backend
 from autoflux.planning.candidates import Candidate, candidates
 from autoflux.planning.comparing import best_of_each_kind, kind
 from autoflux.planning.explaining import explained
+from autoflux.planning.packs import NO_PACKS, Packs
 from autoflux.planning.reasons import choices, rejection
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.streaming import hoists, streamed_bytes
 from autoflux.planning.timeline import copy_gb_per_s
-from autoflux.planning.values import (
-    Alternative,
-    Picture,
-    Plan,
-    Predicted,
-    Profile,
-    Quality,
-    Wishes,
-)
+from autoflux.planning.values import Alternative, Picture, Plan, Predicted, Profile, Quality, Waiting, Wishes
 from autoflux.planning.weights import component_bytes
 from autoflux.units import format_bytes
 
@@ -48,12 +42,14 @@ def make_plan(
     wishes: Wishes,
     backends: Sequence[str],
     *,
+    packs: Packs = NO_PACKS,
+    facts: Sequence[BackendFacts] = (),
     detail: Detail = BRIEF,
 ) -> Plan:
     """The fastest way to run `model` on `hardware` that keeps to the `wishes`; of equals, the smaller.
 
-    `backends` are the names that work here, the preferred one first. `detail` is what to work out beside, which takes
-    longer than the plan.
+    `backends` are the names that work here, the preferred one first, and `facts` what is known of some of them; `packs`
+    are the model's on this machine. `detail` is what to work out beside, which takes longer than the plan.
 
     Raises:
         DoesNotFit: no way fits; the message gives need against have.
@@ -61,10 +57,11 @@ def make_plan(
         ContradictoryWishes: two wishes exclude each other.
         UnknownName: no backend, profile or component of that name.
         InvalidRequest: the wished size or steps are out of the model's limits.
+        UnsupportedModel: no backend can run the model.
     """
     picture = _picture(model, wishes)
-    backend = _backend(wishes, backends)
-    tried = candidates(hardware, model, profiles, wishes, picture)
+    backend = choose_backend(wishes, backends, facts)
+    tried = candidates(hardware, model, profiles, wishes, picture, packs=packs)
     fitting = _preferred([c for c in tried if c.fits])
     if not fitting:
         raise _refusal(model, tried, wishes)
@@ -74,14 +71,16 @@ def make_plan(
     if detail.explain:
         plan = plan.replace(choices=explained(hardware, model, wishes, best, others, plan.choices))
     if detail.compare:
-        kinds = best_of_each_kind(hardware, model, profiles, wishes, picture)
+        kinds = best_of_each_kind(hardware, model, profiles, wishes, picture, packs)
         plan = plan.replace(rejected=tuple(rejection(c, best) for c in kinds if kind(c) != kind(best)))
     return plan
 
 
-def all_ways(hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes) -> tuple[Alternative, ...]:
+def all_ways(
+    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, packs: Packs = NO_PACKS
+) -> tuple[Alternative, ...]:
     """The best of every device, strategy, precision and quality, also where nothing fits. Raises as `make_plan`."""
-    kinds = best_of_each_kind(hardware, model, profiles, wishes, _picture(model, wishes))
+    kinds = best_of_each_kind(hardware, model, profiles, wishes, _picture(model, wishes), packs)
     return tuple(rejection(candidate, kinds[0]) for candidate in kinds)
 
 
@@ -107,18 +106,13 @@ def _picture(model: Model, wishes: Wishes) -> Picture:
     return picture
 
 
-def _backend(wishes: Wishes, backends: Sequence[str]) -> str:
-    if wishes.backend is None:
-        if not backends:
-            raise UnknownName("backend", "any", (), hint="pip install diffusers")
-        return backends[0]
-    if wishes.backend not in backends:
-        raise UnknownName("backend", wishes.backend, backends)
-    return wishes.backend
-
-
 def _plan(
-    hardware: Hardware, model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
+    hardware: Hardware,
+    model: Model,
+    wishes: Wishes,
+    backend: ChosenBackend,
+    best: Candidate,
+    others: Sequence[Candidate],
 ) -> Plan:
     held = best.arrangement
     priors, waiting = best.profile.priors, held.component("transformer").waiting
@@ -129,7 +123,7 @@ def _plan(
         streamed_bytes=streamed_bytes(model, held),
         seconds_per_step=best.timeline.step,
         seconds_per_image=best.seconds_per_image,
-        seconds_to_start=best.timeline.start,
+        seconds_to_start=best.timeline.start + backend.start_seconds,
         peak_vram_bytes=best.footprint.vram,
         peak_ram_bytes=best.footprint.ram_bytes,
         pinned_bytes=best.pinned_bytes,
@@ -141,7 +135,7 @@ def _plan(
         fingerprint=hardware.fingerprint,
         profile=best.profile.name,
         priors=priors,
-        backend=backend,
+        backend=backend.name,
         device=best.device,
         unified_memory=best.site.accelerator is not None and best.site.one_memory,
         offload=best.offload,
@@ -161,15 +155,28 @@ def _plan(
         predicted=predicted,
         choices=choices(hardware, model, wishes, backend, best, others),
         rejected=tuple(rejection(c, best) for c in others),
-        warnings=_warnings(best, wishes),
+        warnings=_warnings(model, best, wishes),
     )
 
 
-def _warnings(best: Candidate, wishes: Wishes) -> tuple[str, ...]:
+def _warnings(model: Model, best: Candidate, wishes: Wishes) -> tuple[str, ...]:
     figures = {"arithmetic rate": best.rates.matmul_tflops, "disk rate": best.rates.disk_gb_per_s}
     if best.kind != DeviceKind.CPU:
         figures["link bandwidth"] = best.rates.link_gb_per_s
-    return tuple(_told(figures, best, wishes))
+    return (*_told(figures, best, wishes), *_worth_packing(model, best, wishes))
+
+
+def _worth_packing(model: Model, best: Candidate, wishes: Wishes) -> Iterator[str]:
+    """Where wide weights are read from the disk in each step because there are no others."""
+    narrow = best.profile.eight_bit
+    if not best.arrangement.streamed or best.way.is_narrow or not narrow:
+        return
+    waits = best.arrangement.component("transformer").waiting == Waiting.DISK
+    if waits and wishes.quality != Quality.EXACT and wishes.quant is None:
+        yield (
+            "the transformer's weights are read from the disk in each step, and packed in 8 bits they would be half as "
+            f"many bytes: `autoflux models pack {model.path or model.name} --precision {narrow[0].value}`, once"
+        )
 
 
 def _told(figures: dict[str, Figure], best: Candidate, wishes: Wishes) -> Iterator[str]:

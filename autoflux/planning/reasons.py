@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from autoflux.hardware.values import Figure, Hardware, Size, Source
 from autoflux.models.values import Model
 from autoflux.planning.arranging import all_stay
+from autoflux.planning.backends import ChosenBackend
 from autoflux.planning.candidates import Candidate
+from autoflux.planning.packs import packed_parts
 from autoflux.planning.speed import FROM_PROFILE
 from autoflux.planning.values import (
     Alternative,
@@ -26,7 +28,7 @@ from autoflux.units import format_bytes, format_seconds
 _WAITING = {
     Waiting.PINNED: "pinned RAM",
     Waiting.PAGEABLE: "ordinary RAM, as less can be pinned",
-    Waiting.DISK: "their files, as RAM is too small",
+    Waiting.DISK: "files, as RAM is too small",
 }
 
 
@@ -34,10 +36,16 @@ ASKED = "you asked for it"
 
 
 def choices(
-    hardware: Hardware, model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
+    hardware: Hardware,
+    model: Model,
+    wishes: Wishes,
+    backend: ChosenBackend,
+    best: Candidate,
+    others: Sequence[Candidate],
 ) -> tuple[Choice, ...]:
     """Every decision with its reason."""
-    return tuple(_choices(_Known(hardware, best, wishes), model, wishes, backend, best, others))
+    known = _Known(hardware, best, wishes)
+    return (*_choices(known, model, wishes, backend, best, others), *_from_packs(best))
 
 
 class _Known:
@@ -70,8 +78,16 @@ def origin(*figures: Figure | Size | None) -> Origin:
 _ORIGINS = {Source.MEASURED: Origin.MEASURED, Source.REPORTED: Origin.REPORTED, Source.ASSUMED: Origin.ASSUMED}
 
 
+def _from_packs(best: Candidate) -> Iterator[Choice]:
+    used = packed_parts(best.site.packs, best.arrangement.components)
+    if used:
+        size = format_bytes(sum(part.nbytes for part in used))
+        names = ", ".join(part.component for part in used)
+        yield _choice("packs", names, None, f"{size}, read as they are", Origin.REPORTED)
+
+
 def _choices(
-    known: _Known, model: Model, wishes: Wishes, backend: str, best: Candidate, others: Sequence[Candidate]
+    known: _Known, model: Model, wishes: Wishes, backend: ChosenBackend, best: Candidate, others: Sequence[Candidate]
 ) -> Iterator[Choice]:
     streams = best.offload == Offload.STREAM
     yield _choice("device", best.device, wishes.device, _device_reason(best, others), origin(best.rates.matmul_tflops))
@@ -81,7 +97,7 @@ def _choices(
         yield _choice("weights", weights(best), wishes.quant, reason, known.unless_exact(known.streaming))
     offload_known = known.streaming if streams else known.memory
     yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best), offload_known)
-    yield _choice("backend", backend, wishes.backend, "the first that is installed", Origin.REPORTED)
+    yield _choice("backend", backend.name, wishes.backend, backend.reason, Origin.REPORTED)
     most = "the most pictures of this size that fit at once"
     yield _choice("batch", f"up to {best.max_batch}", wishes.batch, most, known.memory)
     if streams:

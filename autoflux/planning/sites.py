@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
 from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
 from autoflux.models.values import Model
 from autoflux.planning.footprint import Footprint, footprint
+from autoflux.planning.packs import NO_PACKS, Packs
 from autoflux.planning.profiles import select_profile
 from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Wishes
 
 
-def sites(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes) -> list[Site]:
+def sites(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, *, packs: Packs = NO_PACKS) -> list[Site]:
     """The devices to choose from. Never empty.
 
     Raises:
@@ -22,7 +23,7 @@ def sites(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes) -> li
         UnknownName: no profile of the wished name, or no such kind of device.
     """
     devices = _of_the_profile(_devices(hardware, wishes), profiles, wishes)
-    found = [site_of(hardware, profiles, wishes, accelerator) for accelerator in devices]
+    found = [replace(site_of(hardware, profiles, wishes, accelerator), packs=packs) for accelerator in devices]
     if wishes.offload in (None, Offload.NONE):
         return found
     fitting = [site for site in found if not site.one_memory]
@@ -43,6 +44,8 @@ class Site:
     profile: Profile
     vram_limit_bytes: int | None
     ram_limit_bytes: int
+    packs: Packs = NO_PACKS
+    """What of the model is packed on the machine."""
 
     @property
     def kind(self) -> DeviceKind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from autoflux.models.flops import decode_flop, encode_flop
 from autoflux.models.values import Model
 from autoflux.planning.footprint import PHASE_OF
+from autoflux.planning.packs import NO_PACKS, Packs, read_bytes
 from autoflux.planning.speed import Rates, Way, block_seconds
 from autoflux.planning.streaming import modulation_bytes, staying_bytes
 from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Placement, Priors, Waiting
@@ -39,8 +40,12 @@ def timeline(
     way: Way,
     *,
     streamed_step: float | None = None,
+    packs: Packs = NO_PACKS,
 ) -> Timeline:
-    """What each part takes when the weights are arranged so; `streamed_step` is what a schedule gives a step."""
+    """What each part takes when the weights are arranged so; `streamed_step` is what a schedule gives a step.
+
+    `packs` are read at the start instead of the model's own files.
+    """
     architecture = model.architecture
     copies = {c.name: _copy_seconds(model, c, rates) for c in arrangement.components}
     text = sum(seconds for name, seconds in copies.items() if PHASE_OF[name] == "encode")
@@ -56,7 +61,7 @@ def timeline(
         decode=_decode_seconds(model, arrangement, rates, priors, picture),
         visits=sum(copies.values()) - text + brought_back,
         start=priors.start_seconds
-        + model.disk_bytes / (rates.disk_gb_per_s.value * 1e9)
+        + read_bytes(model, arrangement, packs) / (rates.disk_gb_per_s.value * 1e9)
         + priors.compile_seconds * way.compiled,
     )
 

@@ -1,10 +1,14 @@
-"""Running out of device memory, told as an error that says what to do."""
+"""Memory of this process: how much it took, and running out of it told as an error that says what to do."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
 
 from autoflux.errors import OutOfMemory
 from autoflux.planning.values import Plan
@@ -27,3 +31,26 @@ def translated_memory_errors(plan: Plan) -> Iterator[None]:
             f"{plan.device} ran out of memory; the plan counted on {format_bytes(plan.vram_limit_bytes or 0)}",
             hint="close other programs on the device, or lower the ceiling with --vram so that more waits in RAM",
         ) from error
+
+
+def peak_vram_bytes(device: str) -> int:
+    """What torch's allocator has taken of the device at most, without the driver's context; 0 on the CPU."""
+    torch, kind = sys.modules.get("torch"), device.partition(":")[0]
+    if torch is None:
+        return 0
+    if kind in ("cuda", "xpu"):
+        return int(getattr(torch, kind).max_memory_reserved(device))
+    return int(torch.mps.driver_allocated_memory()) if kind == "mps" else 0
+
+
+def peak_ram_bytes() -> int:
+    """What this process has had in RAM at most; what it has now where the system does not tell."""
+    try:
+        # Not `ru_maxrss`, which Linux begins with that of the process that started this one.
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return 1024 * int(found[1])
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))

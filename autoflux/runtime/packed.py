@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, cycle
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +22,11 @@ from autoflux.models.values import Component, Precision
 from autoflux.planning.schedule import aligned
 from autoflux.planning.values import ComponentPlan, Placement, Waiting
 from autoflux.runtime.lanes import Lane, lane_for
+from autoflux.runtime.pack_file import PackFile
 from autoflux.runtime.packing import checksum
+from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import QuantizedLinear
-from autoflux.runtime.sources import StagedUnits
+from autoflux.runtime.sources import in_order
 from autoflux.runtime.stores import Rows, Store
 from autoflux.runtime.streaming import NARROW
 from autoflux.runtime.units import Atom, Piece, Unit
@@ -33,14 +35,15 @@ from autoflux.units import MIB
 Joined = Mapping[str, Sequence[Rows]]
 """For tensors of a network that a pack holds in several: what they are put together of. See `FileStore`."""
 
-READERS = min(4, os.cpu_count() or 1)
-"""Pieces that are read and checked at once: disks answer several requests faster than one."""
-
-AHEAD_BYTES = 256 * MIB
-"""What the system is asked to fetch meanwhile, while memory is prepared for what was read."""
+READERS = 8
+"""Pieces that are read and checked at once: disks answer several requests faster than one, and while some are checked
+others are read. More than there are processors: they mostly wait for the disk."""
 
 FILL_BYTES = 64 * MIB
-"""What is brought to the device at once; two of these are pinned."""
+"""What is brought to the device at once."""
+
+FILLED_AT_ONCE = 3
+"""Of these, so that the disk has something to do while one of them is finished; as many and one are pinned."""
 
 _ALL = -1
 """Where a row ends that is the last, whatever its number."""
@@ -66,10 +69,6 @@ class _Job(NamedTuple):
     end: int
     target: memoryview
 
-    @property
-    def whole(self) -> bool:
-        return self.end - self.begin == self.length
-
 
 class PackStore:
     """The bytes of units, read from a pack when they are asked for. See `Store`.
@@ -78,8 +77,11 @@ class PackStore:
     so that nobody meets it again.
     """
 
-    def __init__(self, network: nn.Module, opened: OpenPack, joined: Joined | None = None) -> None:
-        """For a network whose parameters have the formats of the pack, see `make_fitting`.
+    def __init__(
+        self, network: nn.Module, opened: OpenPack, joined: Joined | None = None, *, once: bool = False
+    ) -> None:
+        """For a network whose parameters have the formats of the pack, see `make_fitting`. `once` says that each unit
+        is read once only.
 
         Raises:
             DamagedPack: the pack lacks a weight of the network, or cannot be opened.
@@ -101,7 +103,7 @@ class PackStore:
         self._computed = {id(t): t.data for t in network.buffers() if id(t) not in self._places}
         self._checked: set[int] = set()
         try:
-            self._file = opened.weights.open("rb", buffering=0)
+            self._file = PackFile(opened.weights, once=once)
         except OSError as error:
             raise self._damaged(error.strerror or str(error)) from error
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="pack")
@@ -119,9 +121,8 @@ class PackStore:
                 view.copy_(self._computed[id(piece.tensor)])
             else:
                 jobs += _jobs(places, view)
-        self._fetch_ahead(jobs)
-        few = sum(job.length for job in jobs) < PIECE_BYTES
-        for done in map(self._run, jobs) if few else self._pool.map(self._run, jobs):
+        windows = list(_windows(jobs))
+        for done in map(self._run, windows) if len(windows) < 2 else self._pool.map(self._run, windows):
             assert done is None  # noqa: S101 — errors are raised here, by those who wait
         with self._lock:
             self._checked.update(job.first for job in jobs)
@@ -132,38 +133,20 @@ class PackStore:
         self._file.close()
         self._opened.close()
 
-    def _run(self, job: _Job) -> None:
-        if job.whole:
-            self._read_piece(job, job.target)
-        else:
-            piece = bytearray(job.length)
-            self._read_piece(job, memoryview(piece))
-            job.target[:] = piece[job.begin : job.end]
-
-    def _read_piece(self, job: _Job, target: memoryview) -> None:
-        done = 0
+    def _run(self, window: Sequence[_Job]) -> None:
+        first = window[0].first
         try:
-            while done < job.length:
-                count = self._read_at(target[done:], job.first + done)
-                if count == 0:
-                    raise self._damaged("the file ends early")
-                done += count
+            data = self._file.read(first, max(job.first + job.length for job in window))
+        except EOFError as error:
+            raise self._damaged("the file ends early") from error
         except OSError as error:
             raise self._damaged(error.strerror or str(error)) from error
-        if job.first not in self._checked and checksum(target) != job.checksum:
-            raise self._damaged(f"bytes {job.first} to {job.first + job.length} are not what was written")
-
-    def _read_at(self, target: memoryview, offset: int) -> int:
-        if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [target], offset)
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.readinto(target) or 0
-
-    def _fetch_ahead(self, jobs: Sequence[_Job]) -> None:
-        if jobs and hasattr(os, "posix_fadvise"):
-            end = max(job.first + job.length for job in jobs)
-            os.posix_fadvise(self._file.fileno(), end, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+        for job in window:
+            piece = data[job.first - first : job.first - first + job.length]
+            if job.first not in self._checked and checksum(piece) != job.checksum:
+                raise self._damaged(f"bytes {job.first} to {job.first + job.length} are not what was written")
+            # Others run while numpy copies.
+            np.copyto(np.frombuffer(job.target, np.uint8), np.frombuffer(piece[job.begin : job.end], np.uint8))
 
     def _damaged(self, why: str) -> DamagedPack:
         pack = self._opened.pack
@@ -190,20 +173,27 @@ def open_pack(component: Component, planned: ComponentPlan) -> OpenPack | None:
 
 
 def load_packed(
-    network: nn.Module, opened: OpenPack, planned: ComponentPlan, device: torch.device, joined: Joined | None = None
+    network: nn.Module,
+    opened: OpenPack,
+    planned: ComponentPlan,
+    device: torch.device,
+    joined: Joined | None = None,
+    *,
+    later: bool = False,
 ) -> tuple[nn.Module, Store | None]:
     """Give a network that was made without weights (parameters on `meta`) those of a pack, where the plan puts them.
 
     Weights that are streamed from pinned RAM or from the disk stay in the pack, and the store reads them; all others
-    are read now.
+    are read now, unless it is to be `later`.
 
     Raises:
         DamagedPack: the pack lacks a weight, or has one that is not what was written; it was dropped.
     """
     make_fitting(network, opened.pack.tensors, native=planned.native, joined=joined)
     network.eval().requires_grad_(requires_grad=False)
-    store = PackStore(network, opened, joined)
-    if planned.placement == Placement.STREAMED and planned.waiting != Waiting.PAGEABLE:
+    streamed = planned.placement == Placement.STREAMED
+    store = PackStore(network, opened, joined, once=not (streamed and planned.waiting == Waiting.DISK))
+    if later or (streamed and planned.waiting != Waiting.PAGEABLE):
         return network, store
     try:
         there = planned.placement == Placement.DEVICE
@@ -244,28 +234,42 @@ def fill(network: nn.Module, store: Store, device: torch.device, *, lane: Lane |
     """
     units = list(_units(network))
     if device.type == "cpu" and lane is None:
-        for unit in units:
-            memory = torch.empty(unit.nbytes, dtype=torch.uint8)
-            store.read(unit, memory)
+        for unit, memory in in_order(store, units, _fresh, at_once=FILLED_AT_ONCE):
             unit.point_at(memory)
         return
-    lane = lane or lane_for(device)
-    source = StagedUnits(units, device, store)
+    _bring(store, units, device, lane or lane_for(device))
+
+
+def _fresh(unit: Unit) -> Tensor:
+    return torch.empty(unit.nbytes, dtype=torch.uint8)
+
+
+def _bring(store: Store, units: Sequence[Unit], device: torch.device, lane: Lane) -> None:
+    """Read into pinned buffers, used in turn, and from there to the device."""
+    largest = max((unit.nbytes for unit in units), default=0)
+    buffers = [PinnedBuffer(largest, device) for _ in units[: FILLED_AT_ONCE + 1]]
+    turns, copies = cycle(buffers), [lane.mark() for _ in units]
+
+    def next_buffer(unit: Unit) -> Tensor:
+        number = numbers[id(unit)] - len(buffers)
+        if number >= 0:
+            copies[number].synchronize()
+        return next(turns).tensor[: unit.nbytes]
+
+    numbers = {id(unit): number for number, unit in enumerate(units)}
     try:
-        for i, unit in enumerate(units):
-            memory = torch.empty(unit.nbytes, dtype=torch.uint8, device=device)
-            copied = lane.mark()
-            lane.copy(memory, source.get(i))
+        for unit, memory in in_order(store, units, next_buffer, at_once=FILLED_AT_ONCE):
+            there = torch.empty(unit.nbytes, dtype=torch.uint8, device=device)
+            copied = copies[numbers[id(unit)]]
+            lane.copy(there, memory)
             lane.set_copied(copied)
-            source.sent(i, copied)
             lane.computation_waits(copied)
-            unit.point_at(memory)
+            unit.point_at(there)
     finally:
         # Their memory on the host must not be freed before they are through.
         last = lane.mark()
         lane.set_copied(last)
         last.synchronize()
-        source.close()
 
 
 def _units(network: nn.Module) -> Iterator[Unit]:
@@ -324,6 +328,19 @@ def _slice(packed: Packed, part: Rows) -> _Slice:
         return _Slice(packed, 0, packed.nbytes)
     row_bytes = packed.nbytes // packed.shape[0]
     return _Slice(packed, part.start * row_bytes, part.stop * row_bytes)
+
+
+def _windows(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
+    """Jobs that lie side by side in the file, as many as one read takes."""
+    held: list[_Job] = []
+    for job in sorted(jobs, key=lambda job: job.first):
+        far = held and job.first + job.length - held[0].first > PIECE_BYTES
+        if held and (far or job.first > held[-1].first + held[-1].length):
+            yield held
+            held = []
+        held.append(job)
+    if held:
+        yield held
 
 
 def _jobs(places: Sequence[_Slice], view: Tensor) -> Iterator[_Job]:

@@ -87,6 +87,10 @@ class Backend(Protocol):
         @autoflux.hookimpl
         def register_backends(register):
             register(EchoBackend())
+
+    Two more it may have, which autoflux asks for by name. `facts(model)` gives `BackendFacts`: why it cannot run a
+    model, and what it takes to start; the planner chooses by it. `defers = True` says that `build` takes a fourth
+    argument, names of components whose weights are to be read only when they are used.
     """
 
     name: ClassVar[str]

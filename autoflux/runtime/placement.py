@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from autoflux.planning.values import ComponentPlan, Placement, Plan, TransferUni
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import TRANSFORMER, check_narrow_on_disk, check_plan, check_resident
 from autoflux.runtime.order import layer_atoms
-from autoflux.runtime.packed import PackStore
+from autoflux.runtime.packed import PackStore, fill
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.stores import Store
@@ -54,20 +55,33 @@ class Residence:
     """
 
     def __init__(
-        self, module: nn.Module, placement: Placement, device: torch.device, own: OwnOffload | None = None
+        self,
+        module: nn.Module,
+        placement: Placement,
+        device: torch.device,
+        own: OwnOffload | None = None,
+        fetch: Callable[[], None] | None = None,
     ) -> None:
-        """`own` brings the weights if given."""
+        """`own` brings the weights if given; `fetch` reads them to where they will be, before their first use."""
         self.module = module
         self.device = torch.device("cpu") if placement == Placement.HOST else device
         """Where it computes, and so wants its inputs."""
         self._own = own
+        self._fetch = fetch
         self.visiting = placement == Placement.VISITING
-        if placement == Placement.DEVICE:
+        if placement == Placement.DEVICE and not fetch:
             module.to(device)
 
     @contextmanager
     def on_device(self) -> Iterator[nn.Module]:
-        """The module with its weights on the device, or streamed there, for the time of the block."""
+        """The module with its weights on the device, or streamed there, for the time of the block.
+
+        Raises:
+            AutofluxError: weights that are read only now cannot be.
+        """
+        if self._fetch:
+            self._fetch()
+            self._fetch = None
         if not self.visiting:
             with self._own.use(self.module) if self._own else nullcontext():
                 yield self.module
@@ -114,16 +128,26 @@ class Residences:
         self._transformer: StreamedTransformer | None = None
         self._others: dict[str, StreamedModule] = {}
         self._stores: dict[str, Store] = {}
+        self._later: set[str] = set()
+        """Streamed components whose weights are not there yet."""
         self._arena: Arena | None = None
         self._stop_compiling: Callable[[], None] | None = None
 
     def __getitem__(self, name: str) -> Residence:
         return self._held[name]
 
-    def hold(self, name: str, network: nn.Module, *, used: nn.Module | None = None, store: Store | None = None) -> None:
+    def hold(
+        self,
+        name: str,
+        network: nn.Module,
+        *,
+        used: nn.Module | None = None,
+        store: Store | None = None,
+        later: bool = False,
+    ) -> None:
         """Take a component over. Of a streamed one only `used` is streamed, if given, and the rest stays in RAM; its
         weights come from `store`, if given, and are otherwise its own. If they are to be held in 8 bits, they are read
-        and narrowed now, and the store is closed.
+        and narrowed now, and the store is closed. With `later`, the store is read when the component is first used.
 
         Raises:
             ContradictoryWishes: the backend has no offload of its own that could hold the component as planned, or a
@@ -139,10 +163,13 @@ class Residences:
             check_narrow_on_disk(planned)
             self._narrow(network, planned, store)
             store = None
-        self._held[name] = Residence(network, planned.placement, self._device)
+        if store:
+            self._stores[name] = store
+        fetch = partial(self._fetch, name, network) if later else None
+        self._held[name] = Residence(network, planned.placement, self._device, fetch=fetch)
         if planned.placement == Placement.STREAMED:
-            if store:
-                self._stores[name] = store
+            if later:
+                self._later.add(name)
             self._stream(network, planned, used or network)
         elif name == TRANSFORMER and self._plan.compiled:
             self._stop_compiling = compile_blocks(block.module for block in self._blocks(network))
@@ -210,9 +237,26 @@ class Residences:
         every = [part for own in parts.values() for part in own]
         self._arena = arena = arena_for(every, self._plan.ring_bytes, self._device, parks=self._plan.park_for_decode)
         for name, own in parts.items():
-            pinned = self._plan.component(name).waiting == Waiting.PINNED
-            for part in own:
-                part.attach(arena, store=self._stores.get(name), make_source=HostUnits if pinned else StagedUnits)
+            if name not in self._later:
+                self._attach(name, own, arena)
+
+    def _attach(self, name: str, parts: Sequence[StreamedModule], arena: Arena) -> None:
+        pinned = self._plan.component(name).waiting == Waiting.PINNED
+        for part in parts:
+            part.attach(arena, store=self._stores.get(name), make_source=HostUnits if pinned else StagedUnits)
+
+    def _fetch(self, name: str, network: nn.Module) -> None:
+        """Read the weights of a component to where they will be."""
+        planned = self._plan.component(name)
+        if planned.placement == Placement.STREAMED:
+            assert self._arena, "not settled"  # noqa: S101
+            self._arena.unpark()
+            self._attach(name, [self._others[name]], self._arena)
+            self._later.discard(name)
+            return
+        device = self._device if planned.placement == Placement.DEVICE else torch.device("cpu")
+        fill(network, self._stores[name], device)
+        self._stores.pop(name).close()
 
     @contextmanager
     def denoising(self) -> Iterator[nn.Module]:

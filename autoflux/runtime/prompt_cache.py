@@ -96,6 +96,11 @@ class PromptCache:
             self._remember(key, found)
         return found
 
+    def knows(self, prompt: str) -> bool:
+        """Whether something was kept of that very text; it may turn out to be damaged. Does not import torch."""
+        key = self._key(prompt)
+        return key in self._kept or (self._folder is not None and self._folder.has(key))
+
     def keep(self, prompt: str, tensors: Tensors) -> None:
         """Keep copies. Whatever is wrong with the folder ends in a line in the log."""
         key = self._key(prompt)
@@ -139,6 +144,10 @@ class PromptFolder:
         self._limit = limit_bytes
         self._room = 0
         self._told = False
+
+    def has(self, key: str) -> bool:
+        """Whether there is a file of that key."""
+        return self._file(key).is_file()
 
     def read(self, key: str) -> Tensors | None:
         """What was written under that key, None if there is nothing that is surely that."""

@@ -50,6 +50,8 @@ class Session:
     pipeline: Pipeline
     plan: Plan
     model: Model
+    deferred: bool = False
+    """Whether text encoders are read when a prompt comes that was not encoded before."""
     _prompts: PromptCache = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -127,7 +129,10 @@ class Session:
         ]
 
     def warm_up(self) -> None:
-        """Draw one step of a default picture, so that the first real one pays for no initialization."""
+        """Draw one step of a default picture, so that the first real one pays for no initialization.
+
+        Reads what was deferred.
+        """
         (request,) = make_requests(self.model, Order(prompt="warm up", seed=0, steps=1))
         drawing = self._begin(request, self._encode)  # a remembered prompt would leave the text encoders cold
         self.advance([drawing])
@@ -159,6 +164,7 @@ class Session:
 
     def _encode(self, prompt: str) -> Conditioning:
         (conditioning,) = self.pipeline.encode([prompt])
+        self.deferred = False
         return conditioning
 
 

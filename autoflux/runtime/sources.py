@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import torch
@@ -37,17 +39,51 @@ class Source(Protocol):
         """Give back the memory."""
 
 
+READ_AT_ONCE = 3
+"""Units that are read while memory for the next is pinned, so that neither waits for the other."""
+
+
+def in_order(
+    store: Store, units: Iterable[Unit], memory_for: Callable[[Unit], Tensor], *, at_once: int
+) -> Iterator[tuple[Unit, Tensor]]:
+    """Read units in order, `at_once` of them side by side; gives each with its memory once it is there.
+
+    `memory_for` is called by the thread that iterates, while earlier units are being read.
+
+    Raises:
+        As `Store.read`; those that are being read meanwhile are waited for.
+    """
+    with ThreadPoolExecutor(at_once, thread_name_prefix="read-units") as pool:
+        under_way: deque[tuple[Unit, Tensor, Future[None]]] = deque()
+        for unit in units:
+            memory = memory_for(unit)
+            under_way.append((unit, memory, pool.submit(store.read, unit, memory)))
+            if len(under_way) == at_once:
+                yield _finished(under_way)
+        while under_way:
+            yield _finished(under_way)
+
+
+def _finished(under_way: deque[tuple[Unit, Tensor, Future[None]]]) -> tuple[Unit, Tensor]:
+    unit, memory, reading = under_way.popleft()
+    reading.result()
+    return unit, memory
+
+
 class HostUnits:
     """Every unit in host memory of its own, pinned as far as the system lets us: the fastest, if RAM allows."""
 
     def __init__(self, units: Sequence[Unit], device: torch.device, store: Store) -> None:
         self._buffers: list[PinnedBuffer] = []
-        for unit in units:
-            buffer = PinnedBuffer(unit.nbytes, device)
-            store.read(unit, buffer.tensor)
-            # What the tensors held so far is freed here, so that both copies of a model never lie in RAM together.
-            unit.point_at(buffer.tensor)
-            self._buffers.append(buffer)
+
+        def pinned(unit: Unit) -> Tensor:
+            self._buffers.append(PinnedBuffer(unit.nbytes, device))
+            return self._buffers[-1].tensor
+
+        # A module's own tensors are freed one by one, so that both copies of a model never lie in RAM together.
+        at_once = 1 if isinstance(store, ModuleStore) else READ_AT_ONCE
+        for unit, memory in in_order(store, units, pinned, at_once=at_once):
+            unit.point_at(memory)
         self.pinned_bytes = sum(buffer.nbytes for buffer in self._buffers if buffer.pinned)
 
     def ready(self) -> bool:

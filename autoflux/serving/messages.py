@@ -21,6 +21,14 @@ class Load(Message, frozen=True, kw_only=True):
     model: Model
     warm_up: bool = True
     """Draw one step of a picture before saying Ready, so that the first user does not wait for it."""
+    coming: tuple[str, ...] = ()
+    """Prompts that wait to be drawn first; `Coming` tells of those that come later."""
+
+
+class Coming(Message, frozen=True, kw_only=True):
+    """Service → worker, while it loads: these prompts wait to be drawn first. They come as jobs later."""
+
+    prompts: tuple[str, ...]
 
 
 class Run(Message, frozen=True, kw_only=True):
@@ -94,8 +102,12 @@ class Ended(Message, frozen=True, kw_only=True):
     attempt: int
     cancelled: bool = False
     error: ErrorReport | None = None
+    peak_vram_bytes: int = 0
+    """What torch has taken of the device since the process began, without the driver's context."""
+    peak_ram_bytes: int = 0
+    """Of the process since it began; 0 where the system does not tell."""
 
 
-ToWorker = Load | Run | Cancel | Stop
+ToWorker = Load | Coming | Run | Cancel | Stop
 FromWorker = Loading | Ready | Broken | Alive | Started | Stepped | Finished | Ended
 AboutJob = Started | Stepped | Finished | Ended

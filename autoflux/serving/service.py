@@ -18,6 +18,7 @@ from autoflux.serving.jobs import Job, JobState, JobStore, Status, WorkerState
 from autoflux.serving.messages import (
     Broken,
     Cancel,
+    Coming,
     Ended,
     Finished,
     FromWorker,
@@ -97,7 +98,10 @@ class Service(Desk, Listener):
         with self._lock:
             self._hardware, self._plan = prepared.hardware, prepared.plan
             if self._status.worker.accepting:
-                self._worker.start(Load(plan=prepared.plan, model=prepared.model, warm_up=self._warm_up), self)
+                load = Load(
+                    plan=prepared.plan, model=prepared.model, warm_up=self._warm_up, coming=self._first_prompts()
+                )
+                self._worker.start(load, self)
 
     def _show_stage(self, stage: str) -> None:
         with self._lock:
@@ -125,6 +129,7 @@ class Service(Desk, Listener):
             job = Job(id=secrets.token_hex(8), requests=requests, created_at=self._clock())
             self._store.put(job)
             self._queue.append(job.id)
+            self._announce()
             self._dispatch()
             return self.job(job.id)
 
@@ -178,7 +183,10 @@ class Service(Desk, Listener):
         with self._lock:
             match message:
                 case Loading():
+                    began = self._status.worker is not WorkerState.LOADING
                     self._set_status(worker=WorkerState.LOADING, stage=message.stage, progress=message.progress)
+                    if began:
+                        self._announce()
                 case Ready():
                     self._was_ready = True
                     self._set_status(
@@ -219,6 +227,16 @@ class Service(Desk, Listener):
             )
         if len(self._queue) >= self._max_queued:
             raise QueueFull(f"{len(self._queue):,} jobs are waiting already", hint="try again later")
+
+    def _announce(self) -> None:
+        """Tell a worker that loads what it will be given first, so that it loads that first."""
+        if self._queue and self._status.worker is WorkerState.LOADING:
+            self._worker.send(Coming(prompts=self._first_prompts()))
+
+    def _first_prompts(self) -> tuple[str, ...]:
+        """Those of the job that waits at the head of the queue."""
+        requests = self._stored(self._queue[0]).requests if self._queue else ()
+        return tuple(request.prompt for request in requests)
 
     def _dispatch(self) -> None:
         """Give the worker the next job if it has none."""

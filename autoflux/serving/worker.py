@@ -13,17 +13,18 @@ import queue
 import signal
 import sys
 import threading
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Protocol
 
-from autoflux.errors import AutofluxError, PluginFailure, describe
+from autoflux.errors import AutofluxError, DamagedPack, ErrorReport, PluginFailure, describe
 from autoflux.runtime import allocator
+from autoflux.runtime.memory import peak_ram_bytes, peak_vram_bytes
 from autoflux.serving.channel import Channel, worker_end
 from autoflux.serving.messages import (
     Alive,
     Broken,
     Cancel,
+    Coming,
     Ended,
     Finished,
     FromWorker,
@@ -36,6 +37,7 @@ from autoflux.serving.messages import (
     Stop,
     ToWorker,
 )
+from autoflux.serving.packer import Packer
 
 if TYPE_CHECKING:
     from autoflux.runtime.picture import Picture
@@ -61,6 +63,7 @@ class Inbox:
         self._channel = channel
         self._messages: queue.SimpleQueue[Load | Run] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
+        self._coming: tuple[str, ...] = ()
         threading.Thread(target=self._read, name="autoflux-inbox", daemon=True).start()
 
     def load(self) -> Load:
@@ -68,7 +71,13 @@ class Inbox:
         message = self._messages.get()
         if not isinstance(message, Load):
             raise PluginFailure(f"the first message must be Load, got {type(message).__name__}")
+        self._coming = self._coming or message.coming
         return message
+
+    @property
+    def coming(self) -> tuple[str, ...]:
+        """Prompts that wait to be drawn, as far as it is known yet."""
+        return self._coming
 
     def next_run(self, timeout: float) -> Run | None:
         """The next job, None when none came in `timeout` seconds."""
@@ -94,6 +103,8 @@ class Inbox:
                 os._exit(0)
             elif isinstance(message, Cancel):
                 self._cancelled.add(message.job_id)
+            elif isinstance(message, Coming):
+                self._coming = message.prompts
             elif message is not None:
                 self._messages.put(message)
 
@@ -108,18 +119,24 @@ def main(connection: Connection, log: str | None) -> None:
     channel = worker_end(connection)
     inbox = Inbox(channel)
     try:
-        session, device = _load(inbox.load(), channel)
+        load = inbox.load()
+        session = _load(load, channel, inbox)
     except Exception as error:
         channel.send(Broken(error=describe(error)))
         raise SystemExit(1) from error
-    channel.send(Ready(device=device))
+    channel.send(Ready(device=load.plan.device))
+    packer: Packer | None = None
     while True:
         run = inbox.next_run(ALIVE_SECONDS)
         if run is None:
+            _use_the_time(session, packer)
             channel.send(Alive())
-        else:
-            _run(session, run, channel, inbox)
-            inbox.forget(run.job_id)
+            continue
+        if packer:
+            packer.pause()
+        _run(session, run, channel, inbox)
+        inbox.forget(run.job_id)
+        packer = packer or Packer(load.plan, load.model)  # after the first picture, not before
 
 
 def _print_into(log: str) -> None:
@@ -130,29 +147,53 @@ def _print_into(log: str) -> None:
     os.close(descriptor)
 
 
-def _load(load: Load, outbox: Outbox) -> tuple[Session, str]:
+def _use_the_time(session: Session, packer: Packer | None) -> None:
+    """What is better done while nobody waits: read what the first jobs did without, then write packs."""
+    if session.deferred:
+        session.warm_up()
+    elif packer:
+        packer.resume()
+
+
+def _load(load: Load, outbox: Outbox, inbox: Inbox) -> Session:
+    """Text encoders first, unless the prompts that wait were encoded before. If any wait, the first is the warm-up."""
+
     def progress(stage: str, share: float) -> None:
         outbox.send(Loading(stage=stage, progress=share))
 
     progress("starting", 0.0)
     from autoflux.plugin_manager import load_plugins  # noqa: PLC0415 — may import torch, so only here
-    from autoflux.runtime.session import Session  # noqa: PLC0415
+    from autoflux.runtime.opening import open_with  # noqa: PLC0415
 
     backend = load_plugins().backends.get(load.plan.backend)
-    session = Session(backend.build(load.plan, load.model, progress), load.plan, load.model)
-    if load.warm_up:
+    session = open_with(backend, load.plan, load.model, progress, inbox.coming)
+    if load.warm_up and not inbox.coming:
         progress("drawing a first step", 1.0)
         session.warm_up()
-    return session, load.plan.device
+    return session
 
 
 def _run(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
     """Draw a job and say how it ended."""
-    ended = partial(Ended, job_id=run.job_id, attempt=run.attempt)
+
+    def ended(*, cancelled: bool = False, error: ErrorReport | None = None) -> Ended:
+        return Ended(
+            job_id=run.job_id,
+            attempt=run.attempt,
+            cancelled=cancelled,
+            error=error,
+            peak_vram_bytes=peak_vram_bytes(session.plan.device),
+            peak_ram_bytes=peak_ram_bytes(),
+        )
+
     try:
         _draw(session, run, outbox, inbox)
     except Cancelled:
         outbox.send(ended(cancelled=True))
+    except DamagedPack as error:
+        # It was dropped; a fresh process reads the model's own files.
+        outbox.send(ended(error=error.report()))
+        raise
     except AutofluxError as error:
         outbox.send(ended(error=error.report()))
     except Exception as error:

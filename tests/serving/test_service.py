@@ -11,7 +11,19 @@ import pytest
 from autoflux.errors import DoesNotFit, ErrorReport, InvalidRequest, NotKept, QueueFull, ServiceUnavailable
 from autoflux.models.request import Order
 from autoflux.serving.jobs import Job, JobState, WorkerState
-from autoflux.serving.messages import Broken, Cancel, Ended, Finished, Load, Loading, Ready, Run, Started, Stepped
+from autoflux.serving.messages import (
+    Broken,
+    Cancel,
+    Coming,
+    Ended,
+    Finished,
+    Load,
+    Loading,
+    Ready,
+    Run,
+    Started,
+    Stepped,
+)
 from autoflux.serving.service import MAX_ATTEMPTS, Service
 from autoflux.serving.store import MemoryStore
 from autoflux.testing import Behaviour, FakeDesk, draw, fake_model, fake_prepare
@@ -292,3 +304,36 @@ def test_fakes_draw_the_same_for_the_same_request_only():
         first, second = desk.submit(Order(prompt="a", seed=1, count=2)).requests
     assert draw(first).tobytes() == draw(first).tobytes()
     assert draw(first).tobytes() != draw(second).tobytes()
+
+
+def test_a_loading_worker_is_told_what_comes_first(service, puppet):
+    first = service.submit(Order(prompt="a", count=2))
+    assert puppet.sent == [], "nothing loads yet"
+    puppet.listener.received(Loading(stage="starting", progress=0.0))
+    assert puppet.sent == [Coming(prompts=("a", "a"))]
+    service.submit(Order(prompt="b"))
+    assert puppet.sent[1:] == [Coming(prompts=("a", "a"))], "still the first"
+    puppet.listener.received(Loading(stage="loading", progress=0.5))
+    assert len(puppet.sent) == 2
+    puppet.listener.received(Ready(device="cpu"))
+    assert [run.job_id for run in puppet.runs()] == [first.id]
+    service.submit(Order(prompt="c"))
+    assert not [message for message in puppet.sent[2:] if isinstance(message, Coming)]
+
+
+def test_a_worker_that_starts_again_is_told_what_it_lost(service, puppet):
+    puppet.listener.received(Ready(device="cpu"))
+    service.submit(Order(prompt="a"))
+    puppet.listener.lost(DIED, final=False)
+    puppet.listener.received(Loading(stage="starting", progress=0.0))
+    assert puppet.sent[-1] == Coming(prompts=("a",))
+
+
+def test_what_waits_before_the_worker_starts_is_told_with_the_plan(puppet):
+    service = Service(fake_model(), puppet)
+    service.submit(Order(prompt="a"))
+    service.submit(Order(prompt="b"))
+    service.start(fake_prepare)
+    eventually(lambda: puppet.listener)
+    assert puppet.load.coming == ("a",)
+    assert puppet.sent == []

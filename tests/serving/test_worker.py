@@ -8,17 +8,34 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import psutil
 import pytest
 from PIL import Image
 
-from autoflux.models.request import Order
+from autoflux.errors import AutofluxError, DamagedPack, OutOfMemory
+from autoflux.models.request import Order, make_requests
+from autoflux.runtime.session import Session
+from autoflux.serving import worker
 from autoflux.serving.jobs import Job, JobState, WorkerState
+from autoflux.serving.messages import Ended, FromWorker, Load, Loading, Run, Started
 from autoflux.serving.process import Deadlines
 from autoflux.serving.service import Service
 from autoflux.serving.supervisor import MAX_FAILURES, Supervisor
-from autoflux.testing import BEHAVIOUR_VARIABLE, BUG, CRASH, FAIL, HANG, Behaviour, draw, fake_model, fake_prepare
+from autoflux.testing import (
+    BEHAVIOUR_VARIABLE,
+    BUG,
+    CRASH,
+    FAIL,
+    HANG,
+    Behaviour,
+    FakePipeline,
+    draw,
+    fake_model,
+    fake_prepare,
+)
 from tests.serving.running import eventually
 
 SLOW = Behaviour(step_seconds=0.05)
@@ -212,3 +229,59 @@ def test_the_worker_ends_when_its_service_is_killed(when: str):
         pid = int(parent.stdout.readline())
         parent.kill()
     eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+@dataclass
+class Listening:
+    """What a worker has been told while it loads, and what it says."""
+
+    coming: tuple[str, ...] = ()
+    said: list[FromWorker] = field(default_factory=list)
+
+    def send(self, message: FromWorker) -> None:
+        self.said.append(message)
+
+    @property
+    def stages(self) -> list[str]:
+        return [message.stage for message in self.said if isinstance(message, Loading)]
+
+
+@pytest.mark.parametrize(
+    ("coming", "wished", "warms_up"), [((), True, True), ((), False, False), (("a cat",), True, False)]
+)
+def test_a_job_that_waits_is_the_warm_up(monkeypatch, coming, wished, warms_up):
+    monkeypatch.setenv("AUTOFLUX_PLUGINS", "autoflux.testing")
+    prepared = fake_prepare(lambda _stage: None)
+    listening = Listening(coming)
+    load = Load(plan=prepared.plan, model=prepared.model, warm_up=wished)
+    worker._load(load, listening, listening)
+    assert ("drawing a first step" in listening.stages) == warms_up
+    assert listening.stages[:2] == ["starting", "loading the fake"]
+
+
+class Spoilt(FakePipeline):
+    """Meets what is damaged when it encodes."""
+
+    def __init__(self, error: AutofluxError) -> None:
+        super().__init__()
+        self.error = error
+
+    def encode(self, prompts):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [(DamagedPack("a bit flipped"), False), (OutOfMemory("no room"), True)],
+    ids=["pack", "memory"],
+)
+def test_a_damaged_pack_fails_the_job_and_makes_a_fresh_worker(error, goes_on):
+    prepared, listening = fake_prepare(lambda _stage: None), Listening()
+    session = Session(Spoilt(error), prepared.plan, prepared.model)
+    run = Run(job_id="1", attempt=1, requests=make_requests(prepared.model, Order(prompt="a")))
+    with nullcontext() if goes_on else pytest.raises(DamagedPack):
+        worker._run(session, run, listening, listening)
+    started, ended = listening.said
+    assert isinstance(started, Started)
+    assert isinstance(ended, Ended)
+    assert ended.error == error.report()

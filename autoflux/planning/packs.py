@@ -1,0 +1,51 @@
+"""What is packed on the machine that a plan is for, as the planner is told it, and what that spares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoflux.models.values import Model, Precision
+from autoflux.planning.values import Arrangement, ComponentPlan, Placement
+from autoflux.values import Value
+
+
+class PackedPart(Value, frozen=True, kw_only=True):
+    """A component whose weights are packed: the matrices of its blocks in `storage`, all others in `arithmetic`."""
+
+    component: str
+    storage: Precision
+    arithmetic: Precision
+    nbytes: int
+
+
+class Packs(Value, frozen=True, kw_only=True):
+    """All packs of a model."""
+
+    parts: tuple[PackedPart, ...] = ()
+
+    def find(self, component: str, storage: Precision, arithmetic: Precision) -> PackedPart | None:
+        """The pack of a component in these formats."""
+        wanted = (component, storage, arithmetic)
+        return next((p for p in self.parts if (p.component, p.storage, p.arithmetic) == wanted), None)
+
+    def used_for(self, planned: ComponentPlan) -> PackedPart | None:
+        """The pack that loading takes a component from; None if it reads the model's own files."""
+        if planned.is_narrow and planned.placement == Placement.NATIVE:
+            return None
+        storage = planned.storage if planned.is_narrow else planned.arithmetic
+        return self.find(planned.name, storage, planned.arithmetic)
+
+
+NO_PACKS = Packs()
+
+
+def packed_parts(packs: Packs, components: Sequence[ComponentPlan]) -> tuple[PackedPart, ...]:
+    """The packs that these components are loaded from."""
+    found = (packs.used_for(planned) for planned in components)
+    return tuple(part for part in found if part)
+
+
+def read_bytes(model: Model, arrangement: Arrangement, packs: Packs) -> int:
+    """What is read from the disk until everything is loaded."""
+    packed = {part.component: part.nbytes for part in packed_parts(packs, arrangement.components)}
+    return sum(packed.get(component.name, component.disk_bytes) for component in model.components)

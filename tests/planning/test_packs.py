@@ -1,0 +1,100 @@
+"""What packs allow and spare, as the planner sees them."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoflux.hardware.known import known_machine
+from autoflux.hardware.values import Hardware
+from autoflux.models.values import Precision
+from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
+from autoflux.planning.planner import make_plan
+from autoflux.planning.values import Placement, Plan, Quality, Waiting, Wishes
+from tests.conftest import GB, figure, size
+from tests.planning.test_planner import PROFILES
+from tests.planning.test_ways import SMALL
+
+NARROW = {"storage": Precision.INT8, "arithmetic": Precision.BFLOAT16}
+
+
+def packs(**nbytes: int) -> Packs:
+    """The transformer in int8, the others in bfloat16."""
+    return Packs(
+        parts=tuple(
+            PackedPart(
+                component=name,
+                storage=Precision.INT8 if name == "transformer" else Precision.BFLOAT16,
+                arithmetic=Precision.BFLOAT16,
+                nbytes=count,
+            )
+            for name, count in nbytes.items()
+        )
+    )
+
+
+def poor(ram_gb: float) -> Hardware:
+    """An 8 GB card beside little RAM."""
+    machine = known_machine("rtx-4060-8gb")
+    return machine.replace(host=machine.host.replace(available_bytes=size(int(ram_gb * GB))))
+
+
+def plan(hardware: Hardware, held: Packs = NO_PACKS, **wishes) -> Plan:
+    return make_plan(
+        hardware, SMALL, PROFILES, Wishes(**{"device": "cuda", "vram_bytes": 3 * GB, **wishes}), ("d",), packs=held
+    )
+
+
+def topic(made: Plan, name: str) -> str | None:
+    return next((f"{c.value}: {c.reason}" for c in made.choices if c.topic == name), None)
+
+
+RAM_GB = 6
+"""Too little for the small model's weights in 8 bits beside the process."""
+
+
+def test_eight_bits_wait_on_the_disk_only_where_they_are_packed():
+    wide = plan(poor(RAM_GB))
+    assert (wide.waiting, wide.component("transformer").storage) == (Waiting.DISK, Precision.BFLOAT16)
+    narrow = plan(poor(RAM_GB), packs(transformer=2 * GB))
+    assert (narrow.waiting, narrow.component("transformer").storage) == (Waiting.DISK, Precision.INT8)
+    assert narrow.component("transformer").placement == Placement.STREAMED
+    assert narrow.predicted.seconds_per_step < 0.7 * wide.predicted.seconds_per_step
+    assert narrow.predicted.peak_ram_bytes <= narrow.ram_limit_bytes
+
+
+def test_where_packing_would_help_the_plan_says_so():
+    (warning,) = [w for w in plan(poor(RAM_GB)).warnings if "models pack" in w]
+    assert "--precision int8" in warning
+    told = [
+        plan(poor(RAM_GB), packs(transformer=2 * GB)),
+        plan(poor(RAM_GB), quality=Quality.EXACT),
+        plan(poor(64)),
+    ]
+    assert not [warning for made in told for warning in made.warnings if "models pack" in warning]
+
+
+def test_the_start_is_predicted_by_what_is_read():
+    hardware = poor(64)
+    hardware = hardware.replace(disk=hardware.disk.replace(read_gb_per_s=figure(2.0)))
+    unpacked = plan(hardware, quant=Precision.INT8)
+    disk = SMALL.component("transformer").disk_bytes
+    packed = plan(hardware, packs(transformer=disk // 2), quant=Precision.INT8)
+    spared = unpacked.predicted.seconds_to_start - packed.predicted.seconds_to_start
+    assert spared == pytest.approx((disk - disk // 2) / (2 * GB), rel=0.01)
+    assert "transformer" in (topic(packed, "packs") or "")
+    assert topic(unpacked, "packs") is None
+
+
+def test_packs_in_other_formats_are_not_reckoned_with():
+    hardware = known_machine("rtx-4060-8gb")
+    held = packs(transformer=GB)
+    wide = {"quant": Precision.BFLOAT16}
+    assert plan(hardware, held, **wide).predicted == plan(hardware, **wide).predicted
+
+
+def test_a_pack_is_found_by_component_and_both_formats():
+    held = packs(transformer=5, vae=3)
+    assert held.find("transformer", **NARROW) == held.parts[0]
+    assert held.find("transformer", Precision.FLOAT8, Precision.BFLOAT16) is None
+    assert held.find("transformer", Precision.INT8, Precision.FLOAT16) is None
+    assert held.find("vae", **NARROW) is None

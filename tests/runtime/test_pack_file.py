@@ -1,0 +1,107 @@
+"""Reading a file past the page cache or through it: the same bytes, however they are asked for."""
+
+from __future__ import annotations
+
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoflux.runtime.pack_file import PAGE, READS_PAST_CACHE, PackFile, fill_page_cache, is_cached
+
+NBYTES = 40 * PAGE + 1234
+DATA = random.Random(7).randbytes(NBYTES)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("files") / "weights"
+    file.write_bytes(DATA)
+    return file
+
+
+def forget(path: Path) -> None:
+    """Out of the page cache with it."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+@settings(max_examples=60, deadline=None)
+@given(ends=st.tuples(st.integers(0, NBYTES - 1), st.integers(1, NBYTES)))
+def test_any_range_has_the_bytes_of_the_file(path, once, cached, ends):
+    first, end = min(ends), max(ends)
+    if first == end:
+        end += 1
+    if cached:
+        path.read_bytes()
+    else:
+        forget(path)
+    file = PackFile(path, once=once)
+    try:
+        assert bytes(file.read(first, end)) == DATA[first:end]
+    finally:
+        file.close()
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_threads_do_not_read_over_each_other(path, once):
+    forget(path)
+    file = PackFile(path, once=once)
+
+    def matches(number: int) -> bool:
+        first = number * 997 % (NBYTES - 5000)
+        return bytes(file.read(first, first + 5000)) == DATA[first : first + 5000]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(matches, range(200)))
+    file.close()
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_a_file_that_ends_early_is_told(path, once):
+    file = PackFile(path, once=once)
+    with pytest.raises(EOFError):
+        file.read(NBYTES - 10, NBYTES + 10 * PAGE)
+    file.close()
+
+
+def test_a_file_system_that_cannot_read_past_the_cache_is_read_through_it():
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or not os.access(shared, os.W_OK):
+        pytest.skip("needs a file system in memory")
+    file = shared / f"autoflux-test-{os.getpid()}"
+    try:
+        file.write_bytes(DATA)
+        opened = PackFile(file, once=True)
+        assert bytes(opened.read(5, 9000)) == DATA[5:9000]
+        opened.close()
+    finally:
+        file.unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(not READS_PAST_CACHE, reason="needs Linux")
+def test_the_cache_is_filled_afterwards(path):
+    forget(path)
+    file = PackFile(path, once=True)
+    file.read(0, NBYTES)
+    file.close()
+    filling = fill_page_cache([path, path.with_name("gone")])
+    assert filling is not None
+    filling.join()
+    with path.open("rb") as opened:
+        if not os.preadv(opened.fileno(), [bytearray(1)], 0):
+            pytest.skip("this file system has no page cache")
+        assert is_cached(opened.fileno(), 0, NBYTES)
+
+
+def test_nothing_is_filled_for_no_files(tmp_path):
+    assert fill_page_cache([]) is None
+    assert fill_page_cache([tmp_path / "gone"]) is None
