@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.arranging import Held, arrange, rates_for
+from autoflux.planning.calibration import Calibration, Setting
 from autoflux.planning.footprint import Footprint
 from autoflux.planning.sites import Site, sites
 from autoflux.planning.speed import Rates, Way, block_seconds
@@ -64,6 +65,17 @@ class Candidate:
         order = self.profile.precision
         return order.index(self.way.arithmetic) if self.way.arithmetic in order else 0
 
+    def setting(self, backend: str) -> Setting:
+        """What tells it from others, when that backend builds it."""
+        return Setting(
+            device=self.device,
+            backend=backend,
+            offload=self.offload,
+            way=self.way,
+            attention=self.rates.attention,
+            unit=self.arrangement.unit,
+        )
+
     @property
     def seconds_per_image(self) -> float:
         return self.timeline.image(self.picture)
@@ -107,9 +119,19 @@ class Candidate:
 
 
 def candidates(
-    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, picture: Picture
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    picture: Picture,
+    calibration: Calibration | None = None,
+    *,
+    every: bool = False,
 ) -> list[Candidate]:
     """All ways that the wishes leave open, fitting or not. Never empty.
+
+    `calibration` is that of one backend. With `every`, also those that differ from a faster one only in how blocks
+    compute.
 
     Raises:
         DeviceUnavailable: the wished device is not there.
@@ -118,15 +140,22 @@ def candidates(
     """
     return [
         _candidate(hardware, model, site, option, picture, wishes)
-        for site in sites(hardware, profiles, wishes)
-        for option in _fastest_of_a_size(hardware, model, site, picture, wishes)
+        for site in sites(hardware, profiles, wishes, calibration)
+        for option in (
+            options(hardware, site, wishes, model)
+            if every
+            else _fastest_of_a_size(hardware, model, site, picture, wishes)
+        )
     ]
 
 
 def _fastest_of_a_size(
     hardware: Hardware, model: Model, site: Site, picture: Picture, wishes: Wishes
 ) -> Iterator[Option]:
-    """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first."""
+    """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first.
+
+    And those that have proved themselves in runs, however they are predicted.
+    """
 
     def seconds(option: Option) -> float:
         rates = rates_for(hardware, site, option, wishes)
@@ -138,7 +167,15 @@ def _fastest_of_a_size(
 
     every = options(hardware, site, wishes, model)
     for kind in dict.fromkeys(map(size, every)):
-        yield min((option for option in every if size(option) == kind), key=seconds)
+        alike = [option for option in every if size(option) == kind]
+        fastest = min(alike, key=seconds)
+        yield fastest
+        yield from (option for option in alike if option != fastest and _is_proven(site, option))
+
+
+def _is_proven(site: Site, option: Option) -> bool:
+    proven = site.calibration.proven if site.calibration else ()
+    return (site.device, *option) in {(setting.device, setting.offload, setting.way) for setting in proven}
 
 
 def _candidate(

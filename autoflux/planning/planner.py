@@ -8,22 +8,34 @@ from autoflux.errors import DoesNotFit, UnknownName
 from autoflux.hardware.values import DeviceKind, Figure, Hardware
 from autoflux.models.request import Request, check
 from autoflux.models.values import Model
+from autoflux.planning.calibration import NEARLY, Calibration, Setting
 from autoflux.planning.candidates import Candidate, candidates
 from autoflux.planning.reasons import choices, rejection
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.streaming import hoists, streamed_bytes
 from autoflux.planning.timeline import copy_gb_per_s
-from autoflux.planning.values import Picture, Plan, Predicted, Profile, Quality, Wishes
+from autoflux.planning.values import Calibrated, Correction, Picture, Plan, Predicted, Profile, Quality, Wishes
 from autoflux.planning.weights import component_bytes
 from autoflux.units import format_bytes
 
+WORTH_TRYING = 2.0
+"""How much longer than the best a picture may be predicted to take for a plan to be run at all: predictions that never
+met a run have been up to that wrong."""
+
 
 def make_plan(
-    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, backends: Sequence[str]
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    backends: Sequence[str],
+    calibration: Calibration | None = None,
 ) -> Plan:
     """The fastest way to run `model` on `hardware` that keeps to the `wishes`; of equals, the smaller.
 
-    `backends` are the names that work here, the preferred one first.
+    `backends` are the names that work here, the preferred one first. `calibration` is what the model took here in
+    earlier runs: predictions are corrected by it, and the setting that `tune` chose is followed where it is nearly the
+    fastest.
 
     Raises:
         DoesNotFit: no way fits; the message gives need against have.
@@ -33,13 +45,58 @@ def make_plan(
         InvalidRequest: the wished size or steps are out of the model's limits.
     """
     picture = _picture(model, wishes)
-    backend = _backend(wishes, backends)
-    tried = candidates(hardware, model, profiles, wishes, picture)
+    backend = _backend(wishes, backends, calibration)
+    known = calibration.of_backend(backend) if calibration else None
+    tried = candidates(hardware, model, profiles, wishes, picture, known)
     fitting = _preferred([c for c in tried if c.fits])
     if not fitting:
         raise _refusal(model, tried, wishes)
-    best = min(fitting, key=lambda c: c.cost)
+    best = _best(fitting, backend, known)
     return _plan(hardware, model, wishes, backend, best, [c for c in tried if c is not best])
+
+
+def make_plans(  # noqa: PLR0913 — those of `make_plan`, and how many
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    backends: Sequence[str],
+    calibration: Calibration | None = None,
+    *,
+    count: int,
+) -> list[Plan]:
+    """The plans that are worth running to find out which is the fastest, at most `count`, by predicted time.
+
+    Each has another setting. The first backend gets the best of all, further ones the best of theirs only: most of
+    what tells two backends apart is the same for all their plans.
+
+    Raises:
+        As `make_plan`.
+    """
+    first = make_plan(hardware, model, profiles, wishes, backends, calibration)
+    made = {Setting.of(first): first}
+    order = [first.backend, *(name for name in backends if name != first.backend and wishes.backend is None)]
+    for backend in order:
+        known = calibration.of_backend(backend) if calibration else None
+        tried = candidates(hardware, model, profiles, wishes, first.predicted.picture, known, every=True)
+        fitting = sorted(_preferred([c for c in tried if c.fits]), key=lambda c: c.cost)
+        for candidate in fitting if backend == first.backend else fitting[:1]:
+            others = [c for c in tried if c is not candidate]
+            plan = _plan(hardware, model, wishes, backend, candidate, others)
+            made.setdefault(Setting.of(plan), plan)
+    ranked = sorted(made.values(), key=lambda plan: (plan is not first, plan.predicted.seconds_per_image))
+    least = min(plan.predicted.seconds_per_image for plan in ranked)
+    return [plan for plan in ranked if plan.predicted.seconds_per_image <= WORTH_TRYING * least][:count]
+
+
+def _best(fitting: Sequence[Candidate], backend: str, calibration: Calibration | None) -> Candidate:
+    """The fastest; but the tuned one if it is nearly as fast, and none that turned out slower than one that fits."""
+    settings = {candidate.setting(backend): candidate for candidate in fitting}
+    slower = {s.setting for s in calibration.slower if s.than != s.setting and s.than in settings} if calibration else ()
+    left = {setting: c for setting, c in settings.items() if setting not in slower} or settings
+    best = min(left.values(), key=lambda c: c.cost)
+    tuned = left.get(calibration.tuned.setting) if calibration and calibration.tuned else None
+    return tuned if tuned and tuned.cost[0] <= NEARLY * best.cost[0] else best
 
 
 def _preferred(fitting: Sequence[Candidate]) -> list[Candidate]:
@@ -64,11 +121,12 @@ def _picture(model: Model, wishes: Wishes) -> Picture:
     return picture
 
 
-def _backend(wishes: Wishes, backends: Sequence[str]) -> str:
+def _backend(wishes: Wishes, backends: Sequence[str], calibration: Calibration | None) -> str:
     if wishes.backend is None:
         if not backends:
             raise UnknownName("backend", "any", (), hint="pip install diffusers")
-        return backends[0]
+        tuned = calibration.tuned.setting.backend if calibration and calibration.tuned else None
+        return tuned if tuned is not None and tuned in backends else backends[0]
     if wishes.backend not in backends:
         raise UnknownName("backend", wishes.backend, backends)
     return wishes.backend
@@ -116,10 +174,18 @@ def _plan(
         vram_limit_bytes=best.site.vram_limit_bytes,
         ram_limit_bytes=best.site.ram_limit_bytes,
         predicted=predicted,
+        calibrated=_calibrated(best),
         choices=choices(model, wishes, backend, best, others),
-        rejected=tuple(rejection(c, best) for c in others),
+        rejected=tuple(rejection(c, best, backend) for c in others),
         warnings=_warnings(best, wishes),
     )
+
+
+def _calibrated(best: Candidate) -> Calibrated | None:
+    known = best.site.calibration
+    if known is None or best.rates.correction == Correction():
+        return None
+    return Calibrated(made_at=known.made_at, steps=known.steps, correction=best.rates.correction)
 
 
 def _warnings(best: Candidate, wishes: Wishes) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from autoflux.planning.arranging import all_stay
 from autoflux.planning.candidates import Candidate
 from autoflux.planning.values import (
     Choice,
+    Correction,
     Offload,
     Origin,
     Placement,
@@ -45,6 +46,7 @@ def _choices(
         yield _choice("weights", _weights(best), wishes.quant, _weights_reason(best, others, wishes))
     yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best))
     yield _choice("backend", backend, wishes.backend, "the first that is installed")
+    yield from _from_runs(best, backend)
     yield _choice("batch", f"up to {best.max_batch}", wishes.batch, "the most pictures of this size that fit at once")
     if streams:
         yield _choice("compiling", _yes(best.way.compiled), wishes.compiled, _compiling_reason(best, others, wishes))
@@ -60,7 +62,25 @@ def _choice(topic: str, value: str, wish: object, reason: str, origin: Origin = 
 
 
 def _origin(best: Candidate) -> Origin:
+    known = best.site.calibration
+    if known and known.is_measured(best.device, best.way, best.rates.attention):
+        return Origin.CALIBRATED
     return Origin.MEASURED if best.rates.matmul_tflops.source == Source.MEASURED else Origin.PROFILE
+
+
+def _from_runs(best: Candidate, backend: str) -> Iterator[Choice]:
+    """What runs of this model on this machine had to say."""
+    known = best.site.calibration
+    if known is None:
+        return
+    if known.tuned and known.tuned.setting == best.setting(backend):
+        yield _choice("setting", "tuned", None, known.tuned_words(), Origin.CALIBRATED)
+    ran, here = best.rates.correction, known.is_measured(best.device, best.way, best.rates.attention)
+    if ran != Correction():
+        what = f"blocks take {ran.blocks:.3g} times as long as measured rates alone say"
+        guessed = "" if here else "; this way itself has not run, others have"
+        reason = f"calibrated on {known.made_at[:10]} from {known.steps} steps: {what}{guessed}"
+        yield _choice("prediction", "calibrated", None, reason, Origin.CALIBRATED)
 
 
 def _yes(condition: bool) -> str:  # noqa: FBT001 — a word for a truth value
@@ -180,10 +200,13 @@ def _staying(best: Candidate, wishes: Wishes) -> Iterator[Choice]:
             yield _choice(component.name, value, wish, reason)
 
 
-def rejection(candidate: Candidate, best: Candidate) -> Rejected:
+def rejection(candidate: Candidate, best: Candidate, backend: str) -> Rejected:
     """Why another way was not taken."""
     slower = candidate.cost[0] / best.cost[0]
     reason = f"{slower:.3g} times as long a picture" if slower > 1.005 else "as fast, but takes more memory"
+    known = candidate.site.calibration
+    if known and known.was_slower(candidate.setting(backend)):
+        reason = "it was slower when it ran here"
     if candidate.device == best.device and candidate.preference > best.preference:
         reason = f"less exact than {best.way.arithmetic.value}, which fits"
     return Rejected(

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
 from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
 from autoflux.models.values import Model
+from autoflux.planning.calibration import Calibration
 from autoflux.planning.footprint import Footprint, footprint
 from autoflux.planning.profiles import select_profile
 from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Wishes
 
 
-def sites(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes) -> list[Site]:
-    """The devices to choose from. Never empty.
+def sites(
+    hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, calibration: Calibration | None = None
+) -> list[Site]:
+    """The devices to choose from. Never empty. `calibration` is that of one backend.
 
     Raises:
         DeviceUnavailable: the wished device is not there.
@@ -22,7 +25,7 @@ def sites(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes) -> li
         UnknownName: no profile of the wished name, or no such kind of device.
     """
     devices = _of_the_profile(_devices(hardware, wishes), profiles, wishes)
-    found = [site_of(hardware, profiles, wishes, accelerator) for accelerator in devices]
+    found = [site_of(hardware, profiles, wishes, accelerator, calibration) for accelerator in devices]
     if wishes.offload in (None, Offload.NONE):
         return found
     fitting = [site for site in found if not site.one_memory]
@@ -43,6 +46,8 @@ class Site:
     profile: Profile
     vram_limit_bytes: int | None
     ram_limit_bytes: int
+    calibration: Calibration | None = None
+    """What the model took here; the profile's priors have been replaced by what it measured of them."""
 
     @property
     def kind(self) -> DeviceKind:
@@ -83,14 +88,23 @@ def _devices(hardware: Hardware, wishes: Wishes) -> list[Accelerator | None]:
     return [accelerator]
 
 
-def site_of(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, accelerator: Accelerator | None) -> Site:
+def site_of(
+    hardware: Hardware,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    accelerator: Accelerator | None,
+    calibration: Calibration | None = None,
+) -> Site:
     profile = _profile(profiles, wishes, accelerator)
+    if calibration:
+        device = accelerator.device if accelerator else DeviceKind.CPU.value
+        profile = profile.replace(priors=calibration.priors(profile.priors, device))
     vram_limit = None
     if accelerator:
         usable = accelerator.usable_bytes.value - profile.priors.reserve_bytes
         vram_limit = max(0, min(usable, wishes.vram_bytes or usable))
     available = max(0, hardware.host.available_bytes.value - profile.priors.ram_reserve_bytes)
-    return Site(accelerator, profile, vram_limit, min(available, wishes.ram_bytes or available))
+    return Site(accelerator, profile, vram_limit, min(available, wishes.ram_bytes or available), calibration)
 
 
 def _of_the_profile(
