@@ -17,12 +17,14 @@ from autoflux.hardware.values import Hardware
 from autoflux.models.finding import find, require_weights
 from autoflux.models.values import Model
 from autoflux.paths import config_dir
-from autoflux.planning.planner import make_plan
+from autoflux.planning.calibration import Calibration
+from autoflux.planning.planner import make_plan, make_plans
 from autoflux.planning.profile_files import AnyProfile, parse_profile, parse_profiles
 from autoflux.planning.profiles import for_host
 from autoflux.planning.saved import check_plan, read_plan
 from autoflux.planning.values import HostProfile, Plan, Profile, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
+from autoflux.runtime.calibration_store import CalibrationStore
 
 if TYPE_CHECKING:
     from autoflux.runtime.pipeline import Backend, LoadProgress
@@ -36,6 +38,7 @@ __all__ = [
     "make_plan",
     "other_machine",
     "plan_for",
+    "plans_for",
     "prepare",
     "probe",
     "saved_plan",
@@ -103,7 +106,7 @@ def load(
     plugins = load_plugins()
     found = find_model(model, plugins, base)
     if plan is None:
-        plan = plan_for(found, wishes or Wishes(), plugins, probe())
+        plan = _plan_here(found, wishes or Wishes(), plugins, probe())
     else:
         check_plan(plan, probe(), found)
     return open_session(plan, found, plugins, progress)
@@ -154,6 +157,8 @@ def prepare(
 
 
 def _plan_if(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, what_if: WhatIf) -> Plan:
+    if what_if == WhatIf():
+        return _plan_here(model, wishes, plugins, hardware)
     try:
         plan = plan_for(model, wishes, plugins, hardware)
     except DoesNotFit as error:
@@ -161,6 +166,13 @@ def _plan_if(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware,
             raise
         raise DoesNotFit(f"on {what_if.machine}: {error.message}", hint=error.hint) from error
     return plan.replace(machine=what_if.machine, warnings=(*what_if.assumptions, *plan.warnings))
+
+
+def _plan_here(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -> Plan:
+    """With what earlier runs of the model on this machine have measured."""
+    calibration, warning = CalibrationStore().load(hardware.fingerprint, model)
+    plan = plan_for(model, wishes, plugins, hardware, calibration)
+    return plan.replace(warnings=(*plan.warnings, warning)) if warning else plan
 
 
 def other_machine(on: str) -> Hardware:
@@ -201,13 +213,28 @@ def find_model(model: str, plugins: Plugins, base: str | None = None, *, absent:
     return found
 
 
-def plan_for(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -> Plan:
+def plan_for(
+    model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, calibration: Calibration | None = None
+) -> Plan:
     """Plan with the profiles and backends of the plugins and the user's own profiles."""
+    profiles, wishes, backends = _given(wishes, plugins, hardware)
+    return make_plan(hardware, model, profiles, wishes, backends, calibration)
+
+
+def plans_for(
+    model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, calibration: Calibration | None, *, count: int
+) -> list[Plan]:
+    """The plans worth running, at most `count`, the one that `plan_for` makes first."""
+    profiles, wishes, backends = _given(wishes, plugins, hardware)
+    return make_plans(hardware, model, profiles, wishes, backends, calibration, count=count)
+
+
+def _given(wishes: Wishes, plugins: Plugins, hardware: Hardware) -> tuple[list[Profile], Wishes, list[str]]:
+    """The profiles that hold here, the wishes as they refer to these, and the backends that work."""
     if wishes.backend is not None:
         _require(plugins.backends.get(wishes.backend))
     backends = [backend.name for backend in plugins.backends if backend.missing() is None]
-    profiles, wishes = _profiles(wishes, plugins, hardware)
-    return make_plan(hardware, model, profiles, wishes, backends)
+    return *_profiles(wishes, plugins, hardware), backends
 
 
 def _profiles(wishes: Wishes, plugins: Plugins, hardware: Hardware) -> tuple[list[Profile], Wishes]:

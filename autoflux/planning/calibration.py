@@ -97,7 +97,6 @@ class Working(Value, frozen=True, kw_only=True):
     backend: str
     denoise_activations: Positive | None = None
     decode_activations: Positive | None = None
-    host_bytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class Tuned(Value, frozen=True, kw_only=True):
@@ -178,7 +177,7 @@ class Calibration(Value, frozen=True, kw_only=True):
     def priors(self, priors: Priors, device: str) -> Priors:
         """The profile's, with what was measured in the place of what is assumed."""
         found = next((w for w in self.working if w.device == device), None)
-        names = ("denoise_activations", "decode_activations", "host_bytes")
+        names = ("denoise_activations", "decode_activations")
         measured = {name: getattr(found, name) for name in names if found and getattr(found, name) is not None}
         return priors.replace(**measured)
 

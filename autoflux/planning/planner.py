@@ -55,7 +55,7 @@ def make_plan(
     return _plan(hardware, model, wishes, backend, best, [c for c in tried if c is not best])
 
 
-def make_plans(  # noqa: PLR0913 — those of `make_plan`, and how many
+def make_plans(
     hardware: Hardware,
     model: Model,
     profiles: Sequence[Profile],
@@ -91,11 +91,13 @@ def make_plans(  # noqa: PLR0913 — those of `make_plan`, and how many
 
 def _best(fitting: Sequence[Candidate], backend: str, calibration: Calibration | None) -> Candidate:
     """The fastest; but the tuned one if it is nearly as fast, and none that turned out slower than one that fits."""
+    if calibration is None:
+        return min(fitting, key=lambda c: c.cost)
     settings = {candidate.setting(backend): candidate for candidate in fitting}
-    slower = {s.setting for s in calibration.slower if s.than != s.setting and s.than in settings} if calibration else ()
+    slower = {s.setting for s in calibration.slower if s.than != s.setting and s.than in settings}
     left = {setting: c for setting, c in settings.items() if setting not in slower} or settings
     best = min(left.values(), key=lambda c: c.cost)
-    tuned = left.get(calibration.tuned.setting) if calibration and calibration.tuned else None
+    tuned = left.get(calibration.tuned.setting) if calibration.tuned else None
     return tuned if tuned and tuned.cost[0] <= NEARLY * best.cost[0] else best
 
 

@@ -68,7 +68,7 @@ def stream_layout(
     loads = [
         Unit(unit_bytes(block, planned), seconds[kind]) for block, kind in zip(transformer.blocks, kinds, strict=True)
     ]
-    units = _joined(loads, arrangement.block_bytes)
+    units = joined(loads, arrangement.block_bytes)
     least = max(
         *(unit.nbytes for unit in units), _largest_of_others(model, arrangement), _largest_modulation(model, planned)
     )
@@ -98,7 +98,7 @@ def _by_layers(
     return StreamLayout((), int(1.01 * largest), copies + sum(seconds[kind] for kind in kinds) / 2)
 
 
-def _joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
+def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
     """Blocks joined to units that stay within so many bytes, as the engine joins them."""
     units: list[Unit] = []
     for load in loads:
