@@ -23,6 +23,13 @@ NEARLY = 1.15
 """How much longer a picture may be predicted to take with the tuned setting than with the best: predictions are that
 exact, and the tuned one was the fastest when it ran."""
 
+_HELD = {
+    Offload.NONE: "all weights there",
+    Offload.COMPONENT: "one component there at a time",
+    Offload.STREAM: "streamed",
+    Offload.NATIVE: "brought by the backend",
+}
+
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -56,7 +63,7 @@ class Setting(Value, frozen=True, kw_only=True):
             held += ", multiplied so" if self.way.native else f", widened to {self.way.arithmetic.value}"
         attention = "" if self.attention == DEFAULT_ATTENTION else f", {self.attention} attention"
         compiled = ", compiled" if self.way.compiled else ""
-        return f"{self.backend} on {self.device}, offload {self.offload.value}, {held}{compiled}{attention}"
+        return f"{self.backend} on {self.device}, {_HELD[self.offload]}, {held}{compiled}{attention}"
 
 
 class BlockTimes(Value, frozen=True, kw_only=True):
