@@ -175,6 +175,28 @@ def _plan_here(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardwar
     return plan.replace(warnings=(*plan.warnings, warning)) if warning else plan
 
 
+@dataclass(frozen=True)
+class Replanner:
+    """Plans a model again on this machine when runs of it have taught something, and keeps that."""
+
+    model: Model
+    wishes: Wishes
+    plugins: Plugins
+    store: CalibrationStore = field(default_factory=CalibrationStore)
+
+    def known(self, hardware: Hardware) -> Calibration | None:
+        """What earlier runs have measured; what cannot be used counts as nothing."""
+        return self.store.load(hardware.fingerprint, self.model)[0]
+
+    def plan(self, hardware: Hardware, calibration: Calibration) -> Plan:
+        """The best plan with that."""
+        return plan_for(self.model, self.wishes, self.plugins, hardware, calibration)
+
+    def keep(self, calibration: Calibration) -> None:
+        """Remember it; where nothing can be written, it holds for this run only."""
+        self.store.save(calibration, self.model)
+
+
 def other_machine(on: str) -> Hardware:
     """The known machine of that name, or the one whose `probe --json` a file is.
 

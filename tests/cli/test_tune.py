@@ -18,13 +18,14 @@ from autoflux.cli.tune import Tuning
 from autoflux.models.request import Order, make_requests
 from autoflux.paths import cache_dir
 from autoflux.planning.fitting import LIMIT
-from autoflux.runtime.calibration_store import FOLDER, CalibrationStore
+from autoflux.runtime.calibration_store import FOLDER, VARIABLE, CalibrationStore
 from autoflux.testing import BEHAVIOUR_VARIABLE, Behaviour, fake_model, fake_plan
 
 
 @pytest.fixture(autouse=True)
-def _nothing_known() -> Iterator[None]:
-    """Other tests are to plan as if nothing had run."""
+def _calibrating(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What runs here is kept, and forgotten after each test."""
+    monkeypatch.delenv(VARIABLE)
     yield
     shutil.rmtree(cache_dir() / FOLDER, ignore_errors=True)
 
@@ -109,7 +110,7 @@ def test_when_none_can_be_run_the_reason_is_the_error(tiny_model: Path, capsys, 
 
 
 def test_nothing_is_kept_where_nothing_is_to_be_known(tiny_model: Path, capsys, fakes, monkeypatch):
-    monkeypatch.setenv("AUTOFLUX_CALIBRATION", "off")
+    monkeypatch.setenv(VARIABLE, "off")
     command = ["tune", "--model", str(tiny_model), "--device", "cpu", "--backend", "fake", "--steps", "1", "--json"]
     assert run(command) == 0
     captured = capsys.readouterr()

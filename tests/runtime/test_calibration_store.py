@@ -23,6 +23,11 @@ def known(**changes: object) -> Calibration:
     ).replace(**changes)
 
 
+@pytest.fixture(autouse=True)
+def _calibrating(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> CalibrationStore:
     return CalibrationStore(tmp_path / "not there yet")
