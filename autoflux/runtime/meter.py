@@ -94,6 +94,8 @@ class _Gauge:
         self._most = 0
         # Looked up, not imported: a pipeline without torch uses no device of torch's.
         self._torch: Any = None if plan.device == "cpu" else sys.modules.get("torch")
+        if self._counts:
+            self._torch.accelerator.empty_cache()  # what loading left over is no part of drawing
 
     @property
     def _counts(self) -> bool:

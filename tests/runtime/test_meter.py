@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from autoflux.models.request import Order, make_requests
+from autoflux.planning.values import PhaseBytes
 from autoflux.runtime.meter import Meter, peak_ram_bytes
 from autoflux.runtime.session import Drawing, Session
 from autoflux.testing import FakePipeline, fake_model, fake_plan
@@ -37,6 +39,49 @@ def test_every_part_is_timed(session: Session):
     assert all(seconds > 0 for seconds in parts)
     assert measured.peak_vram_bytes is None
     assert measured.peak_ram_bytes > 10**7
+
+
+class CountingTorch:
+    """What the meter asks of torch: each part has its own peak, and once torch has held memory it keeps it."""
+
+    def __init__(self, peaks: list[int], reserved: int) -> None:
+        self.accelerator = self
+        self.peaks, self.reserved, self.waited = iter(peaks), reserved, 0
+
+    def empty_cache(self) -> None:
+        self.emptied = True
+
+    def synchronize(self, device: str) -> None:
+        assert device == "cuda:0"
+        self.waited += 1
+
+    def reset_peak_memory_stats(self, device: str) -> None:
+        self.peak = next(self.peaks)
+
+    def max_memory_allocated(self, device: str) -> int:
+        return self.peak
+
+    def max_memory_reserved(self, device: str) -> int:
+        return self.reserved
+
+
+def test_peaks_are_tensors_what_is_held_beyond_them_and_the_context(monkeypatch: pytest.MonkeyPatch):
+    torch = CountingTorch([300, 500, 900, 500, 500, 400], reserved=1000)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    plan = fake_plan()
+    session = Session(FakePipeline(), plan, fake_model())
+    meter = Meter(plan.replace(device="cuda:0", priors=plan.priors.replace(context_bytes=7)), on=True)
+    peaks = meter.measured(drawn(session, meter), encoded=True).peak_vram_bytes
+    assert peaks == PhaseBytes(encode=1007, denoise=1007, decode=507)
+    assert torch.waited == 12
+    assert torch.emptied
+
+
+def test_a_unified_chip_is_waited_for_and_not_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    meter = Meter(fake_plan().replace(device="mps"), on=True)
+    session = Session(FakePipeline(), fake_plan(), fake_model())
+    assert meter.measured(drawn(session, meter), encoded=True).peak_vram_bytes is None
 
 
 def test_switched_off_it_has_measured_nothing(session: Session):
