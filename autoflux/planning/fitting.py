@@ -167,20 +167,29 @@ class _Fit(NamedTuple):
 def _fitted(model: Model, runs: Sequence[Run]) -> dict[_Key, _Fit]:
     """The factors with which simulated steps come closest to those measured, in logarithms, by least squares.
 
-    One factor after the other is moved to where the errors of all runs are least (Gauss-Newton by coordinates). What no
-    step depends on cannot be known and is left out.
+    One factor after the other is moved to where the errors of all runs are least (Gauss-Newton by coordinates), first
+    that on which the steps depend most. What no step depends on cannot be known and is left out.
     """
     factors = _first_guess(runs)
     for _ in range(ROUNDS):
-        for key in factors:
-            slopes = [_slope(model, run, factors, key) for run in runs]
-            errors = [math.log(run.measured.typical_step / _step(model, run, factors)) for run in runs]
-            pull = sum(slope * error for slope, error in zip(slopes, errors, strict=True))
-            move = pull / (sum(slope**2 for slope in slopes) + DAMPING)
-            factors[key] = _clamped(factors[key] * math.exp(min(max(move, -1.0), 1.0)))
-    return {
-        key: fit for key, factor in factors.items() if (fit := _Fit(factor, _told(model, runs, factors, key))).steps
-    }
+        slopes = {key: [_slope(model, run, factors, key) for run in runs] for key in factors}
+        for key in sorted(factors, key=lambda key: -_square(slopes[key])):
+            factors[key] = _moved(model, runs, factors, key)
+    fits = {key: _Fit(factor, _told(model, runs, factors, key)) for key, factor in factors.items()}
+    return {key: fit for key, fit in fits.items() if fit.steps}
+
+
+def _moved(model: Model, runs: Sequence[Run], factors: _Factors, key: _Key) -> float:
+    """The factor where the errors of all runs are least, if the others stay."""
+    slopes = [_slope(model, run, factors, key) for run in runs]
+    errors = [math.log(run.measured.typical_step / _step(model, run, factors)) for run in runs]
+    pull = sum(slope * error for slope, error in zip(slopes, errors, strict=True))
+    move = pull / (_square(slopes) + DAMPING)
+    return _clamped(factors[key] * math.exp(min(max(move, -1.0), 1.0)))
+
+
+def _square(slopes: Iterable[float]) -> float:
+    return sum(slope**2 for slope in slopes)
 
 
 def _told(model: Model, runs: Sequence[Run], factors: _Factors, key: _Key) -> int:

@@ -94,8 +94,12 @@ class _Gauge:
         self._most = 0
         # Looked up, not imported: a pipeline without torch uses no device of torch's.
         self._torch: Any = None if plan.device == "cpu" else sys.modules.get("torch")
+        self._forget_loading()
+
+    def _forget_loading(self) -> None:
+        """Give back what loading left over, which is no part of drawing."""
         if self._counts:
-            self._torch.accelerator.empty_cache()  # what loading left over is no part of drawing
+            self._torch.accelerator.empty_cache()
 
     @property
     def _counts(self) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoflux.errors import DamagedFile
+from autoflux.errors import DamagedFile, DoesNotFit
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Precision
@@ -26,7 +26,7 @@ from autoflux.planning.speed import Way
 from autoflux.planning.values import Offload, Origin, Plan, TransferUnit, Waiting, Wishes
 from tests.planning.test_planner import FLUX as WITHOUT_BLOCKS
 from tests.planning.test_planner import PROFILES
-from tests.planning.test_ways import SMALL
+from tests.planning.test_ways import MACHINES, SMALL, made_up
 
 NOTHING = Calibration(
     fingerprint="test", model="flux", model_revision="1", model_bytes=1, made_at="2026-11-24T10:00:00+00:00"
@@ -212,3 +212,28 @@ def test_factors_that_cannot_be_are_refused(factor):
     text = NOTHING.replace(blocks=(ran(7.25),)).to_json().replace("7.25", factor)
     with pytest.raises(DamagedFile, match="blocks"):
         Calibration.from_json(text, origin="it")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    machine=MACHINES,
+    better=st.sampled_from(["vram", "ram", "link"]),
+    times=st.floats(1.0, 3.0),
+    copies=st.dictionaries(st.sampled_from(Waiting), st.floats(0.3, 2.0)),
+    blocks=st.floats(0.3, 2.0),
+)
+def test_more_memory_or_a_faster_link_gives_no_slower_plan_whatever_was_measured(
+    machine, better, times, copies, blocks
+):
+    rates = tuple(CopyRates(device="cuda:0", waiting=w, factor=f, steps=1) for w, f in copies.items())
+    known = NOTHING.replace(blocks=(ran(blocks),), copies=rates)
+
+    def seconds(**changes: float) -> float:
+        made = plan(known, made_up(**machine | changes), offload=Offload.STREAM, compiled=False)
+        return made.predicted.seconds_per_image
+
+    try:
+        before = seconds()
+    except DoesNotFit:
+        return
+    assert seconds(**{better: machine[better] * times}) <= before * 1.002

@@ -71,6 +71,13 @@ def test_one_run_corrects_what_it_was_bound_by():
     assert (known.model_bytes, known.model_revision, known.fingerprint) == (SMALL.disk_bytes, SMALL.revision, "f")
 
 
+@pytest.mark.parametrize(("made", "factors"), [(STREAMED, {"blocks": 1.1}), (COPYING, {"copies": 0.9})])
+def test_one_step_is_blamed_on_what_it_depends_on_most(made, factors):
+    known = fitted(ran(made, **factors))
+    found = [next((item.factor for item in items), 1.0) for items in (known.blocks, known.copies)]
+    assert found == pytest.approx([factors.get("blocks", 1.0), factors.get("copies", 1.0)], rel=0.02)
+
+
 @settings(max_examples=30, deadline=None)
 @given(blocks=st.floats(0.4, 2.5), copies=st.floats(0.3, 1.6))
 def test_after_fitting_several_runs_each_is_predicted_as_it_was(blocks, copies):
