@@ -65,28 +65,34 @@ def make_plans(
     *,
     count: int,
 ) -> list[Plan]:
-    """The plans that are worth running to find out which is the fastest, at most `count`, by predicted time.
+    """The plans that are worth running to find out which is the fastest, at most `count`, each of another setting.
 
-    Each has another setting. The first backend gets the best of all, further ones the best of theirs only: most of
-    what tells two backends apart is the same for all their plans.
+    First the plan that `make_plan` makes, then the best of each further backend, which gets no more: most of what tells
+    two backends apart is the same for all their plans. Then others by predicted time.
 
     Raises:
         As `make_plan`.
     """
     first = make_plan(hardware, model, profiles, wishes, backends, calibration)
-    made = {Setting.of(first): first}
-    order = [first.backend, *(name for name in backends if name != first.backend and wishes.backend is None)]
-    for backend in order:
-        known = calibration.of_backend(backend) if calibration else None
-        tried = candidates(hardware, model, profiles, wishes, first.predicted.picture, known, every=True)
-        fitting = sorted(_preferred([c for c in tried if c.fits]), key=lambda c: c.cost)
-        for candidate in fitting if backend == first.backend else fitting[:1]:
-            others = [c for c in tried if c is not candidate]
-            plan = _plan(hardware, model, wishes, backend, candidate, others)
-            made.setdefault(Setting.of(plan), plan)
-    ranked = sorted(made.values(), key=lambda plan: (plan is not first, plan.predicted.seconds_per_image))
-    least = min(plan.predicted.seconds_per_image for plan in ranked)
-    return [plan for plan in ranked if plan.predicted.seconds_per_image <= WORTH_TRYING * least][:count]
+    made = [first]
+    further = [name for name in backends if name != first.backend and wishes.backend is None]
+    made += [make_plan(hardware, model, profiles, wishes, [name], calibration) for name in further]
+    known = calibration.of_backend(first.backend) if calibration else None
+    tried = candidates(hardware, model, profiles, wishes, first.predicted.picture, known, every=True)
+    fitting = sorted(_preferred([c for c in tried if c.fits]), key=lambda c: c.cost)
+    worth = [c for c in fitting if c.seconds_per_image <= WORTH_TRYING * fitting[0].seconds_per_image]
+    made += [
+        _plan(hardware, model, wishes, first.backend, chosen, [c for c in tried if c is not chosen]) for chosen in worth
+    ]
+    return _distinct(made)[:count]
+
+
+def _distinct(plans: Sequence[Plan]) -> list[Plan]:
+    """Of each setting the first."""
+    seen: dict[Setting, Plan] = {}
+    for plan in plans:
+        seen.setdefault(Setting.of(plan), plan)
+    return list(seen.values())
 
 
 def _best(fitting: Sequence[Candidate], backend: str, calibration: Calibration | None) -> Candidate:
