@@ -20,6 +20,7 @@ from autoflux.cli.wishes import wishes_options
 from autoflux.errors import MissingExtra
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
+from autoflux.runtime.calibration_store import is_off
 from autoflux.serving.jobs import Status, WorkerState
 from autoflux.serving.server import Stopping, open_port, run_server
 from autoflux.serving.service import Service
@@ -82,7 +83,7 @@ def command(  # noqa: PLR0913 — one for each option
     address = listening.getsockname()[1]
     stopping = Stopping()
     # A plan that was given is followed, whatever it takes.
-    planner = None if saved else Replanner(found, wishes, plugins)
+    planner = None if saved or is_off() else Replanner(found, wishes, plugins)
     service = Service(found, planner=planner, warm_up=not no_warmup, on_status=_narrator(lambda: service))
 
     def make_app() -> AsgiApp:

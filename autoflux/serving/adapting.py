@@ -48,54 +48,54 @@ class Adaptation:
         self._model = model
         self._planner = planner
         self._decided = decided
-        self._hardware: Hardware | None = None
+        self._lessons: _Lessons | None = None
         self._watch: Watch | None = None
         self._next: Watch | None = None
 
     def follow(self, hardware: Hardware, plan: Plan) -> None:
         """Begin with this plan."""
         if self._planner is not None:
-            self._hardware, self._watch = hardware, Watch(plan=plan)
+            self._lessons, self._watch = _Lessons(self._model, self._planner, hardware), Watch(plan=plan)
 
     @property
     def measuring(self) -> bool:
         """Whether the next job is to be measured."""
         return self._watch is not None
 
-    @property
-    def on_trial(self) -> bool:
-        """Whether a plan runs in the place of another, and may yet turn out worse."""
-        return self._watch is not None and self._watch.before is not None
-
     def took(self, measured: Measured) -> None:
         """A batch was drawn with the plan that is followed."""
-        if self._watch is None:
+        if self._watch is None or self._lessons is None:
             return
-        watch = self._watch = self._watch.seen(measured, self._model)
+        watch, lessons = self._watch.seen(measured, self._model), self._lessons
         verdict = watch.verdict(self._model)
-        if verdict is Verdict.WAIT:
-            return
-        self._watch = None
+        self._watch = watch if verdict is Verdict.WAIT else None
         if verdict is Verdict.OFF:
-            self._in_a_thread(lambda: self._plan_again(watch))
-        elif watch.before is not None:
-            self._in_a_thread(lambda: self._compare(watch, verdict))
+            self._in_a_thread(lambda: self._plan_again(lessons, watch))
+        elif verdict is not Verdict.WAIT and (before := watch.before):
+            self._in_a_thread(lambda: lessons.of_trial(watch, before, slower=verdict is Verdict.SLOWER))
 
     def changed(self) -> None:
         """The worker has been told to run the plan that was decided on."""
         self._watch, self._next = self._next, None
 
     def gave_up(self, reason: ErrorReport) -> Decision | None:
-        """The plan on trial could not be run: the decision to go back; None if none was on trial."""
-        watch, self._watch = self._watch, None
-        if watch is None or watch.before is None:
-            self._watch = watch
+        """The worker could not run its plan: the decision to go back if that was on trial, None if it was not."""
+        watch, lessons = self._watch, self._lessons
+        if watch is None or watch.before is None or lessons is None:
             return None
-        self._in_a_thread(lambda: self._remember(watch, self._learned(watch)))
-        words = Setting.of(watch.before.plan).words
+        self._watch, before = None, watch.before
+        self._in_a_thread(lambda: lessons.remember(watch.plan, before.plan, lessons.learned(watch)))
+        words = Setting.of(before.plan).words
         return Decision(
-            note=f"the new plan could not be run ({reason.message}); going back to {words}", plan=watch.before.plan
+            note=f"the new plan could not be run ({reason.message}); going back to {words}", plan=before.plan
         )
+
+    def _plan_again(self, lessons: _Lessons, watch: Watch) -> Decision:
+        decision = lessons.of_first_pictures(watch)
+        if decision.plan is not None:
+            before = Before(plan=watch.plan, seconds_per_image=watch.seconds_per_image(self._model))
+            self._next = Watch(plan=decision.plan, before=before)
+        return decision
 
     def _in_a_thread(self, work: Callable[[], Decision | None]) -> None:
         def run() -> None:
@@ -108,52 +108,47 @@ class Adaptation:
 
         threading.Thread(target=run, name="autoflux-adapt", daemon=True).start()
 
-    def _plan_again(self, watch: Watch) -> Decision:
-        assert self._planner is not None  # noqa: S101 — else nothing is watched
-        assert self._hardware is not None  # noqa: S101
-        calibration = self._learned(watch)
+
+class _Lessons:
+    """What measured plans teach, and what follows from it. May take a second."""
+
+    def __init__(self, model: Model, planner: Planner, hardware: Hardware) -> None:
+        self._model = model
+        self._planner = planner
+        self._hardware = hardware
+
+    def of_first_pictures(self, watch: Watch) -> Decision:
+        """The plan is not as predicted: learn, plan again, and say whether to change."""
+        calibration = self.learned(watch)
         self._planner.keep(calibration)
         new = self._planner.plan(self._hardware, calibration)
         off = f"a step takes {watch.deviation(self._model):.2f} times as long as predicted, calibrated"
         if not is_worth_a_change(watch, new, self._model, calibration):
             return Decision(note=f"{off}; the plan stays, no other is predicted to be faster")
-        now = watch.seconds_per_image(self._model)
-        self._next = Watch(plan=new, before=Before(plan=watch.plan, seconds_per_image=now))
-        predicted = format_seconds(new.predicted.seconds_per_image)
-        words = f"{Setting.of(new).words}, predicted {predicted} a picture instead of {format_seconds(now)}"
+        now, then = format_seconds(watch.seconds_per_image(self._model)), new.predicted.seconds_per_image
+        words = f"{Setting.of(new).words}, predicted {format_seconds(then)} a picture instead of {now}"
         return Decision(note=f"{off}; changing to {words}", plan=new)
 
-    def _compare(self, watch: Watch, verdict: Verdict) -> Decision:
-        assert watch.before is not None  # noqa: S101 — only plans on trial are compared
-        calibration = self._learned(watch)
-        now, then = watch.seconds_per_image(self._model), watch.before.seconds_per_image
+    def of_trial(self, watch: Watch, before: Before, *, slower: bool) -> Decision:
+        """The new plan was measured: it stays, or is left for the one before."""
+        calibration = self.learned(watch)
+        now, then = watch.seconds_per_image(self._model), before.seconds_per_image
         took = f"{format_seconds(now)} a picture instead of {format_seconds(then)}"
-        if verdict is Verdict.SLOWER:
-            self._remember(watch, calibration)
-            words = Setting.of(watch.before.plan).words
-            return Decision(note=f"the new plan is slower: {took}; going back to {words}", plan=watch.before.plan)
-        if self._planner is not None:
+        if not slower:
             self._planner.keep(calibration)
-        return Decision(note=f"the new plan stays: {took}")
+            return Decision(note=f"the new plan stays: {took}")
+        self.remember(watch.plan, before.plan, calibration)
+        words = Setting.of(before.plan).words
+        return Decision(note=f"the new plan is slower: {took}; going back to {words}", plan=before.plan)
 
-    def _remember(self, watch: Watch, calibration: Calibration) -> None:
-        """That the plan on trial was worse than the one before."""
-        if self._planner is None or watch.before is None:
-            return
-        entry = remembered(watch.plan, watch.before.plan)
-        if entry not in calibration.slower:
-            calibration = calibration.replace(slower=(*calibration.slower, entry))
-        self._planner.keep(calibration)
+    def remember(self, worse: Plan, better: Plan, calibration: Calibration) -> None:
+        """That one plan was worse than another, with what is known beside that."""
+        entry = remembered(worse, better)
+        others = tuple(slower for slower in calibration.slower if slower != entry)
+        self._planner.keep(calibration.replace(slower=(*others, entry)))
 
-    def _learned(self, watch: Watch) -> Calibration:
+    def learned(self, watch: Watch) -> Calibration:
         """What is known now that the watched plan was measured."""
-        assert self._planner is not None  # noqa: S101 — else nothing is watched
-        assert self._hardware is not None  # noqa: S101
+        known = self._planner.known(self._hardware)
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        return calibrate(
-            self._model,
-            watch.runs,
-            self._planner.known(self._hardware),
-            fingerprint=self._hardware.fingerprint,
-            made_at=now,
-        )
+        return calibrate(self._model, watch.runs, known, fingerprint=self._hardware.fingerprint, made_at=now)
