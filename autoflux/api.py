@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from autoflux.errors import (
     AutofluxError,
@@ -27,13 +27,16 @@ from autoflux.models.values import Model
 from autoflux.paths import config_dir
 from autoflux.planning import planner
 from autoflux.planning.backends import BackendFacts
+from autoflux.planning.calibration import Calibration
+from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
-from autoflux.planning.planner import BRIEF, Detail, make_plan
+from autoflux.planning.planner import BRIEF, Detail, make_plan, make_plans
 from autoflux.planning.profile_files import AnyProfile, parse_profile, parse_profiles
 from autoflux.planning.profiles import for_host
 from autoflux.planning.saved import check_plan, read_plan
 from autoflux.planning.values import Alternative, HostProfile, Plan, Profile, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
+from autoflux.runtime.calibration_store import CalibrationStore
 
 if TYPE_CHECKING:
     from autoflux.runtime.pipeline import Backend, LoadProgress
@@ -47,6 +50,7 @@ __all__ = [
     "make_plan",
     "other_machine",
     "plan_for",
+    "plans_for",
     "prepare",
     "probe",
     "saved_plan",
@@ -114,7 +118,7 @@ def load(
     plugins = load_plugins()
     found = find_model(model, plugins, base)
     if plan is None:
-        plan = plan_for(found, wishes or Wishes(), plugins, probe(), packs=packs_of(found))
+        plan = _plan_here(found, wishes or Wishes(), plugins, probe())
     else:
         check_plan(plan, probe(), found)
     return open_session(plan, found, plugins, progress)
@@ -177,7 +181,7 @@ def all_ways(
     found, hardware = _take_stock(model, plugins, base, what_if or WhatIf())
     profiles, wishes = _profiles(wishes, plugins, hardware)
     here = what_if is None or what_if.on is None
-    return planner.all_ways(hardware, found, profiles, wishes, packs_of(found) if here else NO_PACKS)
+    return planner.all_ways(hardware, found, profiles, wishes, Findings(packs=packs_of(found)) if here else NO_FINDINGS)
 
 
 def _take_stock(
@@ -207,9 +211,12 @@ def _take_stock(
 def _plan_if(
     model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, what_if: WhatIf, detail: Detail
 ) -> Plan:
+    if what_if == WhatIf():
+        return _plan_here(model, wishes, plugins, hardware, detail)
     try:
         here = what_if.on is None
-        plan = plan_for(model, wishes, plugins, hardware, packs=packs_of(model) if here else NO_PACKS, detail=detail)
+        findings = Findings(packs=packs_of(model)) if here else NO_FINDINGS
+        plan = plan_for(model, wishes, plugins, hardware, findings, detail=detail)
     except DoesNotFit as error:
         if what_if.machine is None:
             raise
@@ -222,6 +229,37 @@ def _plan_if(
             f"on {what_if.machine}: {error.message}", hint=hint or "drop --device, or name one that it has"
         ) from error
     return plan.replace(machine=what_if.machine, warnings=(*what_if.assumptions, *plan.warnings))
+
+
+def _plan_here(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, detail: Detail = BRIEF) -> Plan:
+    """With what earlier runs of the model on this machine have measured."""
+    calibration, warning = CalibrationStore().load(hardware.fingerprint, model)
+    findings = Findings(packs=packs_of(model), calibration=calibration)
+    plan = plan_for(model, wishes, plugins, hardware, findings, detail=detail)
+    return plan.replace(warnings=(*plan.warnings, warning)) if warning else plan
+
+
+@dataclass(frozen=True)
+class Replanner:
+    """Plans a model again on this machine when runs of it have taught something, and keeps that."""
+
+    model: Model
+    wishes: Wishes
+    plugins: Plugins
+    store: CalibrationStore = field(default_factory=CalibrationStore)
+
+    def known(self, hardware: Hardware) -> Calibration | None:
+        """What earlier runs have measured; what cannot be used counts as nothing."""
+        return self.store.load(hardware.fingerprint, self.model)[0]
+
+    def plan(self, hardware: Hardware, calibration: Calibration) -> Plan:
+        """The best plan with that."""
+        findings = Findings(packs=packs_of(self.model), calibration=calibration)
+        return plan_for(self.model, self.wishes, self.plugins, hardware, findings)
+
+    def keep(self, calibration: Calibration) -> None:
+        """Remember it; where nothing can be written, it holds for this run only."""
+        self.store.save(calibration, self.model)
 
 
 def other_machine(on: str) -> Hardware:
@@ -267,25 +305,47 @@ def plan_for(
     wishes: Wishes,
     plugins: Plugins,
     hardware: Hardware,
+    findings: Findings = NO_FINDINGS,
     *,
-    packs: Packs = NO_PACKS,
     detail: Detail = BRIEF,
 ) -> Plan:
-    """Plan with the profiles and backends of the plugins, the user's own profiles, and the packs of the model."""
+    """Plan with the profiles and backends of the plugins, the user's own profiles, and what else was found."""
+    given = _given(model, wishes, plugins, hardware)
+    known = findings.replace(facts=given.facts)
+    return make_plan(hardware, model, given.profiles, given.wishes, given.backends, known, detail=detail)
+
+
+def plans_for(
+    model: Model,
+    wishes: Wishes,
+    plugins: Plugins,
+    hardware: Hardware,
+    findings: Findings = NO_FINDINGS,
+    *,
+    count: int,
+) -> list[Plan]:
+    """The plans worth running, at most `count`, the one that `plan_for` makes first."""
+    given = _given(model, wishes, plugins, hardware)
+    known = findings.replace(facts=given.facts)
+    return make_plans(hardware, model, given.profiles, given.wishes, given.backends, known, count=count)
+
+
+class _Given(NamedTuple):
+    """The profiles that hold here, the wishes as they refer to these, and the backends that work."""
+
+    profiles: list[Profile]
+    wishes: Wishes
+    backends: list[str]
+    facts: tuple[BackendFacts, ...]
+
+
+def _given(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -> _Given:
     if wishes.backend is not None:
         _require(plugins.backends.get(wishes.backend))
     working = [backend for backend in plugins.backends if backend.missing() is None]
     profiles, wishes = _profiles(wishes, plugins, hardware)
-    return make_plan(
-        hardware,
-        model,
-        profiles,
-        wishes,
-        [backend.name for backend in working],
-        packs=packs,
-        detail=detail,
-        facts=[_facts_of(backend, model) for backend in working],
-    )
+    facts = tuple(_facts_of(backend, model) for backend in working)
+    return _Given(profiles, wishes, [backend.name for backend in working], facts)
 
 
 def _facts_of(backend: Backend, model: Model) -> BackendFacts:

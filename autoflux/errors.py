@@ -25,6 +25,7 @@ AutofluxError                 exit 1
 ├── DamagedDownload                    what a hub sends cannot be right; nothing of it is kept
 ├── ServiceUnavailable                 the port is taken, the worker is gone
 │   └── QueueFull                      too many jobs wait
+├── TuningFailed                       none of the plans that were to be run could be
 └── OutOfMemory                        the device ran out of memory during a run
 
 A message says what happened and what was needed, in lower case, with values in repr; the hint is one thing to try.
@@ -173,6 +174,10 @@ class ServiceUnavailable(AutofluxError):
 
 class QueueFull(ServiceUnavailable):
     code = "queue_full"
+
+
+class TuningFailed(AutofluxError):
+    code = "tuning_failed"
 
 
 class OutOfMemory(AutofluxError):

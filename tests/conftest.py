@@ -44,6 +44,8 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOFLUX_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("AUTOFLUX_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
+        # What one test runs is not to change what another one plans.
+        patch.setenv("AUTOFLUX_CALIBRATION", "off")
         _keep_a_probe()
         yield
 

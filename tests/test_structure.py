@@ -94,6 +94,7 @@ def test_planning_is_pure():
         ["--help"],
         ["--version"],
         ["plan", "--help"],
+        ["tune", "--help"],
         ["generate", "--help"],
         ["serve", "--help"],
         ["models", "pull", "--help"],

@@ -18,7 +18,7 @@ from autoflux.cli import interrupt, output
 from autoflux.errors import AutofluxError, ErrorReport, OutputUnwritable, PluginConflict, UnknownName, describe
 from autoflux.plugin_manager import Plugins, load_plugins
 
-COMMANDS = ("probe", "machines", "plan", "generate", "serve", "bench", "models", "plugins")
+COMMANDS = ("probe", "machines", "plan", "tune", "generate", "serve", "bench", "models", "plugins")
 """Modules of `autoflux.cli` that hold a click command named `command`, in the order of the help page."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoflux.api import find_model, prepare
+from autoflux.api import Replanner, find_model, prepare
 from autoflux.cli.options import model_option, no_pack_option
 from autoflux.cli.output import stderr, warn
 from autoflux.cli.plan_text import summary
@@ -20,6 +20,7 @@ from autoflux.cli.wishes import wishes_options
 from autoflux.errors import MissingExtra
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
+from autoflux.runtime.calibration_store import is_off
 from autoflux.serving.jobs import Status, WorkerState
 from autoflux.serving.server import Stopping, open_port, run_server
 from autoflux.serving.service import Service
@@ -81,7 +82,9 @@ def command(  # noqa: PLR0913 — one for each option
     listening = open_port(host, port)
     address = listening.getsockname()[1]
     stopping = Stopping()
-    service = Service(found, warm_up=not no_warmup, on_status=_narrator(lambda: service))
+    # A plan that was given is followed, whatever it takes.
+    planner = None if saved or is_off() else Replanner(found, wishes, plugins)
+    service = Service(found, planner=planner, warm_up=not no_warmup, on_status=_narrator(lambda: service))
 
     def make_app() -> AsgiApp:
         from autoflux.serving import app  # noqa: PLC0415 — imports the HTTP libraries
@@ -136,11 +139,15 @@ def _narrator(service: Callable[[], Service]) -> Callable[[Status], None]:
 
     Of a failure only once the server was ready: before, it is the error that the command ends with.
     """
-    said, was_ready = "", False
+    said, noted, was_ready = "", "", False
 
     def tell(status: Status) -> None:
-        nonlocal said, was_ready
+        nonlocal said, noted, was_ready
         was_ready = was_ready or status.worker is WorkerState.READY
+        if status.note != noted:
+            noted = status.note
+            with contextlib.suppress(OSError):
+                stderr.print(noted, soft_wrap=True, markup=False)
         if status.worker is WorkerState.FAILED and not was_ready:
             return
         line = _line(status, service())

@@ -189,7 +189,7 @@ def _check_names(model: Model, wishes: Wishes) -> None:
 
 
 def rates_for(hardware: Hardware, site: Site, option: Option, wishes: Wishes) -> Rates:
-    """What is measured of a site, for one way of running."""
+    """What is measured of a site, for one way of running, and what runs say to it."""
     priors, accelerator, host = site.profile.priors, site.accelerator, hardware.host
     pinned = option.offload == Offload.STREAM
     link = accelerator.link.to_device_gb_per_s(pinned=pinned) if accelerator and accelerator.link else None
@@ -201,7 +201,11 @@ def rates_for(hardware: Hardware, site: Site, option: Option, wishes: Wishes) ->
     }
     if host.copy_gb_per_s:
         others["host_copy_gb_per_s"] = host.copy_gb_per_s
-    return choose_rates(accelerator or host, option.way, priors, wished_attention(wishes), **others)
+    rates = choose_rates(accelerator or host, option.way, priors, wished_attention(wishes), **others)
+    if site.calibration is None:
+        return rates
+    correction = site.calibration.correction(site.device, option.offload, option.way, rates.attention)
+    return rates.replace(correction=correction)
 
 
 def _planned(task: _Task, option: Option, name: str) -> ComponentPlan:

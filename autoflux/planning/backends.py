@@ -29,11 +29,13 @@ class ChosenBackend(NamedTuple):
     start_seconds: float
 
 
-def choose_backend(wishes: Wishes, backends: Sequence[str], facts: Sequence[BackendFacts]) -> ChosenBackend:
-    """The backend with the quickest start among those that can run the model; of equals the first.
+def choose_backend(
+    wishes: Wishes, backends: Sequence[str], facts: Sequence[BackendFacts], *, tuned: str | None = None
+) -> ChosenBackend:
+    """The `tuned` backend, or else the one with the quickest start among those that can run the model.
 
-    Steps decide nothing: every backend runs the same plan on the same engine. With a library's own offload, which is
-    only wished for, they differ, and nothing predicts by how much.
+    Of equals the first. Steps decide nothing: every backend runs the same plan on the same engine. With a library's
+    own offload, which is only wished for, they differ, and nothing predicts by how much.
 
     Raises:
         UnknownName: there is none, or none of the wished name.
@@ -50,6 +52,8 @@ def choose_backend(wishes: Wishes, backends: Sequence[str], facts: Sequence[Back
     if not able:
         first = known[backends[0]]
         raise UnsupportedModel(f"no backend can run this model; {first.name!r}: {first.refuses}")
+    if tuned in [backend.name for backend in able]:
+        return ChosenBackend(known[tuned].name, "the fastest when plans were run", known[tuned].start_seconds)
     chosen = min(able, key=lambda backend: backend.start_seconds)
     others = [backend for backend in known.values() if backend is not chosen]
     return ChosenBackend(chosen.name, _reason(chosen, others, wishes), chosen.start_seconds)

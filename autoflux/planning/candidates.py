@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.arranging import Held, arrange, rates_for
+from autoflux.planning.calibration import Setting
+from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.footprint import Footprint
-from autoflux.planning.packs import NO_PACKS, Packs
 from autoflux.planning.sites import Site, sites
 from autoflux.planning.speed import DEFAULT_ATTENTION, Rates, Way, block_seconds
 from autoflux.planning.streaming import pinned_bytes
@@ -67,6 +68,17 @@ class Candidate:
         order = self.profile.precision
         return order.index(self.way.arithmetic) if self.way.arithmetic in order else 0
 
+    def setting(self, backend: str) -> Setting:
+        """What tells it from others, when that backend builds it."""
+        return Setting(
+            device=self.device,
+            backend=backend,
+            offload=self.offload,
+            way=self.way,
+            attention=self.rates.attention,
+            unit=self.arrangement.unit,
+        )
+
     @property
     def seconds_per_image(self) -> float:
         return self.timeline.image(self.picture)
@@ -120,20 +132,22 @@ def candidates(
     profiles: Sequence[Profile],
     wishes: Wishes,
     picture: Picture,
+    findings: Findings = NO_FINDINGS,
     *,
-    packs: Packs = NO_PACKS,
     every: bool = False,
 ) -> list[Candidate]:
     """All ways that the wishes leave open, fitting or not. Never empty.
 
-    Of those that differ only in how fast blocks compute the fastest, or `every` one.
+    The calibration found is that of one backend. Of those that differ only in how fast blocks compute the fastest, or
+    `every` one.
 
     Raises:
         DeviceUnavailable: the wished device is not there.
         ContradictoryWishes: two wishes exclude each other.
         UnknownName: no profile or component of the wished name.
     """
-    found = ((site, options(hardware, site, wishes, model)) for site in sites(hardware, profiles, wishes, packs=packs))
+    places = sites(hardware, profiles, wishes, findings)
+    found = ((site, options(hardware, site, wishes, model)) for site in places)
     return [
         judge(hardware, model, site, option, picture, wishes)
         for site, ways in found
@@ -146,7 +160,8 @@ def _fastest_of_a_size(
 ) -> Iterator[Option]:
     """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first.
 
-    Weights that are packed can wait where others cannot.
+    Weights that are packed can wait where others cannot. Ways that have proved themselves in runs stay, however they
+    are predicted.
     """
 
     def seconds(option: Option) -> float:
@@ -159,7 +174,15 @@ def _fastest_of_a_size(
         return option.offload, way.arithmetic, str(way.storage.item_bytes), str(way.compiled), str(packed)
 
     for kind in dict.fromkeys(map(size, every)):
-        yield min((option for option in every if size(option) == kind), key=seconds)
+        alike = [option for option in every if size(option) == kind]
+        fastest = min(alike, key=seconds)
+        yield fastest
+        yield from (option for option in alike if option != fastest and _is_proven(site, option))
+
+
+def _is_proven(site: Site, option: Option) -> bool:
+    proven = site.calibration.proven if site.calibration else ()
+    return (site.device, *option) in {(setting.device, setting.offload, setting.way) for setting in proven}
 
 
 def judge(

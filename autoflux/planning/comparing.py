@@ -8,7 +8,7 @@ from autoflux.errors import ContradictoryWishes
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
-from autoflux.planning.packs import NO_PACKS, Packs
+from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.values import Alternative, Picture, Plan, Profile, Quality, Wishes
 
 Kind = tuple[str, str, str, str]
@@ -21,14 +21,14 @@ def best_of_each_kind(
     profiles: Sequence[Profile],
     wishes: Wishes,
     picture: Picture,
-    packs: Packs = NO_PACKS,
+    findings: Findings = NO_FINDINGS,
 ) -> list[Candidate]:
     """Of every kind that the wishes leave open the fastest that fits, or what lacks least; the best first.
 
     Raises as `candidates`.
     """
     best: dict[Kind, Candidate] = {}
-    for candidate in _every(hardware, model, profiles, wishes, picture, packs):
+    for candidate in _every(hardware, model, profiles, wishes, picture, findings):
         other = best.setdefault(kind(candidate), candidate)
         if _rank(candidate) < _rank(other):
             best[kind(candidate)] = candidate
@@ -68,15 +68,15 @@ def _every(
     profiles: Sequence[Profile],
     wishes: Wishes,
     picture: Picture,
-    packs: Packs = NO_PACKS,
+    findings: Findings = NO_FINDINGS,
 ) -> list[Candidate]:
     """As exactly as can be, too, where the user did not say how exact."""
-    found = candidates(hardware, model, profiles, wishes, picture, packs=packs, every=True)
+    found = candidates(hardware, model, profiles, wishes, picture, findings, every=True)
     if wishes.quality is not None:
         return found
     exactly = wishes.replace(quality=Quality.EXACT)
     try:
-        return found + candidates(hardware, model, profiles, exactly, picture, packs=packs, every=True)
+        return found + candidates(hardware, model, profiles, exactly, picture, findings, every=True)
     except ContradictoryWishes:
         return found  # another wish leaves nothing exact
 

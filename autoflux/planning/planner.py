@@ -9,18 +9,34 @@ from autoflux.errors import DoesNotFit
 from autoflux.hardware.values import DeviceKind, Figure, Hardware
 from autoflux.models.request import Request, check
 from autoflux.models.values import Model
-from autoflux.planning.backends import BackendFacts, ChosenBackend, choose_backend
+from autoflux.planning.backends import ChosenBackend, choose_backend
+from autoflux.planning.calibration import NEARLY, Calibration, Setting
 from autoflux.planning.candidates import Candidate, candidates
 from autoflux.planning.comparing import best_of_each_kind, kind
 from autoflux.planning.explaining import explained
-from autoflux.planning.packs import NO_PACKS, Packs
+from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.reasons import choices, rejection
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.streaming import hoists, streamed_bytes
 from autoflux.planning.timeline import copy_gb_per_s
-from autoflux.planning.values import Alternative, Picture, Plan, Predicted, Profile, Quality, Waiting, Wishes
+from autoflux.planning.values import (
+    Alternative,
+    Calibrated,
+    Correction,
+    Picture,
+    Plan,
+    Predicted,
+    Profile,
+    Quality,
+    Waiting,
+    Wishes,
+)
 from autoflux.planning.weights import component_bytes
 from autoflux.units import format_bytes
+
+WORTH_TRYING = 2.0
+"""How much longer than the best a picture may be predicted to take for a plan to be run at all: predictions that never
+met a run have been up to that wrong."""
 
 
 class Detail(NamedTuple):
@@ -41,15 +57,15 @@ def make_plan(
     profiles: Sequence[Profile],
     wishes: Wishes,
     backends: Sequence[str],
+    findings: Findings = NO_FINDINGS,
     *,
-    packs: Packs = NO_PACKS,
-    facts: Sequence[BackendFacts] = (),
     detail: Detail = BRIEF,
 ) -> Plan:
     """The fastest way to run `model` on `hardware` that keeps to the `wishes`; of equals, the smaller.
 
-    `backends` are the names that work here, the preferred one first, and `facts` what is known of some of them; `packs`
-    are the model's on this machine. `detail` is what to work out beside, which takes longer than the plan.
+    `backends` are the names that work here, the preferred one first. Predictions are corrected by what runs took
+    (`findings`), and the setting that `tune` chose is followed where it is nearly the fastest. `detail` is what to work
+    out beside, which takes longer than the plan.
 
     Raises:
         DoesNotFit: no way fits; the message gives need against have.
@@ -60,28 +76,86 @@ def make_plan(
         UnsupportedModel: no backend can run the model.
     """
     picture = _picture(model, wishes)
-    backend = choose_backend(wishes, backends, facts)
-    tried = candidates(hardware, model, profiles, wishes, picture, packs=packs)
+    backend = choose_backend(wishes, backends, findings.facts, tuned=findings.tuned_backend)
+    known = findings.of_backend(backend.name)
+    tried = candidates(hardware, model, profiles, wishes, picture, known)
     fitting = _preferred([c for c in tried if c.fits])
     if not fitting:
         raise _refusal(model, tried, wishes)
-    best = min(fitting, key=lambda c: c.cost)
+    best = _best(fitting, backend.name, known.calibration)
     others = [c for c in tried if c is not best]
     plan = _plan(hardware, model, wishes, backend, best, others)
     if detail.explain:
         plan = plan.replace(choices=explained(hardware, model, wishes, best, others, plan.choices))
     if detail.compare:
-        kinds = best_of_each_kind(hardware, model, profiles, wishes, picture, packs)
-        plan = plan.replace(rejected=tuple(rejection(c, best) for c in kinds if kind(c) != kind(best)))
+        kinds = best_of_each_kind(hardware, model, profiles, wishes, picture, known)
+        plan = plan.replace(rejected=tuple(rejection(c, best, backend.name) for c in kinds if kind(c) != kind(best)))
     return plan
 
 
 def all_ways(
-    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, packs: Packs = NO_PACKS
+    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, findings: Findings = NO_FINDINGS
 ) -> tuple[Alternative, ...]:
     """The best of every device, strategy, precision and quality, also where nothing fits. Raises as `make_plan`."""
-    kinds = best_of_each_kind(hardware, model, profiles, wishes, _picture(model, wishes), packs)
-    return tuple(rejection(candidate, kinds[0]) for candidate in kinds)
+    kinds = best_of_each_kind(hardware, model, profiles, wishes, _picture(model, wishes), findings)
+    return tuple(rejection(candidate, kinds[0], "") for candidate in kinds)
+
+
+def make_plans(
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    backends: Sequence[str],
+    findings: Findings = NO_FINDINGS,
+    *,
+    count: int,
+) -> list[Plan]:
+    """The plans that are worth running to find out which is the fastest, at most `count`, each of another setting.
+
+    First the plan that `make_plan` makes, then the best of each further backend, which gets no more: most of what tells
+    two backends apart is the same for all their plans. Then others by predicted time.
+
+    Raises:
+        As `make_plan`.
+    """
+    backend = choose_backend(wishes, backends, findings.facts, tuned=findings.tuned_backend)
+    able = [
+        name
+        for name in backends
+        if wishes.backend is None and not any(f.refuses for f in findings.facts if f.name == name)
+    ]
+    made = [
+        make_plan(hardware, model, profiles, wishes, [name], findings)
+        for name in (backend.name, *(name for name in able if name != backend.name))
+    ]
+    known = findings.of_backend(backend.name)
+    picture = made[0].predicted.picture
+    tried = candidates(hardware, model, profiles, wishes, picture, known, every=True)
+    fitting = sorted(_preferred([c for c in tried if c.fits]), key=lambda c: c.cost)
+    worth = [c for c in fitting if c.seconds_per_image <= WORTH_TRYING * fitting[0].seconds_per_image]
+    made += [_plan(hardware, model, wishes, backend, chosen, [c for c in tried if c is not chosen]) for chosen in worth]
+    return _distinct(made)[:count]
+
+
+def _distinct(plans: Sequence[Plan]) -> list[Plan]:
+    """Of each setting the first."""
+    seen: dict[Setting, Plan] = {}
+    for plan in plans:
+        seen.setdefault(Setting.of(plan), plan)
+    return list(seen.values())
+
+
+def _best(fitting: Sequence[Candidate], backend: str, calibration: Calibration | None) -> Candidate:
+    """The fastest; but the tuned one if it is nearly as fast, and none that turned out slower than one that fits."""
+    if calibration is None:
+        return min(fitting, key=lambda c: c.cost)
+    settings = {candidate.setting(backend): candidate for candidate in fitting}
+    slower = {s.setting for s in calibration.slower if s.than != s.setting and s.than in settings}
+    left = {setting: c for setting, c in settings.items() if setting not in slower} or settings
+    best = min(left.values(), key=lambda c: c.cost)
+    tuned = left.get(calibration.tuned.setting) if calibration.tuned else None
+    return tuned if tuned and tuned.cost[0] <= NEARLY * best.cost[0] else best
 
 
 def _preferred(fitting: Sequence[Candidate]) -> list[Candidate]:
@@ -153,10 +227,18 @@ def _plan(
         vram_limit_bytes=best.site.vram_limit_bytes,
         ram_limit_bytes=best.site.ram_limit_bytes,
         predicted=predicted,
+        calibrated=_calibrated(best),
         choices=choices(hardware, model, wishes, backend, best, others),
-        rejected=tuple(rejection(c, best) for c in others),
+        rejected=tuple(rejection(c, best, backend.name) for c in others),
         warnings=_warnings(model, best, wishes),
     )
+
+
+def _calibrated(best: Candidate) -> Calibrated | None:
+    known = best.site.calibration
+    if known is None or best.rates.correction == Correction():
+        return None
+    return Calibrated(made_at=known.made_at, steps=known.steps, correction=best.rates.correction)
 
 
 def _warnings(model: Model, best: Candidate, wishes: Wishes) -> tuple[str, ...]:

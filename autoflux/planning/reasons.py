@@ -15,6 +15,7 @@ from autoflux.planning.values import (
     Alternative,
     Arrangement,
     Choice,
+    Correction,
     Offload,
     Origin,
     Placement,
@@ -54,7 +55,12 @@ class _Known:
     def __init__(self, hardware: Hardware, best: Candidate, wishes: Wishes) -> None:
         accelerator, rates = best.site.accelerator, best.rates
         available = hardware.host.available_bytes
-        self.speed = origin(rates.matmul_tflops, rates.narrow_tflops, rates.attention_tflops)
+        calibration = best.site.calibration
+        ran = calibration is not None and calibration.is_measured(best.device, best.way, rates.attention)
+        self.arithmetic = Origin.CALIBRATED if ran else origin(rates.matmul_tflops)
+        self.speed = (
+            Origin.CALIBRATED if ran else origin(rates.matmul_tflops, rates.narrow_tflops, rates.attention_tflops)
+        )
         self.attention = origin(rates.attention_tflops)
         self.memory = origin(available, accelerator.usable_bytes if accelerator else None)
         self.streaming = max(self.memory, self.speed, origin(rates.link_gb_per_s), key=list(Origin).index)
@@ -90,7 +96,7 @@ def _choices(
     known: _Known, model: Model, wishes: Wishes, backend: ChosenBackend, best: Candidate, others: Sequence[Candidate]
 ) -> Iterator[Choice]:
     streams = best.offload == Offload.STREAM
-    yield _choice("device", best.device, wishes.device, _device_reason(best, others), origin(best.rates.matmul_tflops))
+    yield _choice("device", best.device, wishes.device, _device_reason(best, others), known.arithmetic)
     yield _choice("precision", best.way.arithmetic, wishes.precision, _precision_reason(best), Origin.PRIOR)
     if streams:
         reason = _weights_reason(best, others, wishes)
@@ -98,6 +104,7 @@ def _choices(
     offload_known = known.streaming if streams else known.memory
     yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best), offload_known)
     yield _choice("backend", backend.name, wishes.backend, backend.reason, Origin.REPORTED)
+    yield from _from_runs(best, backend.name)
     most = "the most pictures of this size that fit at once"
     yield _choice("batch", f"up to {best.max_batch}", wishes.batch, most, known.memory)
     if streams:
@@ -131,6 +138,21 @@ def _choice(topic: str, value: str, wish: object, reason: str, known: Origin) ->
     if wish is not None:
         return Choice(topic=topic, value=value, reason=ASKED, origin=Origin.WISH)
     return Choice(topic=topic, value=value, reason=reason, origin=known)
+
+
+def _from_runs(best: Candidate, backend: str) -> Iterator[Choice]:
+    """What runs of this model on this machine had to say."""
+    known = best.site.calibration
+    if known is None:
+        return
+    if known.tuned and known.tuned.setting == best.setting(backend):
+        yield _choice("setting", "tuned", None, known.tuned_words(), Origin.CALIBRATED)
+    ran, here = best.rates.correction, known.is_measured(best.device, best.way, best.rates.attention)
+    if ran != Correction():
+        what = f"blocks take {ran.blocks:.3g} times as long as measured rates alone say"
+        guessed = "" if here else "; this way itself has not run, others have"
+        reason = f"calibrated on {known.made_at[:10]} from {known.steps} steps: {what}{guessed}"
+        yield _choice("prediction", "calibrated", None, reason, Origin.CALIBRATED)
 
 
 def yes(condition: bool) -> str:  # noqa: FBT001
@@ -256,10 +278,13 @@ def _staying(best: Candidate, wishes: Wishes, known: Origin) -> Iterator[Choice]
             yield _choice(component.name, value, wish, reason, known)
 
 
-def rejection(candidate: Candidate, best: Candidate) -> Alternative:
-    """Another way, and why it was not taken."""
+def rejection(candidate: Candidate, best: Candidate, backend: str) -> Alternative:
+    """Another way, and why it was not taken when that backend builds it."""
     slower = candidate.cost[0] / best.cost[0]
     reason = f"{slower:.3g} times as long a picture" if slower > 1.005 else "as fast, but takes more memory"
+    known = candidate.site.calibration
+    if known and known.was_slower(candidate.setting(backend)):
+        reason = "it was slower when it ran here"
     if candidate.device == best.device and candidate.preference > best.preference:
         reason = f"less exact than {best.way.arithmetic.value}, which fits"
     return Alternative(

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
 from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
 from autoflux.models.values import Model
+from autoflux.planning.calibration import Calibration
+from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.footprint import Footprint, footprint
-from autoflux.planning.packs import NO_PACKS, Packs
+from autoflux.planning.packs import Packs
 from autoflux.planning.profiles import select_profile
 from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Wishes
 
 
-def sites(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, *, packs: Packs = NO_PACKS) -> list[Site]:
-    """The devices to choose from. Never empty.
+def sites(
+    hardware: Hardware,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    findings: Findings = NO_FINDINGS,
+) -> list[Site]:
+    """The devices to choose from. Never empty. The calibration found is that of one backend.
 
     Raises:
         DeviceUnavailable: the wished device is not there.
@@ -23,7 +30,7 @@ def sites(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, *, pa
         UnknownName: no profile of the wished name, or no such kind of device.
     """
     devices = _of_the_profile(_devices(hardware, wishes), profiles, wishes)
-    found = [replace(site_of(hardware, profiles, wishes, accelerator), packs=packs) for accelerator in devices]
+    found = [site_of(hardware, profiles, wishes, accelerator, findings) for accelerator in devices]
     if wishes.offload in (None, Offload.NONE):
         return found
     fitting = [site for site in found if not site.one_memory]
@@ -44,8 +51,16 @@ class Site:
     profile: Profile
     vram_limit_bytes: int | None
     ram_limit_bytes: int
-    packs: Packs = NO_PACKS
-    """What of the model is packed on the machine."""
+    findings: Findings = NO_FINDINGS
+    """Of the model there; the profile's priors have been replaced by what runs measured of them."""
+
+    @property
+    def packs(self) -> Packs:
+        return self.findings.packs
+
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.findings.calibration
 
     @property
     def kind(self) -> DeviceKind:
@@ -86,14 +101,23 @@ def _devices(hardware: Hardware, wishes: Wishes) -> list[Accelerator | None]:
     return [accelerator]
 
 
-def site_of(hardware: Hardware, profiles: Sequence[Profile], wishes: Wishes, accelerator: Accelerator | None) -> Site:
+def site_of(
+    hardware: Hardware,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    accelerator: Accelerator | None,
+    findings: Findings = NO_FINDINGS,
+) -> Site:
     profile = _profile(profiles, wishes, accelerator)
+    if findings.calibration:
+        device = accelerator.device if accelerator else DeviceKind.CPU.value
+        profile = profile.replace(priors=findings.calibration.priors(profile.priors, device))
     vram_limit = None
     if accelerator:
         usable = accelerator.usable_bytes.value - profile.priors.reserve_bytes
         vram_limit = max(0, min(usable, wishes.vram_bytes or usable))
     available = max(0, hardware.host.available_bytes.value - profile.priors.ram_reserve_bytes)
-    return Site(accelerator, profile, vram_limit, min(available, wishes.ram_bytes or available))
+    return Site(accelerator, profile, vram_limit, min(available, wishes.ram_bytes or available), findings)
 
 
 def _of_the_profile(

@@ -24,7 +24,7 @@ from autoflux.hardware.values import (
 )
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model, Precision
-from autoflux.planning.values import Picture, Priors
+from autoflux.planning.values import Correction, Picture, Priors
 from autoflux.values import Value
 
 FROM_PROFILE = "from the profile"
@@ -76,6 +76,8 @@ class Rates(Value, frozen=True, kw_only=True):
     disk_gb_per_s: Figure
     host_copy_gb_per_s: Figure | None = None
     host_tflops: Figure
+    correction: Correction = Correction()
+    """What runs of the model say to all this."""
 
 
 def choose_rates(
@@ -94,6 +96,7 @@ def choose_rates(
         attention_tflops=kinds.get(chosen) or assumed(matmul.value * priors.attention_share),
         attention=chosen,
         rest_seconds=_rest_seconds(device, matmul, kinds.get(DEFAULT_ATTENTION)),
+        correction=Correction(),  # who asks knows what has run
         **others,
     )
 
@@ -129,7 +132,8 @@ def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, 
         if kind in rates.rest_seconds:
             rest = rates.rest_seconds[kind] * batch * tokens * hidden / REST_UNIT
         # The device computes one block while the host prepares the next, so the slower of the two counts.
-        seconds[kind] = max(products + attention + rest * _rest_factor(priors, way), least)
+        reckoned = max(products + attention + rest * _rest_factor(priors, way), least)
+        seconds[kind] = reckoned * rates.correction.blocks
     return seconds
 
 

@@ -75,7 +75,7 @@ def stream_layout(
     loads = [
         Unit(nbytes, seconds[kind]) for nbytes, kind in zip(all_unit_bytes(transformer, planned), kinds, strict=True)
     ]
-    units = _joined(loads, arrangement.block_bytes)
+    units = joined(loads, arrangement.block_bytes)
     least = max(
         *(unit.nbytes for unit in units), _largest_of_others(model, arrangement), _largest_modulation(model, planned)
     )
@@ -105,7 +105,7 @@ def _by_layers(
     return StreamLayout((), int(1.01 * largest), copies + sum(seconds[kind] for kind in kinds) / 2)
 
 
-def _joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
+def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
     """Blocks joined to units that stay within so many bytes, as the engine joins them."""
     units: list[Unit] = []
     for load in loads:
@@ -179,7 +179,7 @@ def largest_streamed(model: Model, arrangement: Arrangement) -> int:
             runs.append([])  # blocks are not joined across one that stays
         else:
             runs[-1].append(Unit(size, 0.0))
-    return max((unit.nbytes for run in runs for unit in _joined(run, arrangement.block_bytes)), default=0)
+    return max((unit.nbytes for run in runs for unit in joined(run, arrangement.block_bytes)), default=0)
 
 
 def pinned_bytes(model: Model, arrangement: Arrangement) -> int:

@@ -55,14 +55,15 @@ def timeline(
     if step is None:
         seconds = block_seconds(model, rates, priors, picture, way)
         step = architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
+    reading = read_bytes(model, arrangement, packs) / (rates.disk_gb_per_s.value * 1e9)
+    start = priors.start_seconds + reading + priors.compile_seconds * way.compiled
+    ran = rates.correction
     return Timeline(
-        encode=_encode_seconds(model, arrangement, rates, priors, picture) + text,
+        encode=ran.around * (_encode_seconds(model, arrangement, rates, priors, picture) + text),
         step=step,
-        decode=_decode_seconds(model, arrangement, rates, priors, picture),
-        visits=sum(copies.values()) - text + brought_back,
-        start=priors.start_seconds
-        + read_bytes(model, arrangement, packs) / (rates.disk_gb_per_s.value * 1e9)
-        + priors.compile_seconds * way.compiled,
+        decode=ran.around * _decode_seconds(model, arrangement, rates, priors, picture),
+        visits=ran.around * (sum(copies.values()) - text + brought_back),
+        start=ran.start * start,
     )
 
 
@@ -83,13 +84,14 @@ def _decode_seconds(model: Model, arrangement: Arrangement, rates: Rates, priors
 
 
 def copy_gb_per_s(waiting: Waiting, rates: Rates) -> float:
-    """Copies to the device run at the slowest part of their way, as reading ahead and copying go on at once."""
-    link = rates.link_gb_per_s.value
-    if waiting == Waiting.DISK:
-        return min(link, rates.disk_gb_per_s.value)
-    if waiting == Waiting.PAGEABLE and rates.host_copy_gb_per_s:
-        return min(link, rates.host_copy_gb_per_s.value)
-    return link
+    """Copies to the device run at the slowest part of their way, as reading ahead and copying go on at once.
+
+    However runs correct it, a slower place to wait stays the slower one: the search rests on that.
+    """
+    link, ran = rates.link_gb_per_s.value, rates.correction.copies
+    parts = {Waiting.DISK: rates.disk_gb_per_s, Waiting.PAGEABLE: rates.host_copy_gb_per_s}
+    slowest = min(link, part.value) if (part := parts.get(waiting)) else link
+    return min(link * ran.get(Waiting.PINNED, 1.0), slowest * ran.get(waiting, 1.0))
 
 
 def _copy_seconds(model: Model, component: ComponentPlan, rates: Rates) -> float:

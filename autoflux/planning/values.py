@@ -80,6 +80,8 @@ class Origin(StrEnum):
 
     WISH = "wish"
     """The user said so, or asked for a quality that leaves nothing else."""
+    CALIBRATED = "calibrated"
+    """What this model took when it ran here."""
     MEASURED = "measured"
     REPORTED = "reported"
     """By the system, its drivers or packages."""
@@ -126,6 +128,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
+Factor = Annotated[float, msgspec.Meta(gt=0.01, lt=100)]
 Capability = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3}\.[0-9]{1,3}$")]
 
 
@@ -306,6 +309,26 @@ class Predicted(Value, frozen=True, kw_only=True):
     pinned_bytes: int = 0
 
 
+class Correction(Value, frozen=True, kw_only=True):
+    """By what runs of this model multiply what measured rates and priors alone say; 1 is as these say."""
+
+    blocks: Factor = 1.0
+    """Times of blocks."""
+    copies: dict[Waiting, Factor] = msgspec.field(default_factory=dict)
+    """Rates at which weights arrive that wait there."""
+    around: Factor = 1.0
+    """Time of a picture beside its steps."""
+    start: Factor = 1.0
+
+
+class Calibrated(Value, frozen=True, kw_only=True):
+    """What a prediction was corrected by, from how many measured steps, and when they were last added to."""
+
+    made_at: str
+    steps: int
+    correction: Correction
+
+
 class Alternative(Value, frozen=True, kw_only=True):
     """A way to run, what it would take, and why it was not taken."""
 
@@ -366,6 +389,8 @@ class Plan(Value, frozen=True, kw_only=True):
     """Ceiling of device memory, None on the CPU."""
     ram_limit_bytes: int
     predicted: Predicted
+    calibrated: Calibrated | None = None
+    """What runs on this machine have changed in the prediction; None if there were none."""
     machine: str | None = None
     """What the other machine that it was made for was called (`plan --on`); None for the machine it was made on."""
     choices: tuple[Choice, ...] = ()

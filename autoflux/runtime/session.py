@@ -100,9 +100,12 @@ class Session:
         """
         return batch_limit(self.plan, self.model, width, height)
 
-    def begin(self, request: Request) -> Drawing:
-        """Encode the prompt, unless this run or an earlier one has, and prepare the noise."""
-        return self._begin(request, self._remembered)
+    def begin(self, request: Request, *, afresh: bool = False) -> Drawing:
+        """Encode the prompt, unless this run or an earlier one has, and prepare the noise.
+
+        With `afresh` it is encoded in any case, and not remembered.
+        """
+        return self._begin(request, self._encode if afresh else self._remembered)
 
     def _begin(self, request: Request, encode: Callable[[str], Conditioning]) -> Drawing:
         began = time.perf_counter()
@@ -134,7 +137,7 @@ class Session:
         Reads what was deferred.
         """
         (request,) = make_requests(self.model, Order(prompt="warm up", seed=0, steps=1))
-        drawing = self._begin(request, self._encode)  # a remembered prompt would leave the text encoders cold
+        drawing = self.begin(request, afresh=True)  # a remembered prompt would leave the text encoders cold
         self.advance([drawing])
         self.finish([drawing])
 

@@ -77,9 +77,17 @@ class FakeWorker(Worker):
         self._behaviour = behaviour or Behaviour()
         self._runs: SimpleQueue[Run | None] = SimpleQueue()
         self._cancelled: set[str] = set()
+        self._listener: Listener | None = None
 
     def start(self, load: Load, listener: Listener) -> None:
-        threading.Thread(target=self._serve, args=(load, listener), daemon=True).start()
+        self._listener = listener
+        threading.Thread(target=self._serve, args=(load, listener, self._runs), daemon=True).start()
+
+    def switch(self, load: Load) -> None:
+        self.stop()
+        self._runs = SimpleQueue()
+        if self._listener:
+            self.start(load, self._listener)
 
     def send(self, message: ToWorker) -> None:
         if isinstance(message, Run):
@@ -92,10 +100,10 @@ class FakeWorker(Worker):
     def stop(self) -> None:
         self._runs.put(None)
 
-    def _serve(self, load: Load, listener: Listener) -> None:
+    def _serve(self, load: Load, listener: Listener, runs: SimpleQueue[Run | None]) -> None:
         time.sleep(self._behaviour.load_seconds)
         listener.received(Ready(device=load.plan.device))
-        while run := self._runs.get():
+        while run := runs.get():
             listener.received(Started(job_id=run.job_id, attempt=run.attempt))
             ended = partial(Ended, job_id=run.job_id, attempt=run.attempt)
             try:

@@ -128,3 +128,5 @@ class Status(Value, frozen=True, kw_only=True):
     restarts: int = 0
     model: str = ""
     device: str = ""
+    note: str = ""
+    """What was last found out about the plan while it ran, for people."""

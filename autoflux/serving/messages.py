@@ -7,6 +7,7 @@ import msgspec
 from autoflux.errors import ErrorReport
 from autoflux.models.request import Request
 from autoflux.models.values import Model
+from autoflux.planning.fitting import Measured
 from autoflux.planning.values import Plan
 
 
@@ -38,6 +39,10 @@ class Run(Message, frozen=True, kw_only=True):
     attempt: int
     requests: tuple[Request, ...]
     drawn: tuple[int, ...] = ()
+    measured: bool = False
+    """Say what each batch took."""
+    afresh: bool = False
+    """Encode prompts even if they are remembered."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -95,6 +100,14 @@ class Finished(Message, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
+class Took(Message, frozen=True, kw_only=True):
+    """What a batch of the job's pictures took, if that was asked for; said before they are finished."""
+
+    job_id: str
+    attempt: int
+    measured: Measured
+
+
 class Ended(Message, frozen=True, kw_only=True):
     """The job is over: done, cancelled, or failed with `error`."""
 
@@ -109,5 +122,5 @@ class Ended(Message, frozen=True, kw_only=True):
 
 
 ToWorker = Load | Coming | Run | Cancel | Stop
-FromWorker = Loading | Ready | Broken | Alive | Started | Stepped | Finished | Ended
-AboutJob = Started | Stepped | Finished | Ended
+FromWorker = Loading | Ready | Broken | Alive | Started | Stepped | Took | Finished | Ended
+AboutJob = Started | Stepped | Took | Finished | Ended

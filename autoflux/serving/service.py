@@ -8,11 +8,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from autoflux.errors import AutofluxError, ErrorReport, NotKept, QueueFull, ServiceUnavailable, describe
+from autoflux.errors import AutofluxError, ErrorReport, NotKept, OutOfMemory, QueueFull, ServiceUnavailable, describe
 from autoflux.hardware.values import Hardware
 from autoflux.models.request import Order, Request, check, make_requests
 from autoflux.models.values import Model
 from autoflux.planning.values import Plan
+from autoflux.serving.adapting import Adaptation, Decision, Planner
 from autoflux.serving.frontend import Desk
 from autoflux.serving.jobs import Job, JobState, JobStore, Status, WorkerState
 from autoflux.serving.messages import (
@@ -28,8 +29,9 @@ from autoflux.serving.messages import (
     Run,
     Started,
     Stepped,
+    Took,
 )
-from autoflux.serving.preparation import Prepare, revive
+from autoflux.serving.preparation import Prepare, Prepared, revive
 from autoflux.serving.store import MemoryStore
 from autoflux.serving.supervisor import Listener, Supervisor, Worker
 from autoflux.serving.watchers import Watchers
@@ -51,12 +53,16 @@ class Service(Desk, Listener):
         worker: Worker | None = None,
         store: JobStore | None = None,
         *,
+        planner: Planner | None = None,
         warm_up: bool = True,
         max_queued: int = 1000,
         clock: Callable[[], float] = time.time,
         on_status: Callable[[Status], None] | None = None,
     ) -> None:
-        """`on_status` hears of every change of the worker's state and stage; it must be quick."""
+        """`on_status` hears of every change of the worker's state and stage; it must be quick.
+
+        With a `planner` the first pictures are compared with the plan, which may be changed for a better one.
+        """
         self.model = model
         self._worker = worker or Supervisor()
         self._store = store or MemoryStore()
@@ -72,6 +78,9 @@ class Service(Desk, Listener):
         self._status = Status(worker=WorkerState.STARTING, stage="starting", model=model.name)
         self._hardware: Hardware | None = None
         self._plan: Plan | None = None
+        self._prepared: Prepared | None = None
+        self._adaptation = Adaptation(model, planner, self._decided)
+        self._next: Plan | None = None
         self._was_ready = False
         self._on_failed: Callable[[AutofluxError], None] | None = None
 
@@ -96,7 +105,8 @@ class Service(Desk, Listener):
             self._fail(error if isinstance(error, AutofluxError) else revive(describe(error)))
             return
         with self._lock:
-            self._hardware, self._plan = prepared.hardware, prepared.plan
+            self._prepared, self._hardware, self._plan = prepared, prepared.hardware, prepared.plan
+            self._adaptation.follow(prepared.hardware, prepared.plan)
             if self._status.worker.accepting:
                 load = Load(
                     plan=prepared.plan, model=prepared.model, warm_up=self._warm_up, coming=self._first_prompts()
@@ -195,7 +205,7 @@ class Service(Desk, Listener):
                     self._dispatch()
                 case Broken():
                     self._set_status(error=message.error)
-                case Started() | Stepped() | Finished() | Ended():
+                case Started() | Stepped() | Took() | Finished() | Ended():
                     self._update(message)
                 case _:
                     pass
@@ -205,6 +215,9 @@ class Service(Desk, Listener):
             self._requeue(reason)
             if final:
                 self._fail(revive(reason))
+            elif decision := self._adaptation.gave_up(reason):
+                self._set_status(note=decision.note)
+                self._change(decision.plan)
             else:
                 self._set_status(
                     worker=WorkerState.STARTING,
@@ -239,25 +252,54 @@ class Service(Desk, Listener):
         return tuple(request.prompt for request in requests)
 
     def _dispatch(self) -> None:
-        """Give the worker the next job if it has none."""
-        if self._running is None and self._queue and self._status.worker is WorkerState.READY:
+        """Give the worker the next job if it has none; or the next plan, if there is one."""
+        idle = self._running is None and self._status.worker is WorkerState.READY
+        if idle and self._next is not None:
+            self._change(self._next)
+        elif idle and self._queue:
             job = self._stored(self._queue.popleft()).started(self._clock())
             self._running, self._cancelling = job.id, False
             self._keep(job)
             drawn = tuple(picture.index for picture in job.pictures)
-            self._worker.send(Run(job_id=job.id, attempt=job.attempt, requests=job.requests, drawn=drawn))
+            measured = self._adaptation.measuring
+            self._worker.send(
+                Run(job_id=job.id, attempt=job.attempt, requests=job.requests, drawn=drawn, measured=measured)
+            )
         self._watchers.wake_all()
 
-    def _update(self, message: Started | Stepped | Finished | Ended) -> None:
+    def _decided(self, decision: Decision) -> None:
+        """What came of comparing the plan with its first pictures. Called from a thread of its own."""
+        with self._lock:
+            self._set_status(note=decision.note)
+            self._next = decision.plan
+            self._dispatch()
+
+    def _change(self, plan: Plan | None) -> None:
+        """Run another plan from now on, between two jobs."""
+        self._next = None
+        if plan is None or self._prepared is None or not self._status.worker.accepting:
+            return
+        self._plan = plan
+        self._adaptation.changed()
+        self._set_status(worker=WorkerState.LOADING, stage="changing plans", progress=0.0)
+        self._worker.switch(Load(plan=plan, model=self._prepared.model, warm_up=self._warm_up))
+
+    def _update(self, message: Started | Stepped | Took | Finished | Ended) -> None:
         job = self._store.get(message.job_id)
         if job is None or message.job_id != self._running or message.attempt != job.attempt:
             return  # the late word of an earlier attempt
         match message:
             case Stepped():
                 self._keep(job.changed(step=message.step))
+            case Took():
+                self._adaptation.took(message.measured)
             case Finished():
                 self._store.put_picture(job.id, message.index, message.png)
                 self._keep(job.with_picture(message.index, message.seconds, message.warnings))
+            case Ended() if message.error and (decision := self._does_not_fit(message.error)):
+                self._requeue(message.error)
+                self._set_status(note=decision.note)
+                self._change(decision.plan)
             case Ended():
                 self._running = None
                 state = JobState.FAILED if message.error else JobState.DONE
@@ -265,6 +307,10 @@ class Service(Desk, Listener):
                 self._dispatch()
             case _:
                 pass
+
+    def _does_not_fit(self, error: ErrorReport) -> Decision | None:
+        """The decision to go back, if a plan on trial lacks the memory that it was predicted to need."""
+        return self._adaptation.gave_up(error) if error.code == OutOfMemory.code else None
 
     def _requeue(self, reason: ErrorReport) -> None:
         """The worker is gone: its job goes back to the head of the queue, unless it is to blame or not wanted."""

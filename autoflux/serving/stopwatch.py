@@ -36,7 +36,7 @@ class TimedService(Service):
 
     def __init__(self, prepared: Prepared) -> None:
         super().__init__(prepared.model, warm_up=False)
-        self._prepared = prepared
+        self._of = prepared
         self._began = 0.0
         self._said: list[tuple[float, FromWorker]] = []
         self._failed: AutofluxError | None = None
@@ -53,7 +53,7 @@ class TimedService(Service):
         try:
             if not when_ready:
                 accepted = self._ordered(order)
-            self.start(lambda _on_stage: self._prepared, self._fail_with)
+            self.start(lambda _on_stage: self._of, self._fail_with)
             if when_ready:
                 self._is_ready.wait()
                 accepted = self._ordered(order)

@@ -34,6 +34,9 @@ class Worker(Protocol):
     def send(self, message: ToWorker) -> None:
         """Pass a message on. Never blocks; a message to a worker that is gone is lost."""
 
+    def switch(self, load: Load) -> None:
+        """End it and begin anew with another plan. Never blocks; what it was drawing is lost and not told."""
+
     def stop(self) -> None:
         """End it; returns when it has ended. Does nothing when it was never started."""
 
@@ -51,6 +54,8 @@ class Supervisor(Worker):
         self._was_ready = False
         self._failures = 0
         self._broken: ErrorReport | None = None
+        self._load: Load | None = None
+        self._switching = False
 
     @property
     def pid(self) -> int | None:
@@ -59,7 +64,8 @@ class Supervisor(Worker):
         return process.pid if process else None
 
     def start(self, load: Load, listener: Listener) -> None:
-        self._thread = threading.Thread(target=self._supervise, args=(load, listener), name="autoflux-supervisor")
+        self._load = load
+        self._thread = threading.Thread(target=self._supervise, args=(listener,), name="autoflux-supervisor")
         self._thread.daemon = True
         self._thread.start()
 
@@ -67,6 +73,13 @@ class Supervisor(Worker):
         process = self._process
         if process:
             process.send(message)
+
+    def switch(self, load: Load) -> None:
+        with self._lock:
+            self._load = load
+            if self._process:
+                self._switching = True
+                self._process.stop()
 
     def stop(self) -> None:
         with self._lock:
@@ -76,34 +89,38 @@ class Supervisor(Worker):
         if self._thread:
             self._thread.join()
 
-    def _supervise(self, load: Load, listener: Listener) -> None:
+    def _supervise(self, listener: Listener) -> None:
         try:
-            self._keep_running(load, listener)
+            self._keep_running(listener)
         except Exception as error:  # noqa: BLE001 — a process that cannot be started, or a listener with a bug
             if self._process:
                 self._process.stop()
             listener.lost(describe(error), final=True)
 
-    def _keep_running(self, load: Load, listener: Listener) -> None:
-        while process := self._spawn(load):
+    def _keep_running(self, listener: Listener) -> None:
+        while process := self._spawn():
             process.read(lambda message: self._pass_on(message, listener))
-            self._process = None
+            with self._lock:
+                self._process = None
+                switching, self._switching = self._switching, False
             reason = process.post_mortem()
             if self._stopping.is_set():
                 return
+            if switching:
+                continue
             self._failures += 1
             final = self._hopeless()
             listener.lost(self._broken or reason, final=final)
             if final or self._stopping.wait(self._pause_seconds()):
                 return
 
-    def _spawn(self, load: Load) -> WorkerProcess | None:
+    def _spawn(self) -> WorkerProcess | None:
         with self._lock:
-            if self._stopping.is_set():
+            if self._stopping.is_set() or self._load is None:
                 return None
             self._broken = None
-            self._process = WorkerProcess(self._deadlines.allowing(load.plan))
-            self._process.send(load)
+            self._process = WorkerProcess(self._deadlines.allowing(self._load.plan))
+            self._process.send(self._load)
             return self._process
 
     def _pass_on(self, message: FromWorker, listener: Listener) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from autoflux.errors import AutofluxError, DamagedPack, ErrorReport, PluginFailure, describe
 from autoflux.runtime import allocator
 from autoflux.runtime.memory import peak_ram_bytes, peak_vram_bytes
+from autoflux.runtime.meter import Meter
 from autoflux.serving.channel import Channel, worker_end
 from autoflux.serving.messages import (
     Alive,
@@ -35,6 +36,7 @@ from autoflux.serving.messages import (
     Started,
     Stepped,
     Stop,
+    Took,
     ToWorker,
 )
 from autoflux.serving.packer import Packer
@@ -211,14 +213,21 @@ def _draw(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
     missing = [index for index in range(len(run.requests)) if index not in run.drawn]
     for group in session.groups([run.requests[index] for index in missing]):
         indexes = [missing[position] for position in group]
-        drawings = [session.begin(run.requests[index]) for index in indexes]
+        meter = Meter(session.plan, on=run.measured)
+        with meter.encoding():
+            drawings = [session.begin(run.requests[index], afresh=run.afresh) for index in indexes]
         while unfinished := [drawing for drawing in drawings if not drawing.finished]:
             if inbox.cancelled(run.job_id):
                 raise Cancelled
-            session.advance(unfinished)
+            with meter.step():
+                session.advance(unfinished)
             step += len(unfinished)
             outbox.send(Stepped(job_id=run.job_id, attempt=run.attempt, step=step))
-        for index, picture in zip(indexes, session.finish(drawings), strict=True):
+        with meter.decoding():
+            pictures = session.finish(drawings)
+        if measured := meter.measured(drawings, encoded=run.afresh):
+            outbox.send(Took(job_id=run.job_id, attempt=run.attempt, measured=measured))
+        for index, picture in zip(indexes, pictures, strict=True):
             outbox.send(_finished(run, index, picture))
 
 

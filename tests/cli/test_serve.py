@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -13,20 +14,22 @@ from autoflux.cli import serve
 from autoflux.cli.main import run
 from autoflux.errors import ErrorReport
 from autoflux.hookspecs import hookimpl
+from autoflux.paths import cache_dir
 from autoflux.planning.values import Plan
 from autoflux.plugin_manager import load_plugins
+from autoflux.runtime.calibration_store import FOLDER
 from autoflux.serving.jobs import Status, WorkerState
 from autoflux.testing import FakeDesk
 from tests.serving.running import running
 
 
-def serving(model: Path, *arguments: str, behaviour: str = "{}"):
+def serving(model: Path, *arguments: str, behaviour: str = "{}", **environment: str):
     """`autoflux serve` of that model with the fake backend on a free port."""
     if "--port" not in arguments:
         arguments = (*arguments, "--port", "0")
-    return running(
-        "-m", "autoflux", "serve", "--model", str(model), "--backend", "fake", *arguments, behaviour=behaviour
-    )
+    backend = () if "--plan" in arguments else ("--backend", "fake")
+    command = ("-m", "autoflux", "serve", "--model", str(model), *backend, *arguments)
+    return running(*command, behaviour=behaviour, **environment)
 
 
 def test_it_tells_where_it_is_and_how_to_get_there(tiny_model: Path):
@@ -39,6 +42,32 @@ def test_it_tells_where_it_is_and_how_to_get_there(tiny_model: Path):
         assert job["pictures"]
         assert server.interrupt() == 130
         assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize(("calibration", "given"), [("on", False), ("off", False), ("on", True)])
+def test_a_plan_that_is_not_as_predicted_is_learned_from_unless_it_was_given(
+    tiny_model: Path,
+    tmp_path: Path,
+    calibration: str,
+    given: bool,  # noqa: FBT001
+):
+    saved = tmp_path / "plan.json"
+    if given:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AUTOFLUX_PLUGINS", "autoflux.testing")
+            options = ["--model", str(tiny_model), "--device", "cpu", "--backend", "fake", "--save", str(saved)]
+            assert run(["plan", *options]) == 0
+    wished = ["--plan", str(saved)] if given else ["--device", "cpu"]
+    # The cache holds the probe of the other tests; what is learned here is forgotten.
+    with serving(
+        tiny_model, "--frontend", "api", *wished, behaviour='{"step_seconds": 0.2}', AUTOFLUX_CALIBRATION=calibration
+    ) as server:
+        server.job(server.order(prompt="a", steps=10), "done")
+        if calibration == "on" and not given:
+            server.line("times as long as predicted, calibrated; the plan stays")
+        assert ("calibrated" in server.get("/api/status")["note"]) == (calibration == "on" and not given)
+        assert server.interrupt() == 130
+    shutil.rmtree(cache_dir() / FOLDER, ignore_errors=True)
 
 
 @pytest.mark.parametrize("moment", ["autoflux: serving", "127.0.0.1:", "loading the fake", "ready: "])

@@ -6,6 +6,7 @@ import pytest
 
 from autoflux.errors import UnknownName, UnsupportedModel
 from autoflux.planning.backends import BackendFacts
+from autoflux.planning.findings import Findings
 from autoflux.planning.planner import make_plan
 from autoflux.planning.values import Plan, Wishes
 from tests.conftest import card
@@ -15,7 +16,7 @@ BOTH = ("first", "second")
 
 
 def plan(machine, *facts: BackendFacts, backends=BOTH, **wishes) -> Plan:
-    return make_plan(machine(card(48)), FLUX, PROFILES, Wishes(**wishes), backends, facts=facts)
+    return make_plan(machine(card(48)), FLUX, PROFILES, Wishes(**wishes), backends, Findings(facts=facts))
 
 
 def reason(made: Plan) -> str:

@@ -7,6 +7,7 @@ import pytest
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Precision
+from autoflux.planning.findings import Findings
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
 from autoflux.planning.planner import make_plan
 from autoflux.planning.values import Placement, Plan, Quality, Waiting, Wishes
@@ -40,7 +41,12 @@ def poor(ram_gb: float) -> Hardware:
 
 def plan(hardware: Hardware, held: Packs = NO_PACKS, **wishes) -> Plan:
     return make_plan(
-        hardware, SMALL, PROFILES, Wishes(**{"device": "cuda", "vram_bytes": 3 * GB, **wishes}), ("d",), packs=held
+        hardware,
+        SMALL,
+        PROFILES,
+        Wishes(**{"device": "cuda", "vram_bytes": 3 * GB, **wishes}),
+        ("d",),
+        Findings(packs=held),
     )
 
 

@@ -1,0 +1,108 @@
+"""What a meter tells of drawing a batch. No times are compared: they are what they are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoflux.models.request import Order, make_requests
+from autoflux.planning.values import PhaseBytes
+from autoflux.runtime.meter import Meter, peak_ram_bytes
+from autoflux.runtime.session import Drawing, Session
+from autoflux.testing import FakePipeline, fake_model, fake_plan
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(FakePipeline(), fake_plan(), fake_model())
+
+
+def drawn(session: Session, meter: Meter, count: int = 2) -> list[Drawing]:
+    requests = make_requests(session.model, Order(prompt="a", seed=1, count=count))
+    with meter.encoding():
+        drawings = [session.begin(request, afresh=True) for request in requests]
+    while not drawings[0].finished:
+        with meter.step():
+            session.advance(drawings)
+    with meter.decoding():
+        session.finish(drawings)
+    return drawings
+
+
+def test_every_part_is_timed(session: Session):
+    meter = Meter(session.plan, on=True)
+    measured = meter.measured(drawn(session, meter), encoded=True)
+    assert (measured.width, measured.height, measured.batch, len(measured.step_seconds)) == (128, 128, 2, 4)
+    parts = (measured.begin_seconds, *measured.step_seconds, measured.finish_seconds)
+    assert all(seconds > 0 for seconds in parts)
+    assert measured.peak_vram_bytes is None
+    assert measured.peak_ram_bytes > 10**7
+
+
+class CountingTorch:
+    """What the meter asks of torch: each part has its own peak, and once torch has held memory it keeps it."""
+
+    def __init__(self, peaks: list[int], reserved: int) -> None:
+        self.accelerator = self
+        self.peaks, self.reserved, self.waited = iter(peaks), reserved, 0
+
+    def empty_cache(self) -> None:
+        self.emptied = True
+
+    def synchronize(self, device: str) -> None:
+        assert device == "cuda:0"
+        self.waited += 1
+
+    def reset_peak_memory_stats(self, device: str) -> None:
+        self.peak = next(self.peaks)
+
+    def max_memory_allocated(self, device: str) -> int:
+        return self.peak
+
+    def max_memory_reserved(self, device: str) -> int:
+        return self.reserved
+
+
+def test_peaks_are_tensors_what_is_held_beyond_them_and_the_context(monkeypatch: pytest.MonkeyPatch):
+    torch = CountingTorch([300, 500, 900, 500, 500, 400], reserved=1000)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    plan = fake_plan()
+    session = Session(FakePipeline(), plan, fake_model())
+    meter = Meter(plan.replace(device="cuda:0", priors=plan.priors.replace(context_bytes=7)), on=True)
+    peaks = meter.measured(drawn(session, meter), encoded=True).peak_vram_bytes
+    assert peaks == PhaseBytes(encode=1007, denoise=1007, decode=507)
+    assert torch.waited == 12
+    assert torch.emptied
+
+
+def test_a_unified_chip_is_waited_for_and_not_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    meter = Meter(fake_plan().replace(device="mps"), on=True)
+    session = Session(FakePipeline(), fake_plan(), fake_model())
+    assert meter.measured(drawn(session, meter), encoded=True).peak_vram_bytes is None
+
+
+def test_switched_off_it_has_measured_nothing(session: Session):
+    meter = Meter(session.plan, on=False)
+    assert meter.measured(drawn(session, meter), encoded=True) is None
+
+
+def test_without_a_step_there_is_nothing_to_tell(session: Session):
+    assert Meter(session.plan, on=True).measured([], encoded=True) is None
+
+
+def test_the_peak_is_read_from_where_linux_keeps_it(tmp_path: Path):
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB\n")
+    assert peak_ram_bytes(status) == 2 * 2**20
+
+
+@pytest.mark.parametrize("text", ["", "VmHWM:\n", "VmHWM: many kB\n", None])
+def test_where_nothing_is_told_nothing_is_made_up(tmp_path: Path, text: str | None):
+    status = tmp_path / "status"
+    if text is not None:
+        status.write_text(text)
+    peak = peak_ram_bytes(status)
+    assert peak is None or peak > 10**6
