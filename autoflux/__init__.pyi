@@ -53,6 +53,8 @@ from .planning.values import Offload as Offload
 from .planning.values import Placement as Placement
 from .planning.values import Plan as Plan
 from .planning.values import Profile as Profile
+from .planning.values import Quality as Quality
+from .planning.values import TransferUnit as TransferUnit
 from .planning.values import Waiting as Waiting
 from .planning.values import Wishes as Wishes
 from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
@@ -67,8 +69,8 @@ from .runtime.pipeline import Conditioning as Conditioning
 from .runtime.pipeline import LoadProgress as LoadProgress
 from .runtime.pipeline import Pipeline as Pipeline
 from .runtime.pipeline import State as State
-from .runtime.placement import OwnOffload as OwnOffload
 from .runtime.placement import Residences as Residences
+from .runtime.residence import OwnOffload as OwnOffload
 from .runtime.session import Session as Session
 from .runtime.stores import FileStore as FileStore
 from .runtime.stores import Rows as Rows

@@ -64,7 +64,7 @@ def command(
         first = requests[0]
         wishes = wishes.replace(width=first.width, height=first.height, steps=first.steps, pictures=len(requests))
         prepared = prepare(model, wishes, plugins, base=base, on_stage=status.update, saved=saved)
-    stderr.print(summary(prepared.plan), style="dim", soft_wrap=True)
+    stderr.print(summary(prepared.plan, first.steps), style="dim", soft_wrap=True)
     pictures = _draw(prepared, plugins, requests)
     for picture, file in zip(pictures, files, strict=True):
         write_atomic(file, picture.png())

@@ -74,8 +74,8 @@ def _print(*tables: Table) -> None:
             stdout.print(table)
 
 
-def summary(plan: Plan) -> str:
-    """The plan in one line."""
+def summary(plan: Plan, steps: int | None = None) -> str:
+    """The plan in one line, for pictures of so many steps if not of those that it was made for."""
     where = {
         Offload.NONE: "all weights there",
         Offload.COMPONENT: "one component there at a time",
@@ -85,11 +85,13 @@ def summary(plan: Plan) -> str:
     precision = plan.component("transformer").storage.value
     if plan.offload == Offload.STREAM and not plan.predicted.streamed_bytes:
         where = "all blocks there"
-    picture = plan.predicted.picture
+    predicted, picture = plan.predicted, plan.predicted.picture
+    steps = steps or picture.steps
+    seconds = predicted.seconds_per_image + (steps - picture.steps) * predicted.seconds_per_step / picture.batch
     return (
         f"{plan.model} on {plan.device} in {precision}, {where}: "
-        f"about {format_seconds(plan.predicted.seconds_per_image)} "
-        f"for {picture.width}x{picture.height} in {picture.steps} step{'s' * (picture.steps != 1)}"
+        f"about {format_seconds(max(0.0, seconds))} "
+        f"for {picture.width}x{picture.height} in {steps} step{'s' * (steps != 1)}"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from autoflux.hardware.values import block_operations
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
-from autoflux.planning.schedule import Unit, pass_seconds
+from autoflux.planning.schedule import Unit, layer_pass_seconds, pass_seconds
 from autoflux.planning.streaming import block_bytes_of, block_kinds, joined
 from autoflux.planning.values import Offload, Picture, Plan, TransferUnit
 
@@ -31,7 +31,7 @@ def step_seconds(
     seconds = {kind: time * scale for kind, time in predicted.block_seconds.items()}
     rate = predicted.copy_gb_per_s * 1e9 * copies
     if plan.unit == TransferUnit.LAYER:
-        return predicted.streamed_bytes / rate + sum(seconds[kind] for kind in kinds) / 2
+        return layer_pass_seconds(sum(seconds[kind] for kind in kinds), predicted.streamed_bytes / rate)
     sizes = block_bytes_of(model, planned)
     loads = [Unit(nbytes, seconds[kind]) for nbytes, kind in zip(sizes, kinds, strict=True)]
     return pass_seconds(joined(loads, plan.block_bytes), planned.resident, plan.ring_bytes, rate)

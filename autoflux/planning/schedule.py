@@ -121,6 +121,14 @@ def pass_seconds(units: Sequence[Unit], resident: Collection[int], ring_bytes: i
     return now - began
 
 
+def layer_pass_seconds(computing: float, copying: float) -> float:
+    """Seconds one pass takes whose ring holds no more than the largest layer.
+
+    Nothing is copied while that one computes, and little while others do.
+    """
+    return max(computing, copying + computing / 2)
+
+
 def trace_pass(units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float) -> PassTrace:
     """When each unit is copied and computes in the pass that `pass_seconds` measures."""
     steps = _steps(units, resident, ring_bytes, bytes_per_second)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from autoflux.hardware.values import BlockKind
 from autoflux.models.values import Component, Model
-from autoflux.planning.schedule import Unit, aligned, choose_resident, pass_seconds
+from autoflux.planning.schedule import Unit, aligned, choose_resident, layer_pass_seconds, pass_seconds
 from autoflux.planning.speed import KINDS
 from autoflux.planning.values import Arrangement, ComponentPlan, Placement, TransferUnit, Waiting
 from autoflux.planning.weights import (
@@ -97,12 +97,12 @@ def _by_layers(
     seconds: Mapping[BlockKind, float],
     bytes_per_second: float,
 ) -> StreamLayout:
-    """A ring for the largest layer: nothing is copied while that one computes, and little while others do."""
+    """A ring for the largest layer."""
     transformer = model.component("transformer")
     hidden = model.architecture.hidden_size
     largest = LARGEST_LAYER * hidden**2 * planned.storage.item_bytes
     copies = (component_bytes(model, planned) - rest_bytes(transformer.rest, planned)) / bytes_per_second
-    return StreamLayout((), int(1.01 * largest), copies + sum(seconds[kind] for kind in kinds) / 2)
+    return StreamLayout((), int(1.01 * largest), layer_pass_seconds(sum(seconds[kind] for kind in kinds), copies))
 
 
 def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:

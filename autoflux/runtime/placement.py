@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import TRANSFORMER, check_narrow_on_disk, check_plan, check_resident
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.packed import PackStore, fill
+from autoflux.runtime.residence import OwnOffload, Residence, Visits
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.stores import Store
@@ -31,70 +31,6 @@ from autoflux.runtime.units import Atom, block_atoms, sequence_atoms
 
 RunOnce = Callable[[nn.Module], object]
 """Calls the transformer once, with small inputs made in the call and weights that may be anything."""
-
-
-class OwnOffload(Protocol):
-    """A library's own way of bringing weights to the device, for components that the plan leaves to it."""
-
-    def hold(self, network: nn.Module, planned: ComponentPlan) -> nn.Module:
-        """Take a component over; gives what to call from now on.
-
-        Raises:
-            ContradictoryWishes: the library cannot hold it as planned.
-        """
-
-    def use(self, network: nn.Module) -> AbstractContextManager[None]:
-        """For the time of the context, what `hold` gave can be called."""
-
-
-class Residence:
-    """Holds one component on the device, or in RAM: until its phase, or for the processor.
-
-    A visiting component's weights never change, so its RAM copy is kept and leaving the device costs nothing: the
-    parameters are pointed back at it.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        placement: Placement,
-        device: torch.device,
-        own: OwnOffload | None = None,
-        fetch: Callable[[], None] | None = None,
-    ) -> None:
-        """`own` brings the weights if given; `fetch` reads them to where they will be, before their first use."""
-        self.module = module
-        self.device = torch.device("cpu") if placement == Placement.HOST else device
-        """Where it computes, and so wants its inputs."""
-        self._own = own
-        self._fetch = fetch
-        self.visiting = placement == Placement.VISITING
-        if placement == Placement.DEVICE and not fetch:
-            module.to(device)
-
-    @contextmanager
-    def on_device(self) -> Iterator[nn.Module]:
-        """The module with its weights on the device, or streamed there, for the time of the block.
-
-        Raises:
-            AutofluxError: weights that are read only now cannot be.
-        """
-        if self._fetch:
-            self._fetch()
-            self._fetch = None
-        if not self.visiting:
-            with self._own.use(self.module) if self._own else nullcontext():
-                yield self.module
-            return
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        in_ram = [tensor.data for tensor in tensors]
-        try:
-            for tensor in tensors:
-                tensor.data = tensor.data.to(self.device)
-            yield self.module
-        finally:
-            for tensor, data in zip(tensors, in_ram, strict=True):
-                tensor.data = data
 
 
 class Residences:
@@ -125,6 +61,7 @@ class Residences:
         self._block_lists = block_lists
         self._own_offload = own_offload
         self._held: dict[str, Residence] = {}
+        self._visits = Visits()
         self._transformer: StreamedTransformer | None = None
         self._others: dict[str, StreamedModule] = {}
         self._stores: dict[str, Store] = {}
@@ -166,7 +103,14 @@ class Residences:
         if store:
             self._stores[name] = store
         fetch = partial(self._fetch, name, network) if later else None
-        self._held[name] = Residence(network, planned.placement, self._device, fetch=fetch)
+        self._held[name] = Residence(
+            network,
+            planned.placement,
+            self._device,
+            fetch=fetch,
+            visits=self._visits,
+            lingers=name == TRANSFORMER,  # a picture takes many steps
+        )
         if planned.placement == Placement.STREAMED:
             if later:
                 self._later.add(name)
@@ -221,7 +165,7 @@ class Residences:
             raise ContradictoryWishes(
                 f"the backend {self._plan.backend!r} has no offload of its own", hint="drop --offload, or take 'stream'"
             )
-        return Residence(own.hold(network, planned), planned.placement, self._device, own)
+        return Residence(own.hold(network, planned), planned.placement, self._device, own, visits=self._visits)
 
     def settle(self) -> None:
         """Give the streamed components their memory on the device, once all are held.

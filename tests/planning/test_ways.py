@@ -7,11 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoflux.errors import ContradictoryWishes, DoesNotFit, UnknownName
+from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import BlockTiming, Hardware
 from autoflux.models.values import Precision
 from autoflux.planning.planner import make_plan
 from autoflux.planning.speed import Rates, Way, assumed, block_seconds
+from autoflux.planning.streaming import block_kinds
 from autoflux.planning.values import (
     Offload,
     Origin,
@@ -141,6 +143,12 @@ def test_layers_pass_one_by_one_when_blocks_are_too_large():
     made = plan(machine, unit=TransferUnit.LAYER, quality=Quality.EXACT)
     assert (made.unit, made.hoist_modulation) == (TransferUnit.LAYER, False)
     assert made.predicted.seconds_per_step > plan(machine, quality=Quality.EXACT).predicted.seconds_per_step
+    told, fast = (
+        made.predicted,
+        plan(changed(machine, Changes(link_gb_per_s=1e4)), unit=TransferUnit.LAYER, quality=Quality.EXACT),
+    )
+    computing = sum(told.block_seconds[kind] for kind in block_kinds(FLUX.component("transformer")))
+    assert fast.predicted.seconds_per_step == pytest.approx(computing)  # no link makes arithmetic faster
     several = plan(machine, block_bytes=2 * GB, quality=Quality.EXACT, offload=Offload.STREAM)
     assert several.ring_bytes > 1.8 * GB
 

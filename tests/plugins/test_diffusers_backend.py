@@ -20,11 +20,12 @@ from autoflux import (
     InvalidRequest,
     Order,
     Placement,
+    Quality,
     Wishes,
 )
 from autoflux.models.request import make_requests
 from autoflux.runtime.picture import read_request
-from autoflux.runtime.placement import Residence
+from autoflux.runtime.residence import Residence, Visits
 from tests.plugins.plans import streamed
 from tests.tiny_model import TEXT_TOKENS, write_tiny_flux
 
@@ -203,6 +204,41 @@ def test_a_visiting_component_keeps_its_weights_in_ram():
     assert layer.weight.data_ptr() == home
 
 
+def test_a_visiting_component_lingers_until_another_has_its_turn():
+    visits, cpu = Visits(), torch.device("cpu")
+    layer, other = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    lingers = Residence(layer, Placement.VISITING, cpu, visits=visits, lingers=True)
+    visitor = Residence(other, Placement.VISITING, cpu, visits=visits)
+    stays = Residence(torch.nn.Linear(4, 4), Placement.DEVICE, cpu, visits=visits)
+    for turn in (visitor, stays):
+        for _ in range(3):
+            with lingers.on_device():
+                pass
+            assert visits.lingering is lingers
+        with turn.on_device():
+            assert visits.lingering is None
+    with lingers.on_device():
+        pass
+    with pytest.raises(RuntimeError, match="inside"), lingers.on_device():
+        raise RuntimeError("inside")
+    with visitor.on_device():
+        assert visits.lingering is None
+
+
+@pytest.mark.gpu
+def test_a_lingering_component_is_copied_once_for_all_its_turns():
+    layer, visits, card = torch.nn.Linear(4, 4), Visits(), torch.device("cuda")
+    lingers = Residence(layer, Placement.VISITING, card, visits=visits, lingers=True)
+    places = []
+    for _ in range(3):
+        with lingers.on_device() as module:
+            places.append(module.weight.data_ptr())
+    assert len(set(places)) == 1
+    assert layer.weight.is_cuda
+    with Residence(torch.nn.Linear(4, 4), Placement.VISITING, card, visits=visits).on_device():
+        assert not layer.weight.is_cuda
+
+
 @pytest.mark.parametrize("resident", [(), (0, 3), (0, 1, 2, 3, 4)])
 @pytest.mark.parametrize(
     ("waiting", "hoist"), [("pinned", True), ("pinned", False), ("pageable", True), ("disk", True)]
@@ -233,7 +269,7 @@ def test_what_a_failed_decode_left_parked_is_back_for_the_next_picture(session, 
 @pytest.mark.gpu
 @pytest.mark.parametrize("offload", list(autoflux.Offload))
 def test_on_a_card_every_offload_draws_the_same_picture_in_less_memory(tiny_model, offload):
-    wishes = Wishes(device="cuda", offload=offload)
+    wishes = Wishes(device="cuda", offload=offload, quality=Quality.EXACT)
     square = torch.ones(64, 64, device="cuda", dtype=torch.bfloat16)
     torch.mm(square, square)  # cuBLAS takes the workspace that it keeps
     before = torch.cuda.memory_allocated()
@@ -246,7 +282,7 @@ def test_on_a_card_every_offload_draws_the_same_picture_in_less_memory(tiny_mode
         # A card that holds everything keeps all blocks when it streams, and the ring beside them.
         waits = offload in (autoflux.Offload.COMPONENT, autoflux.Offload.NATIVE)
         assert idle < weights / 10 if waits else idle >= weights / 2
-    with autoflux.load(str(tiny_model), wishes=Wishes(device="cuda", offload=autoflux.Offload.NONE)) as resident:
+    with autoflux.load(str(tiny_model), wishes=wishes.replace(offload=autoflux.Offload.NONE)) as resident:
         assert resident.generate(PROMPTS[0], seed=5, steps=3)[0].png() == first
 
 

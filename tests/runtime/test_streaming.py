@@ -11,8 +11,8 @@ from autoflux.models.values import Precision
 from autoflux.planning.schedule import aligned
 from autoflux.planning.values import Placement
 from autoflux.runtime.order import layer_atoms
-from autoflux.runtime.placement import Residence
 from autoflux.runtime.quantized import QuantizedLinear, quantize_linears
+from autoflux.runtime.residence import Residence
 from autoflux.runtime.stores import KeptStore
 from autoflux.runtime.streaming import (
     Holding,
