@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from autoflux.models.values import Model
 from autoflux.planning.values import ComponentPlan, Placement, Plan, Waiting
-from autoflux.runtime.stores import Store, make_empty
+from autoflux.runtime.stores import make_empty
 from autoflux.runtime.units import Unit
 from benchmarks.full_size import fill_randomly
 from benchmarks.pictures import networks_on_meta, write_hollow_model
+
+if TYPE_CHECKING:
+    from autoflux.plugins.diffusers_loading import Loaded
 
 
 class HostWeights:
@@ -36,12 +40,12 @@ class HostWeights:
         tensors = {t.data_ptr(): t.nbytes for held in self._weights.values() for t in held.values()}
         return sum(tensors.values())
 
-    def networks(self, plan: Plan, *, direct: bool = False) -> Iterator[tuple[str, nn.Module, Store | None]]:
+    def networks(self, plan: Plan, *, direct: bool = False) -> Iterator[Loaded]:
         """What the diffusers backend loads for that plan, with where weights are that it leaves unread.
 
         `direct` leaves all unread that is streamed, as from a pack.
         """
-        from autoflux.plugins.diffusers_loading import DTYPES
+        from autoflux.plugins.diffusers_loading import DTYPES, Loaded
 
         for name in self._hollow:
             planned = plan.component(name)
@@ -49,10 +53,10 @@ class HostWeights:
             make_empty(network, DTYPES[planned.arithmetic])
             store = WeightStore(network, self._weights[name])
             if _left_unread(planned) or (direct and planned.placement == Placement.STREAMED):
-                yield name, network.eval(), store
+                yield Loaded(name, network.eval(), store)
             else:
                 store.fill(network)
-                yield name, network.eval(), None
+                yield Loaded(name, network.eval())
 
 
 def _left_unread(planned: ComponentPlan) -> bool:

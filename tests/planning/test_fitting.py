@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import known_machine
+from autoflux.hardware.values import Hardware
 from autoflux.models.values import Precision
 from autoflux.planning.calibration import Calibration
 from autoflux.planning.findings import Findings
@@ -22,14 +23,15 @@ from tests.planning.test_ways import SMALL
 MACHINE = changed(known_machine("rtx-3060-12gb"), Changes(link_gb_per_s=6.0))
 
 
-def plan(calibration: Calibration | None = None, **wishes) -> Plan:
+def plan(calibration: Calibration | None = None, *, machine: Hardware = MACHINE, **wishes) -> Plan:
     wished = Wishes(
         **{"device": "cuda", "offload": Offload.STREAM, "quant": Precision.BFLOAT16, "compiled": False, **wishes}
     )
-    return make_plan(MACHINE, SMALL, PROFILES, wished, ("diffusers",), Findings(calibration=calibration))
+    return make_plan(machine, SMALL, PROFILES, wished, ("diffusers",), Findings(calibration=calibration))
 
 
-ALL_STAY, STREAMED, COPYING = plan(), plan(vram_bytes=int(2.8 * GB)), plan(vram_bytes=int(2.4 * GB))
+ALL_STAY, STREAMED = plan(), plan(vram_bytes=int(2.8 * GB))
+COPYING = plan(machine=changed(MACHINE, Changes(link_gb_per_s=2.0)), vram_bytes=int(2.4 * GB))
 
 
 def measured(step: float, made: Plan = ALL_STAY, steps: int = 5, **changes) -> Measured:
