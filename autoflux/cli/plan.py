@@ -10,7 +10,7 @@ import click
 from autoflux.api import Prepared, WhatIf, all_ways, prepare
 from autoflux.cli.options import PictureSize, model_option
 from autoflux.cli.output import complain, fail, json_option, stderr, stdout, succeed
-from autoflux.cli.plan_text import comparison, show
+from autoflux.cli.plan_text import comparison, show, warnings_of
 from autoflux.cli.saved import saved_plan_option
 from autoflux.cli.what_if import what_if_options
 from autoflux.cli.wishes import wishes_options
@@ -101,7 +101,7 @@ def command(  # noqa: PLR0913 — one for each option
     if svg is not None:
         write_atomic(svg, to_svg(draw(prepared.plan, prepared.model)).encode())
     if as_json:
-        succeed(prepared.plan.to_data())
+        succeed({**prepared.plan.to_data(), "warnings": warnings_of(prepared)})
         return
     show(prepared, detail)
     if drawing:

@@ -62,7 +62,7 @@ def show(prepared: Prepared, detail: Detail) -> None:
     if detail == BRIEF:
         stdout.print()
         stdout.print("--explain: every choice and the next best to it; --compare: all other ways", style="dim")
-    for warning in (*plan.warnings, *(f"{p.subject}: {p.message}" for p in prepared.hardware.problems)):
+    for warning in warnings_of(prepared):
         warn(warning)
 
 
@@ -72,6 +72,11 @@ def _print(*tables: Table) -> None:
         if table.row_count:
             stdout.print()
             stdout.print(table)
+
+
+def warnings_of(prepared: Prepared) -> list[str]:
+    """What there is to know of the plan, and of the machine that it is for."""
+    return [*prepared.plan.warnings, *(f"{p.subject}: {p.message}" for p in prepared.hardware.problems)]
 
 
 def summary(plan: Plan, steps: int | None = None) -> str:

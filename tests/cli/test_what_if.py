@@ -12,6 +12,7 @@ import autoflux
 from autoflux.cli.main import run
 from autoflux.errors import PlanUnusable
 from autoflux.hardware.known import known_machine, known_names
+from autoflux.hardware.values import Problem
 from autoflux.planning.values import Plan
 
 
@@ -51,6 +52,16 @@ def test_memory_and_rates_of_the_other_machine_can_be_changed(plan):
     assert made["machine"] == "rtx-3060-12gb"
     assert made["vram_limit_bytes"] < 4e9
     assert made["ram_limit_bytes"] < 8e9
+
+
+def test_problems_of_the_machine_are_told_in_json_too(plan, here):
+    problem = Problem(subject="link", message="half as fast as it should be")
+    other = known_machine("rtx-3060-12gb").replace(problems=(problem,))
+    (here / "other.json").write_bytes(other.to_json().encode())
+    code, out, _ = plan("--on", "other.json", "--device", "cuda", "--json")
+    assert code == 0, out
+    assert "link: half as fast as it should be" in json.loads(out)["data"]["warnings"]
+    assert "link: half as fast as it should be" in plan("--on", "other.json", "--device", "cuda")[2]
 
 
 def test_a_ceiling_in_the_environment_is_not_for_the_other_machine(plan, monkeypatch):
