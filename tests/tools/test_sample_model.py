@@ -276,7 +276,8 @@ def test_training_ends_in_a_folder_that_diffusers_loads(tmp_path):
     blink = 0.0001
     options = argparse.Namespace(
         out=tmp_path, scenes=10, vae_minutes=blink, flow_minutes=blink, distil_minutes=blink,
-        batch=2, vae_batch=1, text_batch=2, seed=0, text_minutes=blink, start=None, teacher=None, compile=False,
+        batch=2, vae_batch=1, text_batch=2, distil_batch=2, seed=0, text_minutes=blink, start=None, teacher=None,
+        compile=False,
     )  # fmt: skip
     train(options)
     options.start = options.teacher = tmp_path / "model"

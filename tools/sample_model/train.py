@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--vae-batch", type=int, default=24)
     parser.add_argument("--text-batch", type=int, default=512)
+    parser.add_argument("--distil-batch", type=int, default=64, help="small: what is learned there is free of noise")
     parser.add_argument("--start", type=Path, help="train this model on instead of a new one; 0 minutes leave a part")
     parser.add_argument("--teacher", type=Path, help="--start, before it was distilled in part: distil it on")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
@@ -91,7 +92,8 @@ def train(options: argparse.Namespace) -> None:
         save()
     if options.distil_minutes > 0:
         teacher = FluxTransformer2DModel.from_pretrained(options.teacher / "transformer") if options.teacher else None
-        distil(trained, sampler, minutes=options.distil_minutes, teacher=teacher and teacher.to(**place))
+        small = Sampler(latents, empty, options.distil_batch, options.seed)
+        distil(trained, small, minutes=options.distil_minutes, teacher=teacher and teacher.to(**place))
         save()
     print("done", flush=True)
 
