@@ -27,7 +27,6 @@ from autoflux.models.values import Model
 from autoflux.paths import config_dir
 from autoflux.planning import planner
 from autoflux.planning.backends import BackendFacts
-from autoflux.planning.calibration import Calibration
 from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
 from autoflux.planning.planner import BRIEF, Detail, make_plan, make_plans
@@ -237,29 +236,6 @@ def _plan_here(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardwar
     findings = Findings(packs=packs_of(model), calibration=calibration)
     plan = plan_for(model, wishes, plugins, hardware, findings, detail=detail)
     return plan.replace(warnings=(*plan.warnings, warning)) if warning else plan
-
-
-@dataclass(frozen=True)
-class Replanner:
-    """Plans a model again on this machine when runs of it have taught something, and keeps that."""
-
-    model: Model
-    wishes: Wishes
-    plugins: Plugins
-    store: CalibrationStore = field(default_factory=CalibrationStore)
-
-    def known(self, hardware: Hardware) -> Calibration | None:
-        """What earlier runs have measured; what cannot be used counts as nothing."""
-        return self.store.load(hardware.fingerprint, self.model)[0]
-
-    def plan(self, hardware: Hardware, calibration: Calibration) -> Plan:
-        """The best plan with that."""
-        findings = Findings(packs=packs_of(self.model), calibration=calibration)
-        return plan_for(self.model, self.wishes, self.plugins, hardware, findings)
-
-    def keep(self, calibration: Calibration) -> None:
-        """Remember it; where nothing can be written, it holds for this run only."""
-        self.store.save(calibration, self.model)
 
 
 def other_machine(on: str) -> Hardware:

@@ -23,7 +23,8 @@ from autoflux.hardware.values import Disk, Hardware, Host, Size, Source
 from autoflux.hookspecs import hookimpl
 from autoflux.models.request import Request
 from autoflux.models.values import Architecture, Block, Component, Defaults, Limits, Model, ParameterCount, Precision
-from autoflux.planning.values import ComponentPlan, Offload, PhaseBytes, Picture, Placement, Plan, Predicted, Priors
+from autoflux.planning.terms import Offload, Placement
+from autoflux.planning.values import ComponentPlan, PhaseBytes, Picture, Plan, Predicted, Priors
 from autoflux.runtime.pipeline import Backend, LoadProgress, Pipeline
 from autoflux.serving.fakes import (
     BEHAVIOUR_VARIABLE,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from autoflux.models.values import Model
-from autoflux.planning.values import ComponentPlan, Placement, Plan, Waiting
+from autoflux.planning.terms import Placement, Waiting
+from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.stores import make_empty
 from autoflux.runtime.units import Unit
 from benchmarks.full_size import fill_randomly

@@ -30,7 +30,8 @@ from autoflux.models.components import make_component
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import WEIGHTS, Recipe
 from autoflux.models.values import Component, Precision
-from autoflux.planning.values import ComponentPlan, Placement
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import ComponentPlan
 from autoflux.runtime.packed import load_packed
 from autoflux.runtime.packing import checksum, pack_component
 from autoflux.runtime.quantized import quantize_linears

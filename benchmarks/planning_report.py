@@ -11,7 +11,7 @@ import msgspec
 
 from autoflux.errors import DamagedFile, UsageError
 from autoflux.files import write_atomic
-from autoflux.planning.values import Quality
+from autoflux.planning.terms import Quality
 
 CAPS_GB = (4, 6, 8, 10, 12, 16, 24, 48, 140)
 SIZES = ((512, 512), (1024, 1024), (1344, 768))

@@ -23,7 +23,8 @@ from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Hardware
 from autoflux.models.request import Request
 from autoflux.models.values import Model, Precision
-from autoflux.planning.values import Offload, Plan, Quality, TransferUnit, Wishes
+from autoflux.planning.terms import Offload, Quality, TransferUnit
+from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.session import Session
 from benchmarks.host_weights import HostWeights

@@ -19,7 +19,8 @@ from autoflux.hardware.values import Accelerator, Hardware
 from autoflux.models.flops import image_tokens, step_flop
 from autoflux.models.values import Model
 from autoflux.planning import streaming
-from autoflux.planning.values import Plan, Waiting, Wishes
+from autoflux.planning.terms import Waiting
+from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
 from autoflux.units import format_bytes, format_seconds
 

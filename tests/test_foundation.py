@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from autoflux import errors
 from autoflux.errors import AutofluxError, DamagedFile, OutputUnwritable, UnknownName, UsageError, describe
 from autoflux.files import check_writable, write_atomic
-from autoflux.planning.values import Offload, Wishes
+from autoflux.planning.terms import Offload
+from autoflux.planning.values import Wishes
 from autoflux.units import format_bytes, format_seconds, parse_bytes, parse_rate
 
 

@@ -14,16 +14,8 @@ from autoflux.cli.tables import table as _table
 from autoflux.models.values import Model, Precision
 from autoflux.planning.comparing import as_alternative
 from autoflux.planning.planner import BRIEF, Detail
-from autoflux.planning.values import (
-    Alternative,
-    ComponentPlan,
-    Instead,
-    Offload,
-    Origin,
-    Placement,
-    Plan,
-    Waiting,
-)
+from autoflux.planning.terms import Offload, Origin, Placement, Waiting
+from autoflux.planning.values import Alternative, ComponentPlan, Instead, Plan
 from autoflux.planning.weights import component_bytes
 from autoflux.units import format_bytes, format_seconds
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from autoflux.api import Replanner, find_model, prepare
+from autoflux.api import find_model, prepare
 from autoflux.cli.options import model_option, no_pack_option
 from autoflux.cli.output import stderr, warn
 from autoflux.cli.plan_text import summary
@@ -20,6 +20,7 @@ from autoflux.cli.wishes import wishes_options
 from autoflux.errors import MissingExtra
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
+from autoflux.replanning import Replanner
 from autoflux.runtime.calibration_store import is_off
 from autoflux.serving.jobs import Status, WorkerState
 from autoflux.serving.server import Stopping, open_port, run_server

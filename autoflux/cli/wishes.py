@@ -10,7 +10,8 @@ import click
 
 from autoflux.cli.options import ByteSize, with_options
 from autoflux.models.values import Precision
-from autoflux.planning.values import Offload, Quality, TransferUnit, Wishes
+from autoflux.planning.terms import Offload, Quality, TransferUnit
+from autoflux.planning.values import Wishes
 
 F = TypeVar("F", bound=Callable[..., Any])
 

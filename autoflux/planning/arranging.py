@@ -14,18 +14,9 @@ from autoflux.planning.native import passing_bytes
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import Rates, Way, assumed, block_seconds, choose_rates
 from autoflux.planning.streaming import Room, block_bytes_of, pinned_bytes, stream_layout
+from autoflux.planning.terms import Offload, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.timeline import copy_gb_per_s, timeline
-from autoflux.planning.values import (
-    Arrangement,
-    ComponentPlan,
-    Offload,
-    Picture,
-    Placement,
-    Quality,
-    TransferUnit,
-    Waiting,
-    Wishes,
-)
+from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Wishes
 from autoflux.planning.ways import Option, wished_attention
 
 PLACEMENTS = {

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from autoflux.errors import UnknownName, UnsupportedModel
-from autoflux.planning.values import Offload, Wishes
+from autoflux.planning.terms import Offload
+from autoflux.planning.values import Wishes
 from autoflux.units import format_seconds
 from autoflux.values import Value
 

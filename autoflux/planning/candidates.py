@@ -14,8 +14,9 @@ from autoflux.planning.footprint import Footprint
 from autoflux.planning.sites import Site, sites
 from autoflux.planning.speed import DEFAULT_ATTENTION, Rates, Way, block_seconds
 from autoflux.planning.streaming import pinned_bytes
+from autoflux.planning.terms import Offload, Quality
 from autoflux.planning.timeline import Timeline, timeline
-from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Quality, Wishes
+from autoflux.planning.values import Arrangement, Picture, Profile, Wishes
 from autoflux.planning.ways import Option, options
 from autoflux.units import format_bytes
 

@@ -9,7 +9,8 @@ from autoflux.hardware.values import Hardware
 from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
 from autoflux.planning.findings import NO_FINDINGS, Findings
-from autoflux.planning.values import Alternative, Picture, Plan, Profile, Quality, Wishes
+from autoflux.planning.terms import Quality
+from autoflux.planning.values import Alternative, Picture, Plan, Profile, Wishes
 
 Kind = tuple[str, str, str, str]
 """Device, strategy, precision of the transformer's weights, and quality."""

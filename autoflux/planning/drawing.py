@@ -15,7 +15,8 @@ from autoflux.planning.footprint import PHASE_OF, activations
 from autoflux.planning.schedule import Passage, PassTrace, Span, Unit, trace_pass
 from autoflux.planning.speed import KINDS
 from autoflux.planning.streaming import staying_bytes
-from autoflux.planning.values import ComponentPlan, Placement, Plan, TransferUnit
+from autoflux.planning.terms import Placement, TransferUnit
+from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.planning.weights import component_bytes, unit_bytes
 from autoflux.units import format_bytes, format_seconds
 from autoflux.values import Value

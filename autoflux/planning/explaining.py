@@ -11,17 +11,8 @@ from autoflux.models.values import Model
 from autoflux.planning.arranging import placed
 from autoflux.planning.candidates import Candidate, judge
 from autoflux.planning.reasons import decoding, weights, yes
-from autoflux.planning.values import (
-    Arrangement,
-    Choice,
-    Instead,
-    Offload,
-    Origin,
-    Placement,
-    Quality,
-    TransferUnit,
-    Wishes,
-)
+from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit
+from autoflux.planning.values import Arrangement, Choice, Instead, Wishes
 from autoflux.units import GB, format_bytes
 
 Rival = tuple[str, Candidate]

@@ -17,7 +17,8 @@ from autoflux.planning.calibration import BlockTimes, Calibration, CopyRates, Fi
 from autoflux.planning.footprint import activations
 from autoflux.planning.replay import step_seconds, weighted_mean
 from autoflux.planning.speed import Way
-from autoflux.planning.values import Correction, Offload, PhaseBytes, Picture, Plan, Waiting
+from autoflux.planning.terms import Offload, Waiting
+from autoflux.planning.values import Correction, PhaseBytes, Picture, Plan
 from autoflux.values import Value
 
 ROUNDS = 20

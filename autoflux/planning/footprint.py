@@ -9,16 +9,8 @@ from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
 from autoflux.planning.native import on_device_bytes, ram_bytes
 from autoflux.planning.streaming import arena_bytes, modulation_bytes, stage_bytes, staying_bytes, streamed_bytes
-from autoflux.planning.values import (
-    Arrangement,
-    ComponentPlan,
-    PhaseBytes,
-    Picture,
-    Placement,
-    Priors,
-    TransferUnit,
-    Waiting,
-)
+from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.values import Arrangement, ComponentPlan, PhaseBytes, Picture, Priors
 from autoflux.planning.weights import component_bytes
 from autoflux.values import Value
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoflux.models.values import Model
-from autoflux.planning.values import Arrangement, ComponentPlan, Placement
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import Arrangement, ComponentPlan
 
 PINNED_EXCESS = 1.6
 """RAM in sizes of the weights. diffusers pins every tensor by itself, which torch rounds up to a power of two: 37.2 GB

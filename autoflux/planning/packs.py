@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoflux.models.values import Model, Precision
-from autoflux.planning.values import Arrangement, ComponentPlan, Placement
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import Arrangement, ComponentPlan
 from autoflux.values import Value
 
 

@@ -18,19 +18,9 @@ from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.reasons import choices, rejection
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.streaming import hoists, streamed_bytes
+from autoflux.planning.terms import Quality, Waiting
 from autoflux.planning.timeline import copy_gb_per_s
-from autoflux.planning.values import (
-    Alternative,
-    Calibrated,
-    Correction,
-    Picture,
-    Plan,
-    Predicted,
-    Profile,
-    Quality,
-    Waiting,
-    Wishes,
-)
+from autoflux.planning.values import Alternative, Calibrated, Correction, Picture, Plan, Predicted, Profile, Wishes
 from autoflux.planning.weights import component_bytes
 from autoflux.units import format_bytes
 

@@ -11,19 +11,8 @@ from autoflux.planning.backends import ChosenBackend
 from autoflux.planning.candidates import Candidate
 from autoflux.planning.packs import packed_parts
 from autoflux.planning.speed import FROM_PROFILE
-from autoflux.planning.values import (
-    Alternative,
-    Arrangement,
-    Choice,
-    Correction,
-    Offload,
-    Origin,
-    Placement,
-    Quality,
-    TransferUnit,
-    Waiting,
-    Wishes,
-)
+from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
+from autoflux.planning.values import Alternative, Arrangement, Choice, Correction, Wishes
 from autoflux.units import format_bytes, format_seconds
 
 _WAITING = {

@@ -9,7 +9,8 @@ from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
 from autoflux.planning.schedule import Unit, layer_pass_seconds, pass_seconds
 from autoflux.planning.streaming import block_bytes_of, block_kinds, joined
-from autoflux.planning.values import Offload, Picture, Plan, TransferUnit
+from autoflux.planning.terms import Offload, TransferUnit
+from autoflux.planning.values import Picture, Plan
 
 
 def step_seconds(

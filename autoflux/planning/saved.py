@@ -11,7 +11,8 @@ from autoflux.models.values import Model
 from autoflux.planning.footprint import Footprint, footprint
 from autoflux.planning.schedule import aligned
 from autoflux.planning.streaming import largest_streamed
-from autoflux.planning.values import PLAN_SCHEMA, Placement, Plan
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import PLAN_SCHEMA, Plan
 from autoflux.units import PB, format_bytes
 
 ANEW = "make it anew: `autoflux plan --save FILE`"

@@ -13,7 +13,8 @@ from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.footprint import Footprint, footprint
 from autoflux.planning.packs import Packs
 from autoflux.planning.profiles import select_profile
-from autoflux.planning.values import Arrangement, Offload, Picture, Profile, Wishes
+from autoflux.planning.terms import Offload
+from autoflux.planning.values import Arrangement, Picture, Profile, Wishes
 
 
 def sites(

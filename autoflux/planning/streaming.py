@@ -10,7 +10,8 @@ from autoflux.hardware.values import BlockKind
 from autoflux.models.values import Component, Model
 from autoflux.planning.schedule import Unit, aligned, choose_resident, layer_pass_seconds, pass_seconds
 from autoflux.planning.speed import KINDS
-from autoflux.planning.values import Arrangement, ComponentPlan, Placement, TransferUnit, Waiting
+from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.values import Arrangement, ComponentPlan
 from autoflux.planning.weights import (
     all_unit_bytes,
     component_bytes,

@@ -8,7 +8,8 @@ from autoflux.planning.footprint import PHASE_OF
 from autoflux.planning.packs import NO_PACKS, Packs, read_bytes
 from autoflux.planning.speed import Rates, Way, block_seconds
 from autoflux.planning.streaming import modulation_bytes, staying_bytes
-from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Placement, Priors, Waiting
+from autoflux.planning.terms import Placement, Waiting
+from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Priors
 from autoflux.values import Value
 
 TILED_DECODE = 1.78

@@ -10,7 +10,8 @@ from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import DEFAULT_ATTENTION, Way
-from autoflux.planning.values import Offload, Quality, Wishes
+from autoflux.planning.terms import Offload, Quality
+from autoflux.planning.values import Wishes
 
 LEAST_FOR_TRITON = (7, 0)
 """Compute capability from which triton compiles."""

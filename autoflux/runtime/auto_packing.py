@@ -8,7 +8,8 @@ from autoflux.models.formats import QUANTIZED
 from autoflux.models.pack_shelf import Shelf, packs_wanted
 from autoflux.models.packs import Recipe
 from autoflux.models.values import Component, Model
-from autoflux.planning.values import ComponentPlan, Placement, Plan
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import ComponentPlan, Plan
 
 
 def lacking(plan: Plan, model: Model, shelf: Shelf) -> list[Recipe]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from autoflux.errors import ContradictoryWishes
-from autoflux.planning.values import ComponentPlan, Placement, Plan, TransferUnit, Waiting
+from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.attention import check_attention
 from autoflux.runtime.quantized import supports_native
 

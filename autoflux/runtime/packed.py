@@ -20,7 +20,8 @@ from autoflux.models.pack_shelf import OpenPack, Shelf, packs_wanted
 from autoflux.models.packs import PIECE_BYTES, SCALE, Packed, Recipe, pieces
 from autoflux.models.values import Component, Precision
 from autoflux.planning.schedule import aligned
-from autoflux.planning.values import ComponentPlan, Placement, Waiting
+from autoflux.planning.terms import Placement, Waiting
+from autoflux.planning.values import ComponentPlan
 from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.pack_file import PackFile
 from autoflux.runtime.packing import checksum

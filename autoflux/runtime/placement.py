@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from autoflux.errors import ContradictoryWishes
-from autoflux.planning.values import ComponentPlan, Placement, Plan, TransferUnit, Waiting
+from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import TRANSFORMER, check_narrow_on_disk, check_plan, check_resident
 from autoflux.runtime.order import layer_atoms

@@ -26,7 +26,8 @@ from autoflux.errors import OutputUnwritable, UsageError
 from autoflux.files import write_atomic
 from autoflux.models.values import Model
 from autoflux.paths import cache_dir
-from autoflux.planning.values import Placement, Plan
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import Plan
 from autoflux.units import GIB, MIB, parse_bytes
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from autoflux.planning.values import ComponentPlan, Placement
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import ComponentPlan
 
 
 class OwnOffload(Protocol):

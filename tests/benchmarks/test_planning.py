@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from autoflux.planning.values import Quality
+from autoflux.planning.terms import Quality
 from benchmarks import planning
 from benchmarks.planning_report import (
     CAPS_GB,

@@ -24,7 +24,8 @@ from autoflux.planning.findings import Findings
 from autoflux.planning.planner import make_plan, make_plans
 from autoflux.planning.replay import image_seconds, step_seconds
 from autoflux.planning.speed import Way
-from autoflux.planning.values import Offload, Origin, Plan, TransferUnit, Waiting, Wishes
+from autoflux.planning.terms import Offload, Origin, TransferUnit, Waiting
+from autoflux.planning.values import Plan, Wishes
 from tests.planning.test_planner import FLUX as WITHOUT_BLOCKS
 from tests.planning.test_planner import PROFILES
 from tests.planning.test_ways import MACHINES, SMALL, made_up

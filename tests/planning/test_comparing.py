@@ -12,17 +12,8 @@ from autoflux.planning.comparing import as_alternative
 from autoflux.planning.planner import Detail, all_ways, make_plan
 from autoflux.planning.reasons import origin
 from autoflux.planning.speed import assumed
-from autoflux.planning.values import (
-    Alternative,
-    Choice,
-    Offload,
-    Origin,
-    Placement,
-    Plan,
-    Quality,
-    TransferUnit,
-    Wishes,
-)
+from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit
+from autoflux.planning.values import Alternative, Choice, Plan, Wishes
 from autoflux.units import GB
 from tests.conftest import card, figure, size
 from tests.planning.test_planner import PROFILES

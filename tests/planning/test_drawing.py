@@ -15,7 +15,8 @@ from autoflux.planning.drawing import Drawing, DrawnPhase, Part, draw
 from autoflux.planning.drawing_svg import COLOURS, WIDTH, to_svg
 from autoflux.planning.drawing_text import to_text
 from autoflux.planning.planner import make_plan
-from autoflux.planning.values import Offload, Plan, Quality, Waiting, Wishes
+from autoflux.planning.terms import Offload, Quality, Waiting
+from autoflux.planning.values import Plan, Wishes
 from tests.conftest import GB, card, size
 from tests.planning.test_planner import FLUX as WITHOUT_BLOCKS
 from tools.plan_drawing import flux_dev, machine, shipped_profiles

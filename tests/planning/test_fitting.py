@@ -15,7 +15,8 @@ from autoflux.planning.findings import Findings
 from autoflux.planning.fitting import LIMIT, RESERVE, Measured, Run, calibrate
 from autoflux.planning.planner import make_plan
 from autoflux.planning.replay import step_seconds
-from autoflux.planning.values import Offload, PhaseBytes, Plan, Waiting, Wishes
+from autoflux.planning.terms import Offload, Waiting
+from autoflux.planning.values import PhaseBytes, Plan, Wishes
 from tests.conftest import GB
 from tests.planning.test_planner import PROFILES
 from tests.planning.test_ways import SMALL

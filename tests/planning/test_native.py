@@ -10,7 +10,8 @@ from autoflux.errors import ContradictoryWishes, DoesNotFit
 from autoflux.planning.candidates import candidates
 from autoflux.planning.fit import batch_limit
 from autoflux.planning.native import PINNED_EXCESS, on_device_bytes, passing_bytes
-from autoflux.planning.values import Offload, Origin, Picture, Placement, Plan, Wishes
+from autoflux.planning.terms import Offload, Origin, Placement
+from autoflux.planning.values import Picture, Plan, Wishes
 from tests.conftest import GB, card
 from tests.planning.test_planner import PROFILES, plan
 from tests.planning.test_streaming import FLUX

@@ -10,7 +10,8 @@ from autoflux.models.values import Precision
 from autoflux.planning.findings import Findings
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
 from autoflux.planning.planner import make_plan
-from autoflux.planning.values import Placement, Plan, Quality, Waiting, Wishes
+from autoflux.planning.terms import Placement, Quality, Waiting
+from autoflux.planning.values import Plan, Wishes
 from tests.conftest import GB, figure, size
 from tests.planning.test_planner import PROFILES
 from tests.planning.test_ways import SMALL

@@ -22,7 +22,8 @@ from autoflux.models.values import Block, Component, Model, ParameterCount, Prec
 from autoflux.planning.fit import batch_limit
 from autoflux.planning.planner import make_plan
 from autoflux.planning.profiles import for_host, select_profile
-from autoflux.planning.values import Offload, Origin, Placement, Plan, Wishes
+from autoflux.planning.terms import Offload, Origin, Placement
+from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
 from tests.conftest import FLUX_DEV, GB, card, size
 

@@ -11,7 +11,8 @@ from autoflux.errors import DamagedFile, DoesNotFit, PlanUnusable
 from autoflux.hardware.changes import Changes, changed
 from autoflux.planning.planner import make_plan
 from autoflux.planning.saved import check_plan, read_plan
-from autoflux.planning.values import PLAN_SCHEMA, ComponentPlan, Offload, Plan, Wishes
+from autoflux.planning.terms import Offload
+from autoflux.planning.values import PLAN_SCHEMA, ComponentPlan, Plan, Wishes
 from tests.conftest import GB, card
 from tests.planning.test_planner import FLUX, PROFILES
 from tests.planning.test_streaming import FLUX as STREAMABLE

@@ -11,7 +11,8 @@ from autoflux.models.values import Block, BlockList, Component, Model, Parameter
 from autoflux.planning.schedule import Unit as Load
 from autoflux.planning.schedule import bound_seconds
 from autoflux.planning.streaming import arena_bytes, pinned_bytes, stage_bytes, streamed_bytes
-from autoflux.planning.values import Offload, Placement, Plan, Quality, Waiting, Wishes
+from autoflux.planning.terms import Offload, Placement, Quality, Waiting
+from autoflux.planning.values import Plan, Wishes
 from tests.conftest import FLUX_DEV, GB, card, figure, size
 from tests.planning.test_planner import PROFILES
 

@@ -14,16 +14,8 @@ from autoflux.models.values import Precision
 from autoflux.planning.planner import make_plan
 from autoflux.planning.speed import Rates, Way, assumed, block_seconds
 from autoflux.planning.streaming import block_kinds
-from autoflux.planning.values import (
-    Offload,
-    Origin,
-    Placement,
-    Plan,
-    Quality,
-    TransferUnit,
-    Waiting,
-    Wishes,
-)
+from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
+from autoflux.planning.values import Plan, Wishes
 from tests.conftest import GB, figure, size
 from tests.planning.test_planner import PROFILES
 from tests.planning.test_streaming import FLUX

@@ -12,7 +12,7 @@ from autoflux.plugins.diffusers_loading import DIFFUSERS
 
 import autoflux
 from autoflux import ContradictoryWishes, Placement, Plan, Precision, UnknownName, Waiting, Wishes, attending
-from autoflux.planning.values import TransferUnit
+from autoflux.planning.terms import TransferUnit
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from tests.plugins.plans import changed, streamed

@@ -23,7 +23,8 @@ from safetensors.torch import save
 from autoflux.api import find_model, open_session, plan_for
 from autoflux.errors import UsageError
 from autoflux.models.values import Precision
-from autoflux.planning.values import Placement, Wishes
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import Wishes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.prompt_cache import (
     DISK_BYTES,

@@ -9,7 +9,7 @@ import torch
 
 from autoflux.models.values import Precision
 from autoflux.planning.schedule import aligned
-from autoflux.planning.values import Placement
+from autoflux.planning.terms import Placement
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.quantized import QuantizedLinear, quantize_linears
 from autoflux.runtime.residence import Residence
