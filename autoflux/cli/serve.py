@@ -20,9 +20,9 @@ from autoflux.cli.wishes import wishes_options
 from autoflux.errors import MissingExtra
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
-from autoflux.replanning import Replanner
 from autoflux.runtime.calibration_store import is_off
 from autoflux.serving.jobs import Status, WorkerState
+from autoflux.serving.replanning import Replanner
 from autoflux.serving.server import Stopping, open_port, run_server
 from autoflux.serving.service import Service
 
