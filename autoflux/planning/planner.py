@@ -110,15 +110,11 @@ def make_plans(
         As `make_plan`.
     """
     backend = choose_backend(wishes, backends, findings.facts, tuned=findings.tuned_backend)
-    able = [
-        name
-        for name in backends
-        if wishes.backend is None and not any(f.refuses for f in findings.facts if f.name == name)
-    ]
-    made = [
-        make_plan(hardware, model, profiles, wishes, [name], findings)
-        for name in (backend.name, *(name for name in able if name != backend.name))
-    ]
+    made = [make_plan(hardware, model, profiles, wishes, backends, findings)]
+    if wishes.backend is None:
+        unable = {fact.name for fact in findings.facts if fact.refuses}
+        further = [name for name in backends if name != backend.name and name not in unable]
+        made += [make_plan(hardware, model, profiles, wishes, [name], findings) for name in further]
     known = findings.of_backend(backend.name)
     picture = made[0].predicted.picture
     tried = candidates(hardware, model, profiles, wishes, picture, known, every=True)

@@ -109,6 +109,8 @@ class Residence:
 
     def leave(self) -> None:
         """Back to RAM, if its weights are on the device."""
-        for tensor, data in zip([*self.module.parameters(), *self.module.buffers()], self._in_ram, strict=False):
-            tensor.data = data
-        self._in_ram = []
+        if self._in_ram:
+            tensors = [*self.module.parameters(), *self.module.buffers()]
+            for tensor, data in zip(tensors, self._in_ram, strict=True):
+                tensor.data = data
+            self._in_ram = []
