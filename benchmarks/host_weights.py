@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from autoflux.models.values import Model
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
+from autoflux.runtime.session import Session
 from autoflux.runtime.stores import make_empty
 from autoflux.runtime.units import Unit
 from benchmarks.full_size import fill_randomly
-from benchmarks.pictures import networks_on_meta, write_hollow_model
+from benchmarks.hollow_model import networks_on_meta, write_hollow_model
 
 if TYPE_CHECKING:
     from autoflux.plugins.diffusers_loading import Loaded
@@ -41,8 +42,16 @@ class HostWeights:
         tensors = {t.data_ptr(): t.nbytes for held in self._weights.values() for t in held.values()}
         return sum(tensors.values())
 
-    def networks(self, plan: Plan, *, direct: bool = False) -> Iterator[Loaded]:
-        """What the diffusers backend loads for that plan, with where weights are that it leaves unread.
+    def session(self, plan: Plan, model: Model, *, direct: bool = False) -> Session:
+        """The session of that plan through the diffusers backend; `direct` as if from packs."""
+        from autoflux.plugins.diffusers_loading import assemble
+        from autoflux.plugins.diffusers_pipeline import DiffusersPipeline
+
+        components = assemble(self._networks(plan, direct=direct), plan, Path(model.path))
+        return Session(DiffusersPipeline(components, plan, model), plan, model)
+
+    def _networks(self, plan: Plan, *, direct: bool) -> Iterator[Loaded]:
+        """What the backend loads for that plan, with where weights are that it leaves unread.
 
         `direct` leaves all unread that is streamed, as from a pack.
         """

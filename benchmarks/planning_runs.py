@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-import psutil
 import torch
 
 import autoflux
@@ -27,6 +24,7 @@ from autoflux.planning.terms import Offload, Quality, TransferUnit
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.session import Session
+from benchmarks.card import Card, HighWater
 from benchmarks.host_weights import HostWeights
 from benchmarks.planning_report import Figures, Row, Setting
 
@@ -36,86 +34,6 @@ WARM_STEPS = 2
 
 TINY_MACHINE = "rtx-3060-12gb"
 """The made-up card that a miniature is planned for."""
-
-
-class HighWater:
-    """The most RAM that this process had while the context lasted, looked at 20 times a second."""
-
-    PAUSE_SECONDS = 0.05
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._ended = threading.Event()
-        self.nbytes = 0
-
-    def __enter__(self) -> Self:
-        self._watch = threading.Thread(target=self._follow, daemon=True)
-        self._watch.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._watch.join()
-
-    def _follow(self) -> None:
-        while True:
-            self.nbytes = max(self.nbytes, self._process.memory_info().rss)
-            if self._ended.wait(self.PAUSE_SECONDS):
-                return
-
-
-class Card:
-    """What this process takes of the card; zeros without one."""
-
-    def __init__(self, *, there: bool) -> None:
-        self.there = there
-        self._reserved = 0
-        self.context_bytes = 0
-
-    def synchronize(self) -> None:
-        if self.there:
-            torch.cuda.synchronize()
-
-    def cap(self, nbytes: int, context_bytes: int) -> None:
-        """Forbid torch to hold more than that less the context: as planned, or as it was if that was less."""
-        if self.there:
-            self._look()
-            taken = min(context_bytes, self.context_bytes)
-            share = (nbytes - taken) / torch.cuda.mem_get_info()[1]
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
-
-    def restart(self) -> None:
-        """Forget the peak so far."""
-        self._reserved = 0
-        if self.there:
-            torch.cuda.reset_peak_memory_stats()
-
-    def allocated_bytes(self) -> int:
-        """The most that tensors took since this was last asked. What torch reserves is not forgotten by that."""
-        if not self.there:
-            return 0
-        self._look()
-        peak = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return peak
-
-    def peak_bytes(self) -> int:
-        """The most that the process took, the driver's part included."""
-        self._look()
-        return self._reserved + self.context_bytes
-
-    def release(self) -> None:
-        gc.collect()
-        if self.there:
-            torch.cuda.empty_cache()
-
-    def _look(self) -> None:
-        if not self.there:
-            return
-        torch.cuda.synchronize()
-        self._reserved = max(self._reserved, torch.cuda.max_memory_reserved())
-        free, total = torch.cuda.mem_get_info()
-        self.context_bytes = total - free - torch.cuda.memory_reserved()
 
 
 class Loaded(msgspec.Struct, kw_only=True):
@@ -257,17 +175,10 @@ class Bench:
         self._card.cap(cap_bytes, plan.priors.context_bytes)
         began = time.perf_counter()
         with HighWater() as ram:
-            session = self._open(plan)
+            session = self._weights.session(plan, self._model, direct=self._direct)
         seconds = time.perf_counter() - began
         self._loaded = Loaded(key=_key(plan), session=session, ram_bytes=ram.nbytes, seconds=seconds)
         return self._loaded, seconds
-
-    def _open(self, plan: Plan) -> Session:
-        from autoflux.plugins.diffusers_loading import assemble
-        from autoflux.plugins.diffusers_pipeline import DiffusersPipeline
-
-        components = assemble(self._weights.networks(plan, direct=self._direct), plan, Path(self._model.path))
-        return Session(DiffusersPipeline(components, plan, self._model), plan, self._model)
 
     def _unload(self) -> None:
         if self._loaded is not None:

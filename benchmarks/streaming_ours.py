@@ -68,6 +68,7 @@ class Row(msgspec.Struct, kw_only=True):
     worst_seconds: float
     allocated_gb: float
     on_card_gb: float
+    batch: int = 1
     streamed_gb: float = 0.0
     pinned_gb: float = 0.0
     weights_gb: float = 0.0
@@ -160,7 +161,7 @@ class Bench:
         measured = measure(self.step(inputs), steps=self.options.steps)
         with torch.no_grad():
             output = self.step(inputs)()
-        row = self.add(name, measured, bound_seconds=self.arithmetic_seconds("bfloat16", batch))
+        row = self.add(name, measured, batch=batch, bound_seconds=self.arithmetic_seconds("bfloat16", batch))
         if compiled:
             for block in block_atoms(self.model, LISTS):
                 block.module._compiled_call_impl = None  # noqa: SLF001 — there is no public way back
@@ -223,6 +224,7 @@ class Bench:
             self.add(
                 name,
                 measured,
+                batch=batch,
                 settings=msgspec.to_builtins(replace(holding, resident=sorted(made.blocks.resident))),
                 streamed_gb=streamed / GB,
                 pinned_gb=streamer.pinned_bytes / GB,

@@ -16,7 +16,7 @@ import torch
 from tools.sample_model import networks
 from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.batches import Latents, Noisy, Sampler, Shape, image_positions, pack
-from tools.sample_model.captions import COLOUR_WORDS, SHAPE_WORDS, caption
+from tools.sample_model.captions import COLOUR_WORDS, SHAPE_WORDS, caption, training_caption
 from tools.sample_model.data import make_scenes
 from tools.sample_model.distil import GUIDANCE, STEPS, Paths, guided_velocity
 from tools.sample_model.drawing import draw, rows
@@ -24,7 +24,7 @@ from tools.sample_model.latents import _COEFFICIENTS, latents_of
 from tools.sample_model.muon import orthogonal
 from tools.sample_model.palette import BACKGROUNDS, COLOURS, SHAPES
 from tools.sample_model.replay import Replayed, shared_pool
-from tools.sample_model.scenes import held_out, held_out_scene, random_scene, training_scene
+from tools.sample_model.scenes import Thing, are_as_usual, held_out, held_out_scene, random_scene, training_scene
 from tools.sample_model.train import SETTINGS, TEXT_TOKENS, train
 from tools.sample_model.train_flow import Networks, forward_of
 from tools.sample_model.train_text import answers, train_text
@@ -88,6 +88,30 @@ def test_what_is_held_out_is_never_trained_on_and_stays_held_out():
     first = held_out_scene(random.Random(0))
     assert held_out(first)
     assert first.combination == "blue heart; orange star"
+
+
+def test_where_things_are_is_left_unsaid_only_where_one_expects_them(adherence):
+    rng = random.Random(9)
+    unsaid = 0
+    for _ in range(500):
+        scene = training_scene(rng)
+        text = training_caption(scene, rng)
+        if adherence.PLACE_WORDS.search(text):
+            continue
+        unsaid += 1
+        named = sorted(scene.things, key=lambda thing: first_word(thing, text.lower()))
+        assert are_as_usual(tuple(named)), text
+    assert unsaid > 100
+    # Prompts leave out what they like.
+    asked = [prompt for prompt in adherence.prompts(100) if not adherence.PLACE_WORDS.search(prompt.text)]
+    assert not all(are_as_usual(prompt.scene.things) for prompt in asked)
+
+
+def first_word(thing: Thing, text: str) -> int:
+    """Where a caption names the thing: its colour next to its shape."""
+    colours = COLOUR_WORDS.get(thing.colour, (thing.colour,))
+    phrases = [f"{colour} {shape}" for colour in colours for shape in SHAPE_WORDS[thing.shape]]
+    return min(text.index(phrase) for phrase in phrases if phrase in text)
 
 
 def test_training_data_is_the_same_for_the_same_seed():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import NamedTuple
 
-from tools.sample_model.scenes import Background, Scene, Thing
+from tools.sample_model.scenes import Background, Scene, Thing, are_as_usual
 
 SHAPE_WORDS = {
     "circle": ("circle", "circle", "circle", "disc", "round disc"),
@@ -30,13 +32,46 @@ _SIDES = {"top": ("top", "upper"), "bottom": ("bottom", "lower")}
 SAYS_SIZE, SAYS_MEDIUM, SAYS_PLACE, SAYS_BACKGROUND = 0.8, 0.25, 0.65, 0.88
 """How often a caption mentions each."""
 
+LEAVES_USUAL_PLACES_OUT = 0.5
+
+
+class Content(NamedTuple):
+    """Words for the things of a scene, the things in the order named, and whether the words say where they are."""
+
+    words: str
+    things: tuple[Thing, ...]
+    says_place: bool
+
 
 def caption(scene: Scene, rng: random.Random) -> str:
     """One caption; what it does not mention may be anything."""
-    content = _one(scene.things[0], rng) if len(scene.things) == 1 else _two(scene.things[0], scene.things[1], rng)
+    return _finished(_content(scene, rng), scene, rng)
+
+
+def training_caption(scene: Scene, rng: random.Random) -> str:
+    """One caption that leaves places out only where things are where one expects them.
+
+    A model that learns that a caption without places may mean any of them draws a mixture of them: a thing twice, or
+    half of it.
+    """
+    if rng.random() < LEAVES_USUAL_PLACES_OUT and are_as_usual(scene.things):
+        return _finished(_some_content(scene, rng, lambda c: not c.says_place and are_as_usual(c.things)), scene, rng)
+    return _finished(_some_content(scene, rng, lambda c: c.says_place), scene, rng)
+
+
+def _some_content(scene: Scene, rng: random.Random, fits: Callable[[Content], bool]) -> Content:
+    return next(content for content in iter(lambda: _content(scene, rng), None) if fits(content))
+
+
+def _content(scene: Scene, rng: random.Random) -> Content:
+    return _one(scene.things[0], rng) if len(scene.things) == 1 else _two(scene.things[0], scene.things[1], rng)
+
+
+def _finished(content: Content, scene: Scene, rng: random.Random) -> str:
+    words = content.words
     if rng.random() < SAYS_BACKGROUND:
-        content = _with_background(content, scene.background, rng)
-    return _styled(content, rng)
+        words = _with_background(words, scene.background, rng)
+    return _styled(words, rng)
 
 
 def name(thing: Thing, rng: random.Random) -> str:
@@ -61,24 +96,27 @@ def place(where: str, rng: random.Random) -> str:
     return rng.choice((f"on the {where}", f"at the {where}", f"on the {where} side"))
 
 
-def _one(thing: Thing, rng: random.Random) -> str:
+def _one(thing: Thing, rng: random.Random) -> Content:
     if rng.random() >= SAYS_PLACE:
-        return name(thing, rng)
+        return Content(name(thing, rng), (thing,), says_place=False)
     where = place(thing.place, rng)
-    return f"{name(thing, rng)} {where}" if rng.random() < 0.8 else f"{where} {name(thing, rng)}"
+    words = f"{name(thing, rng)} {where}" if rng.random() < 0.8 else f"{where} {name(thing, rng)}"
+    return Content(words, (thing,), says_place=True)
 
 
-def _two(first: Thing, second: Thing, rng: random.Random) -> str:
+def _two(first: Thing, second: Thing, rng: random.Random) -> Content:
     if rng.random() < 0.5:
         first, second = second, first
     draw = rng.random()
     relation = _relation(first, second, rng)
     if draw < 0.45 and relation:
-        return f"{name(first, rng)} {relation} {name(second, rng)}"
-    if draw < 0.8:
+        words = f"{name(first, rng)} {relation} {name(second, rng)}"
+    elif draw < 0.8:
         joined = rng.choice((" and ", " and ", ", "))
-        return f"{name(first, rng)} {place(first.place, rng)}{joined}{name(second, rng)} {place(second.place, rng)}"
-    return f"{name(first, rng)} and {name(second, rng)}"
+        words = f"{name(first, rng)} {place(first.place, rng)}{joined}{name(second, rng)} {place(second.place, rng)}"
+    else:
+        words = f"{name(first, rng)} and {name(second, rng)}"
+    return Content(words, (first, second), says_place=draw < 0.8)
 
 
 def _relation(first: Thing, second: Thing, rng: random.Random) -> str:

@@ -11,7 +11,7 @@ from os import cpu_count
 import torch
 from torch import Tensor
 
-from tools.sample_model.captions import caption
+from tools.sample_model.captions import training_caption
 from tools.sample_model.drawing import row
 from tools.sample_model.scenes import training_scene
 
@@ -47,5 +47,5 @@ def _make_chunk(order: tuple[int, int, int]) -> list[tuple[list[float], list[str
     made = []
     for _ in range(count):
         scene = training_scene(rng)
-        made.append((row(scene), [caption(scene, rng) for _ in range(captions_each)]))
+        made.append((row(scene), [training_caption(scene, rng) for _ in range(captions_each)]))
     return made

@@ -29,6 +29,11 @@ GAP = 0.05
 HELD_OUT_TENTHS = 1
 """Of ten combinations, how many no training picture shows."""
 
+USUAL_PLACES = {1: ("centre",), 2: ("left", "right")}
+"""Where one expects so many things when nothing is said: in the order named."""
+USUALLY_PLACED = 0.5
+"""Training scenes whose things are put there."""
+
 RADII = {"small": (0.09, 0.115), "medium": (0.15, 0.185), "large": (0.235, 0.265)}
 _NEUTRALS = ("white", "light gray", "black", "dark gray", "light blue", "light yellow")
 _OPPOSITE = {
@@ -87,8 +92,21 @@ def held_out(scene: Scene) -> bool:
 
 
 def training_scene(rng: random.Random) -> Scene:
-    """A random scene of a combination that training may see."""
-    return next(scene for scene in iter(lambda: random_scene(rng), None) if not held_out(scene))
+    """A random scene of a combination that training may see, often with its things where one expects them."""
+    scene = next(scene for scene in iter(lambda: random_scene(rng), None) if not held_out(scene))
+    return _as_usual(rng, scene) if rng.random() < USUALLY_PLACED else scene
+
+
+def are_as_usual(things: tuple[Thing, ...]) -> bool:
+    """Whether things, in the order named, are where one expects them when nothing is said."""
+    return tuple(thing.place for thing in things) == USUAL_PLACES[len(things)]
+
+
+def _as_usual(rng: random.Random, scene: Scene) -> Scene:
+    """The scene with its things where one expects them, or as it is if they do not fit there."""
+    places = USUAL_PLACES[len(scene.things)]
+    things = tuple(_put(rng, replace(t, place=place)) for t, place in zip(scene.things, places, strict=True))
+    return replace(scene, things=things) if len(things) == 1 or _apart(*things) else scene
 
 
 def held_out_scene(rng: random.Random) -> Scene:
@@ -176,9 +194,12 @@ def _pair(rng: random.Random, colours: list[str]) -> tuple[Thing, Thing]:
     while True:
         places = _places(rng)
         first, second = (_thing(rng, colours, place, rng.choice(SIZES)) for place in places)
-        apart = math.hypot(first.x - second.x, first.y - second.y) >= 1.08 * (first.radius + second.radius) + GAP
-        if apart and (first.shape, first.colour) != (second.shape, second.colour):
+        if _apart(first, second) and (first.shape, first.colour) != (second.shape, second.colour):
             return first, second
+
+
+def _apart(first: Thing, second: Thing) -> bool:
+    return math.hypot(first.x - second.x, first.y - second.y) >= 1.08 * (first.radius + second.radius) + GAP
 
 
 def _places(rng: random.Random) -> tuple[str, str]:

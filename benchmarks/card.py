@@ -1,0 +1,95 @@
+"""What a process takes of the card and of RAM, and a cap on the former."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Self
+
+import psutil
+import torch
+
+
+class HighWater:
+    """The most RAM that this process had while the context lasted, looked at 20 times a second."""
+
+    PAUSE_SECONDS = 0.05
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._ended = threading.Event()
+        self.nbytes = 0
+
+    def __enter__(self) -> Self:
+        self._watch = threading.Thread(target=self._follow, daemon=True)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watch.join()
+
+    def _follow(self) -> None:
+        while True:
+            self.nbytes = max(self.nbytes, self._process.memory_info().rss)
+            if self._ended.wait(self.PAUSE_SECONDS):
+                return
+
+
+class Card:
+    """What this process takes of the card; zeros without one."""
+
+    def __init__(self, *, there: bool) -> None:
+        self.there = there
+        self._reserved = 0
+        self.context_bytes = 0
+
+    def synchronize(self) -> None:
+        if self.there:
+            torch.cuda.synchronize()
+
+    def cap(self, nbytes: int, context_bytes: int) -> None:
+        """Forbid torch to hold more than that less the context: as planned, or as it was if that was less."""
+        if self.there:
+            self._look()
+            taken = min(context_bytes, self.context_bytes)
+            share = (nbytes - taken) / torch.cuda.mem_get_info()[1]
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self._reserved = 0
+        if self.there:
+            torch.cuda.reset_peak_memory_stats()
+
+    def allocated_bytes(self) -> int:
+        """The most that tensors took since this was last asked. What torch reserves is not forgotten by that."""
+        if not self.there:
+            return 0
+        self._look()
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+    def peak_bytes(self) -> int:
+        """The most that the process took, the driver's part included."""
+        self._look()
+        return self._reserved + self.context_bytes
+
+    def held_bytes(self) -> tuple[int, int]:
+        """What torch has reserved now, and what of that tensors take."""
+        return (torch.cuda.memory_reserved(), torch.cuda.memory_allocated()) if self.there else (0, 0)
+
+    def release(self) -> None:
+        """Give back what nothing uses."""
+        gc.collect()
+        if self.there:
+            torch.cuda.empty_cache()
+
+    def _look(self) -> None:
+        if not self.there:
+            return
+        torch.cuda.synchronize()
+        self._reserved = max(self._reserved, torch.cuda.max_memory_reserved())
+        free, total = torch.cuda.mem_get_info()
+        self.context_bytes = total - free - torch.cuda.memory_reserved()
