@@ -293,6 +293,7 @@ def _streamed(task: _Task, arrangement: Arrangement) -> Held:
         arrangement,
         Room(room - beside, room - working.decode),
         seconds=block_seconds(model, task.rates, priors, task.picture, task.way),
+        pause=priors.pause_seconds,
         bytes_per_second=copy_gb_per_s(waiting, task.rates) * 1e9,
     )
     placed = tuple(

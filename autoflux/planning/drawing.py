@@ -66,7 +66,8 @@ class DrawnPhase(Value, frozen=True, kw_only=True):
 
 
 class Stretch(Value, frozen=True, kw_only=True):
-    """Time in which a stream works on a block, by its place in `Drawing.blocks`, or waits: None. Seconds."""
+    """Time in which a stream works on a block, by its place in `Drawing.blocks`, or on none: it waits, or the device
+    computes what a step takes beside its blocks. Seconds."""
 
     begin: float
     end: float
@@ -139,7 +140,7 @@ def draw(plan: Plan, model: Model) -> Drawing:
         lanes=lanes,
         blocks_caption=_blocks_caption(plan, blocks),
         memory_caption=_memory_caption(plan),
-        step_caption=_step_caption(trace.seconds, lanes),
+        step_caption=_step_caption(trace.seconds, plan.priors.pause_seconds, lanes),
     )
 
 
@@ -165,16 +166,17 @@ def _blocks(plan: Plan, model: Model) -> tuple[DrawnBlock, ...]:
 def _trace(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
     """One step of the plan. What streams is simulated as the planner did; otherwise blocks share the step evenly."""
     planned = plan.component("transformer")
+    pause = plan.priors.pause_seconds
     if planned.placement != Placement.STREAMED:
-        each = plan.predicted.seconds_per_step / max(1, len(blocks))
-        ends = [each * (i + 1) for i in range(len(blocks))]
+        each = (plan.predicted.seconds_per_step - pause) / max(1, len(blocks))
+        ends = [pause + each * (i + 1) for i in range(len(blocks))]
         passages = tuple(Passage(None, Span(end - each, end)) for end in ends)
         return PassTrace(plan.predicted.seconds_per_step, passages)
     predicted = plan.predicted
     if plan.unit == TransferUnit.LAYER:
         return _layered(plan, blocks)
     units = [Unit(block.nbytes, predicted.block_seconds[block.kind]) for block in blocks]
-    return trace_pass(units, planned.resident, plan.ring_bytes, predicted.copy_gb_per_s * 1e9)
+    return trace_pass(units, planned.resident, plan.ring_bytes, predicted.copy_gb_per_s * 1e9, pause=pause)
 
 
 def _layered(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
@@ -293,16 +295,19 @@ def _memory_caption(plan: Plan) -> str:
     return f"at most {peak} of {format_bytes(plan.vram_limit_bytes)}{parked}; RAM {ram}"
 
 
-def _step_caption(seconds: float, lanes: Sequence[Lane]) -> str:
+def _step_caption(seconds: float, pause: float, lanes: Sequence[Lane]) -> str:
     waits = {lane.name: lane.waiting_seconds for lane in lanes}
-    step = f"{format_seconds(seconds)} a step"
+    beside = f", {format_seconds(pause)} of it beside the blocks" if pause else ""
+    step = f"{format_seconds(seconds)} a step{beside}"
     if "copy" not in waits:
         return f"{step}; no weights are copied meanwhile"
-    arithmetic = _wait("arithmetic", waits["compute"], seconds)
+    arithmetic = _wait("arithmetic", max(0.0, waits["compute"] - pause), seconds)
     copies = _wait("copies", waits["copy"], seconds, plural=True)
     return f"{step}; {arithmetic} for copies, {copies} for room in the ring"
 
 
 def _wait(who: str, part: float, seconds: float, *, plural: bool = False) -> str:
     verb = "wait" if plural else "waits"
-    return f"{who} {verb} {format_seconds(part)} ({part / seconds:.0%})" if part else f"{who} never {verb}"
+    if part <= seconds * 1e-6:
+        return f"{who} never {verb}"
+    return f"{who} {verb} {format_seconds(part)} ({part / seconds:.0%})"

@@ -18,24 +18,25 @@ def step_seconds(
 ) -> float:
     """A step of all pictures of a batch; `picture` is None for the one that the plan is for.
 
-    Blocks take `blocks` times as long as the plan says and copies run `copies` times as fast. For another picture
+    Blocks take `blocks` times as long as the plan says and copies run `copies` times as fast; what a step takes beside
+    its blocks stays as it is. For another picture
     the time of blocks is scaled by their operations, as if attention ran at the rate of products: at half or twice the
     tokens of FLUX.1 at 1024x1024 that is wrong by less than 5 %.
     """
     scale = blocks * (_operations(plan, model, picture) / _operations(plan, model, None) if picture else 1.0)
-    predicted = plan.predicted
+    predicted, pause = plan.predicted, plan.priors.pause_seconds
     if not predicted.streamed_bytes or plan.offload == Offload.NATIVE:
         # What the library copies in a native plan is not known apart from what it computes.
-        return predicted.seconds_per_step * scale
+        return pause + (predicted.seconds_per_step - pause) * scale
     planned = plan.component("transformer")
     kinds = block_kinds(model.component("transformer"))
     seconds = {kind: time * scale for kind, time in predicted.block_seconds.items()}
     rate = predicted.copy_gb_per_s * 1e9 * copies
     if plan.unit == TransferUnit.LAYER:
-        return layer_pass_seconds(sum(seconds[kind] for kind in kinds), predicted.streamed_bytes / rate)
+        return layer_pass_seconds(pause + sum(seconds[kind] for kind in kinds), predicted.streamed_bytes / rate)
     sizes = block_bytes_of(model, planned)
     loads = [Unit(nbytes, seconds[kind]) for nbytes, kind in zip(sizes, kinds, strict=True)]
-    return pass_seconds(joined(loads, plan.block_bytes), planned.resident, plan.ring_bytes, rate)
+    return pass_seconds(joined(loads, plan.block_bytes), planned.resident, plan.ring_bytes, rate, pause=pause)
 
 
 def image_seconds(plan: Plan, step: float) -> float:

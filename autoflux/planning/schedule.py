@@ -2,7 +2,8 @@
 
 A *unit* is what one copy moves: a layer, a block or several. In a pass (a denoise step) units run in order; those that
 are not resident are copied, one after the other, into a ring of device memory while earlier ones compute. The ring is
-filled front to back and a unit's place is the same in every pass, so that parameters can point at it for good.
+filled front to back and a unit's place is the same in every pass, so that parameters can point at it for good. Before
+the first unit of each pass there is a *pause*, in which no unit computes and copies go on: the rest of a denoise step.
 """
 
 from __future__ import annotations
@@ -108,16 +109,18 @@ def _distance(spans: Sequence[tuple[int, int]], k: int) -> int:
     return len(spans)
 
 
-def pass_seconds(units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float) -> float:
-    """Seconds one pass takes, once the first ones are over."""
+def pass_seconds(
+    units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float, *, pause: float = 0.0
+) -> float:
+    """Seconds one pass takes, its pause included, once the first ones are over."""
     if all(map(resident.__contains__, range(len(units)))):
-        return sum(unit.seconds for unit in units)
+        return pause + sum(unit.seconds for unit in units)
     steps = _steps(units, resident, ring_bytes, bytes_per_second)
     released: list[float] = []
     now = copied = began = 0.0
     for _ in range(STEADY_PASSES):
         began = now
-        copied, now = _advance(steps, released, copied, now)
+        copied, now = _advance(steps, released, copied, now + pause)
     return now - began
 
 
@@ -129,14 +132,17 @@ def layer_pass_seconds(computing: float, copying: float) -> float:
     return max(computing, copying + computing / 2)
 
 
-def trace_pass(units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float) -> PassTrace:
+def trace_pass(
+    units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float, *, pause: float = 0.0
+) -> PassTrace:
     """When each unit is copied and computes in the pass that `pass_seconds` measures."""
     steps = _steps(units, resident, ring_bytes, bytes_per_second)
     released: list[float] = []
     copied = now = 0.0
     for _ in range(STEADY_PASSES - 1):
-        copied, now = _advance(steps, released, copied, now)
+        copied, now = _advance(steps, released, copied, now + pause)
     began = now
+    now += pause
     passages = []
     for step in steps:
         copied, now = _advance((step,), released, copied, now)
@@ -178,15 +184,17 @@ def _advance(steps: Iterable[_Step], released: list[float], copied: float, now: 
     return copied, now
 
 
-def bound_seconds(units: Iterable[Unit], resident: Collection[int], bytes_per_second: float) -> float:
+def bound_seconds(
+    units: Iterable[Unit], resident: Collection[int], bytes_per_second: float, *, pause: float = 0.0
+) -> float:
     """What no schedule can beat: the larger of all arithmetic and all copies."""
     every = list(units)
     copies = sum([unit.nbytes for i, unit in enumerate(every) if i not in resident])
-    return max(sum([unit.seconds for unit in every]), copies / bytes_per_second)
+    return max(pause + sum([unit.seconds for unit in every]), copies / bytes_per_second)
 
 
 def choose_resident(
-    units: Sequence[Unit], budget_bytes: int, ring_bytes: int, bytes_per_second: float
+    units: Sequence[Unit], budget_bytes: int, ring_bytes: int, bytes_per_second: float, *, pause: float = 0.0
 ) -> frozenset[int]:
     """The units to keep on the device, together at most `budget_bytes`, for the shortest pass.
 
@@ -196,12 +204,13 @@ def choose_resident(
     """
 
     def seconds(resident: frozenset[int]) -> float:
-        return pass_seconds(units, resident, ring_bytes, bytes_per_second)
+        return pass_seconds(units, resident, ring_bytes, bytes_per_second, pause=pause)
 
-    best, fastest = _fastest(units, _spread_choices(units, budget_bytes), seconds, bytes_per_second)
+    computing = pause + sum([unit.seconds for unit in units])
+    best, fastest = _fastest(units, _spread_choices(units, budget_bytes), seconds, computing, bytes_per_second)
     left = MOST_MOVED // max(1, len(units) * STEADY_PASSES)
     improved = True
-    while improved and fastest > bound_seconds(units, best, bytes_per_second) * 1.001:
+    while improved and fastest > bound_seconds(units, best, bytes_per_second, pause=pause) * 1.001:
         improved = False
         for moved in islice(_moves(units, best), left):
             left -= 1
@@ -215,14 +224,15 @@ def _fastest(
     units: Sequence[Unit],
     choices: Iterable[frozenset[int]],
     seconds: Callable[[frozenset[int]], float],
+    computing: float,
     bytes_per_second: float,
 ) -> tuple[frozenset[int], float]:
     """The choice with the shortest pass, of equals the smallest; those that cannot be faster are not simulated."""
-    arithmetic, copied = sum(unit.seconds for unit in units), sum(unit.nbytes for unit in units)
+    copied = sum(unit.nbytes for unit in units)
 
     def bounds(choice: frozenset[int]) -> tuple[float, int]:
         kept = sum([units[i].nbytes for i in choice])
-        return max(arithmetic, (copied - kept) / bytes_per_second), kept
+        return max(computing, (copied - kept) / bytes_per_second), kept
 
     best, fastest, held = frozenset[int](), math.inf, 0
     for (bound, nbytes), choice in sorted([(bounds(choice), choice) for choice in choices], key=itemgetter(0)):

@@ -58,6 +58,7 @@ def stream_layout(
     room: Room,
     *,
     seconds: Mapping[BlockKind, float],
+    pause: float,
     bytes_per_second: float,
 ) -> StreamLayout:
     """The fastest way to share the room between a ring and blocks that stay.
@@ -71,7 +72,8 @@ def stream_layout(
     rest = aligned(rest_bytes(transformer.rest, planned))
     least = max(_largest_of_others(model, arrangement), _largest_modulation(model, planned))
     if arrangement.unit == TransferUnit.LAYER:
-        layers = _by_layers(model, planned, kinds, seconds, bytes_per_second)
+        computing = pause + sum(seconds[kind] for kind in kinds)
+        layers = _by_layers(model, planned, computing, bytes_per_second)
         return layers._replace(ring_bytes=max(layers.ring_bytes, least))
     loads = [
         Unit(nbytes, seconds[kind]) for nbytes, kind in zip(all_unit_bytes(transformer, planned), kinds, strict=True)
@@ -87,23 +89,17 @@ def stream_layout(
             break
         # Numbers of joined units mean nothing to people, and whoever joins blocks wants them streamed.
         budget = 0 if arrangement.block_bytes else max(0, room.budget_bytes - rest - ring)
-        found.append(_best_of(units, budget, ring, bytes_per_second))
+        found.append(_best_of(units, budget, ring, bytes_per_second, pause))
     return min(found, key=lambda layout: (layout.seconds_per_step, layout.ring_bytes))
 
 
-def _by_layers(
-    model: Model,
-    planned: ComponentPlan,
-    kinds: Sequence[BlockKind],
-    seconds: Mapping[BlockKind, float],
-    bytes_per_second: float,
-) -> StreamLayout:
+def _by_layers(model: Model, planned: ComponentPlan, computing: float, bytes_per_second: float) -> StreamLayout:
     """A ring for the largest layer."""
     transformer = model.component("transformer")
     hidden = model.architecture.hidden_size
     largest = LARGEST_LAYER * hidden**2 * planned.storage.item_bytes
     copies = (component_bytes(model, planned) - rest_bytes(transformer.rest, planned)) / bytes_per_second
-    return StreamLayout((), int(1.01 * largest), layer_pass_seconds(sum(seconds[kind] for kind in kinds), copies))
+    return StreamLayout((), int(1.01 * largest), layer_pass_seconds(computing, copies))
 
 
 def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
@@ -117,19 +113,25 @@ def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
     return units
 
 
-def _best_of(units: Sequence[Unit], budget_bytes: int, ring: int, bytes_per_second: float) -> StreamLayout:
+def _best_of(
+    units: Sequence[Unit], budget_bytes: int, ring: int, bytes_per_second: float, pause: float
+) -> StreamLayout:
     step = aligned(min(unit.nbytes for unit in units))
     rungs = budget_bytes // step
     tried = (
-        _chosen(tuple(units), rung * step, ring, bytes_per_second) for rung in range(rungs, max(-1, rungs - RUNGS), -1)
+        _chosen(tuple(units), rung * step, ring, bytes_per_second, pause)
+        for rung in range(rungs, max(-1, rungs - RUNGS), -1)
     )
     return min(tried, key=lambda layout: layout.seconds_per_step)
 
 
 @lru_cache(maxsize=4096)
-def _chosen(units: tuple[Unit, ...], budget_bytes: int, ring: int, bytes_per_second: float) -> StreamLayout:
-    resident = choose_resident(units, budget_bytes, ring, bytes_per_second)
-    return StreamLayout(tuple(sorted(resident)), ring, pass_seconds(units, resident, ring, bytes_per_second))
+def _chosen(
+    units: tuple[Unit, ...], budget_bytes: int, ring: int, bytes_per_second: float, pause: float
+) -> StreamLayout:
+    resident = choose_resident(units, budget_bytes, ring, bytes_per_second, pause=pause)
+    seconds = pass_seconds(units, resident, ring, bytes_per_second, pause=pause)
+    return StreamLayout(tuple(sorted(resident)), ring, seconds)
 
 
 def arena_bytes(model: Model, arrangement: Arrangement) -> int:

@@ -7,7 +7,7 @@ from autoflux.models.values import Model
 from autoflux.planning.footprint import PHASE_OF
 from autoflux.planning.packs import NO_PACKS, Packs, read_bytes
 from autoflux.planning.speed import Rates, Way, block_seconds
-from autoflux.planning.streaming import modulation_bytes, staying_bytes
+from autoflux.planning.streaming import block_bytes_of, modulation_bytes, staying_bytes
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Priors
 from autoflux.values import Value
@@ -55,9 +55,11 @@ def timeline(
     step = streamed_step
     if step is None:
         seconds = block_seconds(model, rates, priors, picture, way)
-        step = architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
+        blocks = architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
+        step = priors.pause_seconds + blocks
     reading = read_bytes(model, arrangement, packs) / (rates.disk_gb_per_s.value * 1e9)
-    start = priors.start_seconds + reading + priors.compile_seconds * way.compiled
+    narrowing = _narrowing_seconds(model, arrangement, rates, packs)
+    start = priors.start_seconds + reading + narrowing + priors.compile_seconds * way.compiled
     ran = rates.correction
     return Timeline(
         encode=ran.around * (_encode_seconds(model, arrangement, rates, priors, picture) + text),
@@ -66,6 +68,19 @@ def timeline(
         visits=ran.around * (sum(copies.values()) - text + brought_back),
         start=ran.start * start,
     )
+
+
+def _narrowing_seconds(model: Model, arrangement: Arrangement, rates: Rates, packs: Packs) -> float:
+    """Making 8 bits of the blocks as they are read: they go to the device wide, in plain copies, and come back narrow.
+
+    On one H200 that takes 4 to 6 s for FLUX.1-dev's 17.2 GB and 8.6 GB (benchmarks/streaming.py, setup).
+    """
+    planned = arrangement.component("transformer")
+    if not planned.is_narrow or planned.placement == Placement.NATIVE or packs.used_for(planned):
+        return 0.0
+    wide, narrow = (sum(block_bytes_of(model, p)) for p in (planned.replace(storage=planned.arithmetic), planned))
+    copying = rates.host_copy_gb_per_s or rates.link_gb_per_s
+    return (wide + narrow) / (copying.value * 1e9)
 
 
 def _encode_seconds(model: Model, arrangement: Arrangement, rates: Rates, priors: Priors, picture: Picture) -> float:

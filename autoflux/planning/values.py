@@ -88,6 +88,8 @@ class Priors(Value, frozen=True, kw_only=True):
     vae_efficiency: Share
     block_seconds: Seconds
     """Least time of a block, uncompiled: launching its kernels."""
+    pause_seconds: Seconds = 0.0
+    """What a step takes beside its blocks: embeddings, the sampler, and launching them."""
     link_gb_per_s: Positive
     disk_gb_per_s: Positive
     start_seconds: Seconds

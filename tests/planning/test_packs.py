@@ -10,6 +10,7 @@ from autoflux.models.values import Precision
 from autoflux.planning.findings import Findings
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
 from autoflux.planning.planner import make_plan
+from autoflux.planning.streaming import block_bytes_of
 from autoflux.planning.terms import Placement, Quality, Waiting
 from autoflux.planning.values import Plan, Wishes
 from tests.conftest import GB, figure, size
@@ -80,14 +81,18 @@ def test_where_packing_would_help_the_plan_says_so():
     assert not [warning for made in told for warning in made.warnings if "models pack" in warning]
 
 
-def test_the_start_is_predicted_by_what_is_read():
+def test_the_start_is_predicted_by_what_is_read_and_made_narrow():
     hardware = poor(64)
-    hardware = hardware.replace(disk=hardware.disk.replace(read_gb_per_s=figure(2.0)))
+    hardware = hardware.replace(
+        disk=hardware.disk.replace(read_gb_per_s=figure(2.0)), host=hardware.host.replace(copy_gb_per_s=figure(5.0))
+    )
     unpacked = plan(hardware, quant=Precision.INT8)
     disk = SMALL.component("transformer").disk_bytes
     packed = plan(hardware, packs(transformer=disk // 2), quant=Precision.INT8)
     spared = unpacked.predicted.seconds_to_start - packed.predicted.seconds_to_start
-    assert spared == pytest.approx((disk - disk // 2) / (2 * GB), rel=0.01)
+    narrow = sum(block_bytes_of(SMALL, unpacked.component("transformer")))
+    # Two bytes a number go to the device and one comes back.
+    assert spared == pytest.approx((disk - disk // 2) / (2 * GB) + 3 * narrow / (5 * GB), rel=0.01)
     assert "transformer" in (topic(packed, "packs") or "")
     assert topic(unpacked, "packs") is None
 

@@ -28,6 +28,7 @@ FLUX = [Unit(680 * MB, 3e-3)] * 19 + [Unit(283 * MB, 3e-3)] * 38
 UNHURRIED = settings(deadline=None)
 """Other work on the machine fails no test."""
 
+PAUSES = st.sampled_from([0.0, 0.25, 3.0])
 SIZES = st.lists(st.integers(1, 20 * ALIGNMENT), min_size=1, max_size=12)
 
 
@@ -41,7 +42,7 @@ def schedules(draw):
     return units, resident, ring, draw(st.sampled_from([256.0, 1024.0, 4096.0]))
 
 
-def literal_pass_seconds(units, resident, ring, bytes_per_second, passes=12):
+def literal_pass_seconds(units, resident, ring, bytes_per_second, pause=0.0, passes=12):
     """The ring, byte row by byte row, and both streams: when the last pass begins and ends."""
     streamed = [i for i in range(len(units)) if i not in resident]
     offsets = dict(zip(streamed, lay_out([units[i].nbytes for i in streamed], ring).offsets, strict=True))
@@ -49,6 +50,7 @@ def literal_pass_seconds(units, resident, ring, bytes_per_second, passes=12):
     copied = now = began = 0.0
     for _ in range(passes):
         began = now
+        now += pause
         for i, unit in enumerate(units):
             if i in resident:
                 now += unit.seconds
@@ -123,17 +125,18 @@ def test_a_unit_larger_than_the_ring_is_an_error():
 
 
 @UNHURRIED
-@given(schedules())
-def test_a_pass_takes_what_the_literal_ring_takes(schedule):
-    assert pass_seconds(*schedule) == pytest.approx(literal_pass_seconds(*schedule), abs=1e-9)
+@given(schedules(), PAUSES)
+def test_a_pass_takes_what_the_literal_ring_takes(schedule, pause):
+    assert pass_seconds(*schedule, pause=pause) == pytest.approx(literal_pass_seconds(*schedule, pause), abs=1e-9)
 
 
 @UNHURRIED
-@given(schedules())
-def test_a_trace_is_the_pass_that_is_measured(schedule):
+@given(schedules(), PAUSES)
+def test_a_trace_is_the_pass_that_is_measured(schedule, pause):
     units, resident, _, speed = schedule
-    trace = trace_pass(*schedule)
-    assert trace.seconds == pytest.approx(pass_seconds(*schedule), rel=1e-12)
+    trace = trace_pass(*schedule, pause=pause)
+    assert trace.seconds == pytest.approx(pass_seconds(*schedule, pause=pause), rel=1e-12)
+    assert trace.passages[0].compute.begin >= pause - 1e-9
     assert [passage.copy is None for passage in trace.passages] == [i in resident for i in range(len(units))]
     assert trace.passages[-1].compute.end == pytest.approx(trace.seconds)
     for unit, (copy, compute) in zip(units, trace.passages, strict=True):
@@ -178,10 +181,10 @@ def test_a_trace_that_can_be_checked_by_hand():
 
 
 @UNHURRIED
-@given(schedules())
-def test_no_pass_beats_the_bound(schedule):
+@given(schedules(), PAUSES)
+def test_no_pass_beats_the_bound(schedule, pause):
     units, resident, _, speed = schedule
-    assert pass_seconds(*schedule) >= bound_seconds(units, resident, speed) - 1e-9
+    assert pass_seconds(*schedule, pause=pause) >= bound_seconds(units, resident, speed, pause=pause) - 1e-9
 
 
 @UNHURRIED
@@ -198,6 +201,22 @@ def test_all_resident_takes_what_computing_takes(schedule):
 def test_a_faster_link_is_never_slower(schedule, times):
     units, resident, ring, speed = schedule
     assert pass_seconds(units, resident, ring, speed * times) <= pass_seconds(*schedule) + 1e-9
+
+
+def test_weights_are_copied_while_a_pass_has_not_begun_to_compute():
+    units = [Unit(512, 3.0), Unit(512, 3.0)]
+    assert pass_seconds(units, {0, 1}, 512, 256.0, pause=1.0) == pytest.approx(7.0)
+    # There is room for both: copies take 4 of the 7 seconds and hide.
+    assert pass_seconds(units, (), 1024, 256.0, pause=1.0) == pytest.approx(7.0)
+    # Copies take all of the time, and the pause hides.
+    assert pass_seconds([Unit(512, 1.0)] * 4, (), 1024, 256.0, pause=1.0) == pytest.approx(8.0)
+
+
+def test_residents_are_chosen_with_the_pause_in_mind():
+    ring, link, pause = 2 * aligned(FLUX[0].nbytes), 55e9, 0.02
+    chosen = choose_resident(FLUX, 9 * GB, ring, link, pause=pause)
+    unaware = choose_resident(FLUX, 9 * GB, ring, link)
+    assert pass_seconds(FLUX, chosen, ring, link, pause=pause) <= pass_seconds(FLUX, unaware, ring, link, pause=pause)
 
 
 def test_one_unit_copies_and_computes_in_turn():
