@@ -16,13 +16,15 @@ class Ceilings(msgspec.Struct, kw_only=True):
     """What this machine can do at best."""
 
     link_gb_per_s: float
+    link_while_computing_gb_per_s: float
+    """The link again, while the card multiplies: what it copies beside its work may be slower."""
     tflops: dict[str, float]
 
 
 def measure_ceilings(device: torch.device, *, tiny: bool) -> Ceilings:
     """The link with large pinned copies, and square matrix products of half a second each."""
     if device.type != "cuda":
-        return Ceilings(link_gb_per_s=5.0, tflops={})
+        return Ceilings(link_gb_per_s=5.0, link_while_computing_gb_per_s=5.0, tflops={})
     from autoflux.runtime.pinned import PinnedBuffer
 
     nbytes = 1 << (26 if tiny else 30)
@@ -39,7 +41,35 @@ def measure_ceilings(device: torch.device, *, tiny: bool) -> Ceilings:
         ),
         "int8": lambda: torch._int_mm(whole, whole.t()),  # noqa: SLF001
     }
-    return Ceilings(link_gb_per_s=link, tflops={name: sustained(product, side) for name, product in products.items()})
+    return Ceilings(
+        link_gb_per_s=link,
+        link_while_computing_gb_per_s=busy_link(source.tensor, target, products["bfloat16"]),
+        tflops={name: sustained(product, side) for name, product in products.items()},
+    )
+
+
+def busy_link(
+    source: torch.Tensor, target: torch.Tensor, product: Callable[[], torch.Tensor], copies: int = 8
+) -> float:
+    """GB/s of copies on a stream of their own, between two moments at which the card multiplies."""
+    timed(product)
+    once = timed(product)
+    lane = torch.cuda.Stream()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    lane.wait_stream(torch.cuda.current_stream())
+    for _ in range(3):
+        product()
+    with torch.cuda.stream(lane):
+        target.copy_(source, non_blocking=True)  # the products are under way when this one ends
+        begin.record()
+        for _ in range(copies):
+            target.copy_(source, non_blocking=True)
+        end.record()
+    # Twice as long as the copies would take at 50 GB/s.
+    for _ in range(int(2 * (copies + 1) * source.numel() / 50e9 / once)):
+        product()
+    torch.cuda.synchronize()
+    return copies * source.numel() / GB / (begin.elapsed_time(end) / 1e3)
 
 
 def sustained(product: Callable[[], torch.Tensor], side: int) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from autoflux.runtime import allocator
 
 PEERS = (
     ("diffusers-group-leaf",),
@@ -49,9 +52,14 @@ def run_ours(options: argparse.Namespace) -> dict[str, Any]:
     """Every setting of ours, in one process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ours.json"
+        environment = dict(os.environ)
+        allocator.apply(environment)  # as autoflux does; other tools run with what they set themselves
         command = ["benchmarks.streaming_ours", "--json", str(file), "--steps", str(options.steps)]
         finished = subprocess.run(
-            [sys.executable, "-m", *command, *(["--tiny"] if options.tiny else [])], check=False, timeout=1800
+            [sys.executable, "-m", *command, *(["--tiny"] if options.tiny else [])],
+            check=False,
+            timeout=1800,
+            env=environment,
         )
         if not file.exists():
             raise SystemExit(f"our own settings failed with exit code {finished.returncode}")

@@ -49,12 +49,8 @@ STEP_TFLOP = {1024: (59.5, 14.9)}
 """Linear and attention, FLUX.1-dev, one picture of 1024x1024 with 512 text tokens."""
 T5_TFLOP = 4.8
 """One prompt of 512 tokens."""
-CUDNN = "_native_cudnn"
-BLOCKS = 57
 UNHOISTED_SHARE = 2 / 3
 """Of a double block, what is not modulation."""
-NARROW_SPEED = 0.7
-"""Assumed time of a block in 8 bits against bf16, to choose residents with."""
 ALL = 1 << 50
 
 
@@ -67,6 +63,7 @@ class Row(msgspec.Struct, kw_only=True):
     best_seconds: float
     worst_seconds: float
     allocated_gb: float
+    reserved_gb: float
     on_card_gb: float
     batch: int = 1
     streamed_gb: float = 0.0
@@ -95,7 +92,8 @@ class Bench:
         self.text_tokens = 16 if options.tiny else 512
         self.rows: list[Row] = []
         self.ceilings = measure_ceilings(self.device, tiny=options.tiny)
-        self.block_seconds = 1e-3
+        self.times: tuple[list[float], float] = ([], 0.0)
+        """Seconds of each block and of the rest of a step, as they were when all weights were there."""
         self.model = transformer(self.size, device=self.device)
         self.inputs = self.inputs_for(1)
 
@@ -114,23 +112,6 @@ class Bench:
         times, guidance = inputs["timestep"].to(dtype) * 1000, inputs["guidance"].to(dtype) * 1000
         return self.model.time_text_embed(times, guidance, inputs["pooled_projections"])
 
-    @property
-    def attentions(self) -> tuple[str | None, ...]:
-        """diffusers' attention backends to compare; None is its default."""
-        return (None, CUDNN) if self.device.type == "cuda" else (None,)
-
-    @contextmanager
-    def attention(self, backend: str | None) -> Iterator[None]:
-        """Compute attention with that backend for the time of the block."""
-        if backend is None:
-            yield
-            return
-        self.model.set_attention_backend(backend)
-        try:
-            yield
-        finally:
-            self.model.reset_attention_backend()
-
     def forget(self) -> None:
         """Give back what the setting before has left with torch's allocator."""
         gc.collect()
@@ -145,6 +126,7 @@ class Bench:
             best_seconds=measured.best_seconds,
             worst_seconds=measured.worst_seconds,
             allocated_gb=measured.allocated_bytes / GB,
+            reserved_gb=measured.reserved_bytes / GB,
             on_card_gb=measured.on_card_bytes / GB,
             **more,
         )
@@ -175,11 +157,12 @@ class Bench:
         atoms = layer_atoms(self.model, self._traced) if layers else None
         made = StreamedTransformer(self.model, LISTS, holding, self.device, atoms=atoms)
         link = self.ceilings.link_gb_per_s * GB
-        loads = [Load(unit.nbytes, self.block_seconds) for unit in made.blocks.units]
-        everything = sum(aligned(load.nbytes) for load in loads) <= resident_bytes
-        made.blocks.resident = (
-            frozenset(range(len(loads))) if everything else choose_resident(loads, resident_bytes, ring_bytes, link)
-        )
+        if sum(aligned(unit.nbytes) for unit in made.blocks.units) <= resident_bytes:
+            made.blocks.resident = frozenset(range(len(made.blocks.units)))
+        elif resident_bytes:
+            seconds, pause = self.times
+            loads = [Load(unit.nbytes, taken) for unit, taken in zip(made.blocks.units, seconds, strict=True)]
+            made.blocks.resident = choose_resident(loads, resident_bytes, ring_bytes, link, pause=pause)
         arena = arena_for(made.parts, ring_bytes, self.device)
         made.attach(arena)
         try:
@@ -216,6 +199,8 @@ class Bench:
                 output = self.step(inputs)()
             measured = measure(self.step(inputs), steps=self.options.steps)
             streamer = made.blocks.streamer
+            if not streamer.streamed:
+                self.times = self.timed_blocks(streamer)
             if name in self.options.watched:
                 more["watched_seconds"] = self.watched(streamer, inputs)
             streamed = streamer.streamed_bytes
@@ -243,6 +228,15 @@ class Bench:
         seconds = measure(self.step(inputs), steps=self.options.steps).median_seconds
         streamer.record(SILENT)
         return seconds
+
+    def timed_blocks(self, streamer: Streamer) -> tuple[list[float], float]:
+        """Seconds of each block in a step and of what is beside them, all weights being there."""
+        recording = Recording(streamer.lane)
+        streamer.record(recording)
+        total = measure(self.step(), steps=1, warm=0).median_seconds
+        streamer.record(SILENT)
+        blocks = [unit.compute_ended - unit.compute_began for unit in recording.times()]
+        return blocks, max(0.0, total - sum(blocks))
 
     def text_encoder(self, *, ring_units: int) -> None:
         """T5-XXL streamed whole through a ring of so many of its blocks, once an encode."""
@@ -287,20 +281,17 @@ def told(row: Row) -> str:
     ratio = f"{row.ratio:.3f} x bound {row.bound_seconds:.4f}" if row.ratio else ""
     return (
         f"{row.name:44s} {row.median_seconds:7.4f} s ({row.best_seconds:.4f}-{row.worst_seconds:.4f})"
-        f" {row.allocated_gb:6.2f} GB {row.on_card_gb:6.2f} on card, streams {row.streamed_gb:5.2f}"
-        f" pins {row.pinned_gb:5.2f} holds {row.weights_gb:5.2f}; {ratio} {same} setup {row.setup_seconds:.1f} s"
+        f" {row.allocated_gb:6.2f} GB, {row.reserved_gb:6.2f} reserved, {row.on_card_gb:6.2f} on card,"
+        f" streams {row.streamed_gb:5.2f} pins {row.pinned_gb:5.2f} holds {row.weights_gb:5.2f};"
+        f" {ratio} {same} setup {row.setup_seconds:.1f} s"
     ) + (f" watched {row.watched_seconds:.4f} s" if row.watched_seconds else "")
 
 
 def run(bench: Bench) -> None:
     """Every setting, those that narrow the weights last."""
-    eager, reference = bench.resident("resident, bf16, eager")
-    bench.block_seconds = eager.median_seconds / len(block_atoms(bench.model, LISTS))
+    reference = bench.resident("resident, bf16, eager")[1]
     batch_four = bench.resident("resident, bf16, eager, batch 4", batch=4)[1]
-    compiled, compiled_reference = bench.resident("resident, bf16, compiled", compiled=True)
-    if bench.device.type == "cuda":
-        with bench.attention(CUDNN):
-            bench.resident("resident, bf16, compiled, cuDNN attention", compiled=True)
+    compiled_reference = bench.resident("resident, bf16, compiled", compiled=True)[1]
     bench.model.to("cpu")
     whole = max(unit.nbytes for unit in make_units(block_atoms(bench.model, LISTS), 0))
     largest_layer = max(aligned(p.numel() * p.element_size()) for p in bench.model.parameters())
@@ -310,7 +301,6 @@ def run(bench: Bench) -> None:
     bench.streamed("smallest", plain, reference, ring_bytes=int(largest_layer * 1.01), layers=True)
     hoisted = Holding()
     bench.streamed("bf16, hoisted, all streamed", hoisted, reference, ring_bytes=ring)
-    bench.block_seconds = compiled.median_seconds / BLOCKS
     compiled_hoisted = replace(hoisted, compiled=True)
     held = bench.streamed(
         "bf16, hoisted, compiled, all resident",
@@ -323,20 +313,12 @@ def run(bench: Bench) -> None:
     bench.streamed("bf16, hoisted, compiled, <= 12 GB", compiled_hoisted, held, ring_bytes=ring, resident_bytes=some)
     few = int(bench.options.narrow_resident_gb * GB)
     for storage in bench.options.narrow:
-        bench.block_seconds = NARROW_SPEED * compiled.median_seconds / BLOCKS
         narrow = replace(compiled_hoisted, storage=storage, native=bench.options.native)
         name = f"{storage}, hoisted, compiled"
-        for attention in bench.attentions:
-            said = ", cuDNN attention" if attention == CUDNN else ""
-            with bench.attention(attention):
-                for held, resident_bytes in (("<= 5 GB", few), ("resident", ALL)):
-                    bench.streamed(
-                        f"{name}{said}, {held}",
-                        narrow,
-                        compiled_reference,
-                        ring_bytes=ring // 2,
-                        resident_bytes=resident_bytes,
-                    )
+        for held, resident_bytes in (("resident", ALL), ("<= 5 GB", few)):
+            bench.streamed(
+                f"{name}, {held}", narrow, compiled_reference, ring_bytes=ring // 2, resident_bytes=resident_bytes
+            )
     bench.model = None
     for ring_units in (1, 2):
         bench.text_encoder(ring_units=ring_units)

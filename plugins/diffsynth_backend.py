@@ -21,8 +21,8 @@ from autoflux import (
 
 INSTALL = "pip install 'autoflux[diffsynth]'"
 
-IMPORT_SECONDS = 1.9
-"""Importing DiffSynth after diffusers, which it needs too: 1.8 to 2.0 s on two busy cores, from the page cache."""
+IMPORT_SECONDS = 1.6
+"""Importing DiffSynth beside diffusers, which it needs too: benchmarks/backend_starts.py, two cores of an AMD EPYC."""
 
 
 def unreadable(transformer: Component) -> str:
