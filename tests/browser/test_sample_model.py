@@ -12,11 +12,14 @@ from playwright.sync_api import expect
 
 import autoflux
 from autoflux import Wishes
+from benchmarks.shape_vision import PROTOTYPES, border_colours, find, lab_of
 from tests.serving.running import running
 
 pytestmark = pytest.mark.browser
 
 PATIENCE_MILLISECONDS = 240_000
+SAME_COLOUR = 26.0
+"""CIE76 distance up to which people call two colours the same."""
 PROMPT = "a red circle on a blue background"
 
 
@@ -35,4 +38,7 @@ def test_the_page_shows_the_picture_that_this_prompt_and_seed_stand_for(open_pag
     with autoflux.load("sample", wishes=Wishes(device="cpu")) as session:
         (expected,) = session.generate(PROMPT, seed=7)
     assert PROMPT in shown.info["parameters"]
-    assert np.array_equal(np.asarray(shown), np.asarray(expected.image))
+    pixels = np.asarray(shown)
+    assert np.array_equal(pixels, np.asarray(expected.image))
+    assert [(thing.colour, thing.shape) for thing in find(pixels)] == [("red", "circle")]
+    assert np.linalg.norm(border_colours(pixels) - lab_of(PROTOTYPES["blue"]), axis=1).max() < SAME_COLOUR
