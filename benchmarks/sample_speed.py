@@ -37,15 +37,13 @@ def main() -> None:
     begin = time.perf_counter()
     session = autoflux.load(options.model, wishes=autoflux.Wishes(device=options.device, steps=options.steps))
     to_start = time.perf_counter() - begin
-    ours, steps = _ours(session, options.steps)
+    ours, gaps = _ours(session, options.steps)
     ours(options.runs)
     peak_ram_bytes = _peak_ram_bytes()  # before another pipeline joins
     theirs = _diffusers(session, options.steps)
     pairs = _in_turn(ours, theirs, options.runs)
     predicted = session.plan.predicted
     median = statistics.median(own for own, _ in pairs)
-    # The last run's steps; the first step also waits for the encoders on a card, so it is left out.
-    gaps = [late - early for early, late in pairwise(steps)]
     result = {
         "device": session.plan.device,
         "precision": session.plan.component("transformer").storage,
@@ -70,16 +68,19 @@ def main() -> None:
 
 
 def _ours(session: autoflux.Session, steps: int) -> tuple[Callable[[int], object], list[float]]:
-    moments: list[float] = []
+    """Draws a picture; notes what its steps took, but for the first, which on a card waits for the encoders too."""
+    gaps: list[float] = []
 
     def draw(run: int) -> object:
-        moments.clear()
+        moments: list[float] = []
         # A new prompt each time, so that none is remembered and its encoding counts.
-        return session.generate(
+        drawn = session.generate(
             f"{PROMPT} {run}", seed=run, steps=steps, on_step=lambda *_: moments.append(time.perf_counter())
         )
+        gaps.extend(late - early for early, late in pairwise(moments))
+        return drawn
 
-    return draw, moments
+    return draw, gaps
 
 
 def _diffusers(session: autoflux.Session, steps: int) -> Callable[[int], object]:

@@ -17,6 +17,7 @@ from torch import nn
 from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State
 
 from .diffusers_loading import DIFFUSERS, DTYPES, Components, Library
+from .diffusers_positions import KeptPositions
 
 HOISTED_STEPS = 32
 """Steps whose modulation is computed at once; FLUX.1-dev's takes 2.1 MB a step and picture."""
@@ -75,6 +76,7 @@ class DiffusersPipeline:
     def __init__(self, components: Components, plan: Plan, model: Model) -> None:
         self._pipe = components.pipe
         self._transformer: Any = components.transformer
+        self._positions = KeptPositions.placed_in(self._transformer) if self.library is DIFFUSERS else None
         self._residences = components.residences
         self._architecture = model.architecture
         self._device = torch.device(plan.device)
@@ -151,15 +153,17 @@ class DiffusersPipeline:
 
     def _velocity(self, states: Sequence[FluxState]) -> torch.Tensor:
         """What the transformer makes of each state at its step, packed: (states, image tokens, 64)."""
-        guidance = [state.guidance for state in states if state.guidance is not None]
+        first, guidance = states[0], [state.guidance for state in states if state.guidance is not None]
+        if self._positions:
+            self._positions.expect(first.request.height, first.request.width, len(first.conditioning.token_ids))
         velocity: torch.Tensor = self._transformer(
             hidden_states=torch.cat([state.latents for state in states]),
             timestep=torch.stack([self._time(state.timesteps[state.step]) for state in states]),
             guidance=torch.cat(guidance) if guidance else None,
             pooled_projections=torch.cat([state.conditioning.pooled for state in states]),
             encoder_hidden_states=torch.cat([state.conditioning.tokens for state in states]),
-            txt_ids=states[0].conditioning.token_ids,
-            img_ids=states[0].image_ids,
+            txt_ids=first.conditioning.token_ids,
+            img_ids=first.image_ids,
             return_dict=False,
         )[0]
         return velocity

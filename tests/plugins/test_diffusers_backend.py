@@ -63,6 +63,18 @@ def test_pictures_are_those_of_diffusers_pixel_for_pixel(session, tiny_model, wi
         assert np.array_equal(np.asarray(picture.image), reference(tiny_model, prompt, seed, steps, width, height))
 
 
+def test_positions_are_computed_once_for_each_size(session, tiny_model):
+    computed = []
+    embed = session.pipeline._positions.embed
+    hook = embed.register_forward_hook(lambda _module, given, _made: computed.append(len(given[0])))
+    # As many tokens lying in another shape; then the first size again.
+    for width, height in ((64, 128), (128, 64), (64, 128)):
+        (picture,) = session.generate(PROMPTS[0], seed=1, steps=3, width=width, height=height)
+        assert np.array_equal(np.asarray(picture.image), reference(tiny_model, PROMPTS[0], 1, 3, width, height))
+    hook.remove()
+    assert computed == [TEXT_TOKENS + 32] * 3
+
+
 def test_a_model_without_guidance_is_drawn_like_diffusers_does(tmp_path):
     folder = write_tiny_flux(tmp_path / "schnell", guidance=False)
     with autoflux.load(str(folder), wishes=Wishes(device="cpu")) as session:
