@@ -43,9 +43,11 @@ class Bench:
     def __init__(self, *, tiny: bool) -> None:
         import torch
 
+        import autoflux
         from benchmarks.card import Card
         from benchmarks.host_weights import HostWeights
 
+        self._hardware = autoflux.probe()  # while nothing else computes
         self.card = Card(there=torch.cuda.is_available())
         self._folder = tempfile.TemporaryDirectory()
         self._weights = HostWeights(tiny=tiny)
@@ -61,7 +63,6 @@ class Bench:
 
     def open(self, cap_gb: float | None, side: int) -> tuple[Session, Plan, float]:
         """A session under that cap for pictures of that size, its plan, and how long it took to load."""
-        import autoflux
         from autoflux import api
         from autoflux.planning.values import Wishes
         from autoflux.plugin_manager import load_plugins
@@ -69,7 +70,7 @@ class Bench:
         size = {"width": side, "height": side}
         cap = int(cap_gb * GB) if cap_gb else None
         wishes = Wishes(device="cuda", vram_bytes=cap, **size) if cap else Wishes(device="cpu", **size)
-        plan = api.plan_for(self._model, wishes, load_plugins(), autoflux.probe())
+        plan = api.plan_for(self._model, wishes, load_plugins(), self._hardware)
         self.card.release()
         if cap:
             self.card.cap(cap, plan.priors.context_bytes)

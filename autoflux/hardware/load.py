@@ -1,4 +1,4 @@
-"""How much of the processors other programs leave: what is measured while they compute is too low."""
+"""How much of the processors and cards other programs leave: what is measured while they compute is too low."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import psutil
 LEAST_SHARE = 0.85
 """Of the processors that this process may use. A desktop with its programs open and idle takes a few per cent; two
 programs that compute on two cores leave 50 %."""
+
+MOST_BUSY = 0.25
+"""Of the time a card may compute for others. A desktop that is drawn takes up to a tenth; a model takes nearly all."""
 
 LOOK_SECONDS = 0.2
 """Twenty ticks of Linux's clock on each processor."""

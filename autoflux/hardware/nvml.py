@@ -54,6 +54,8 @@ class Card(Value, frozen=True, kw_only=True):
     current_generation: int | None = None
     current_width: int | None = None
     compute_mode: int | None = None
+    busy_share: float | None = None
+    """Of the time just before, the part in which it computed for anyone."""
 
 
 class Report(Value, frozen=True, kw_only=True):
@@ -217,6 +219,7 @@ def _card(asker: _Asker, handle: Any, index: int) -> Card:
     total, free = _memory(asker, subject, handle)
     capability = ask("nvmlDeviceGetCudaComputeCapability")
     mode = ask("nvmlDeviceGetComputeMode")
+    rates = ask("nvmlDeviceGetUtilizationRates")
     _note_exclusive(asker, subject, mode)
     return Card(
         index=index,
@@ -230,6 +233,7 @@ def _card(asker: _Asker, handle: Any, index: int) -> Card:
         current_generation=_positive(ask("nvmlDeviceGetCurrPcieLinkGeneration")),
         current_width=_positive(ask("nvmlDeviceGetCurrPcieLinkWidth")),
         compute_mode=mode,
+        busy_share=rates.gpu / 100 if rates else None,
     )
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -68,6 +68,11 @@ class _Facts:
     @property
     def cards(self) -> list[nvml.Card]:
         return nvml.visible(self.nvidia.cards, nvml.cuda_visible_devices())
+
+    @property
+    def busy(self) -> list[nvml.Card]:
+        """The cards that compute for others now."""
+        return [card for card in self.cards if card.busy_share is not None and card.busy_share > load.MOST_BUSY]
 
     @property
     def fingerprint(self) -> str:
@@ -140,8 +145,8 @@ def _measure(facts: _Facts, stage: Stage, surroundings: Surroundings, *, disturb
     found, problems = accelerators.join(
         facts.cards, measured, available_bytes=facts.host.available_bytes.value, wddm=facts.wddm
     )
-    share = measured.host.processor_share
-    disturbed = disturbed + 1 if share is not None and share < load.LEAST_SHARE else 0
+    disturbances = list(_disturbances(measured.host.processor_share, facts.busy))
+    disturbed = disturbed + 1 if disturbances else 0
     hardware = Hardware(
         fingerprint=facts.fingerprint,
         probed_at=_now().isoformat(timespec="seconds"),
@@ -149,7 +154,12 @@ def _measure(facts: _Facts, stage: Stage, surroundings: Surroundings, *, disturb
         accelerators=tuple(_with_driver(accelerator, facts) for accelerator in found),
         host=facts.host.replace(copy_gb_per_s=measured.host.copy_gb_per_s, matmul_tflops=measured.host.matmul_tflops),
         disk=facts.disk,
-        problems=(*facts.nvidia.problems, *_measuring_problems(measured), *_disturbance(share, disturbed), *problems),
+        problems=(
+            *facts.nvidia.problems,
+            *_measuring_problems(measured),
+            *_load_problems(disturbances, disturbed),
+            *problems,
+        ),
         disturbed=disturbed,
     )
     return _with_disk(hardware, facts.disk, stage, surroundings)
@@ -208,17 +218,25 @@ def _is_stale(kept: Hardware) -> bool:
 
 def _is_to_be_retaken(kept: Hardware, facts: _Facts, surroundings: Surroundings) -> bool:
     """Whether its measuring was disturbed and would not be now."""
-    return 0 < kept.disturbed < MOST_DISTURBED and surroundings.is_quiet(facts.host.cores)
+    return 0 < kept.disturbed < MOST_DISTURBED and not facts.busy and surroundings.is_quiet(facts.host.cores)
 
 
-def _disturbance(share: float | None, times: int) -> list[Problem]:
-    if share is None or not times:
-        return []
-    message = f"other programs took {1 - share:.0%} of the processors during measuring, so figures may be too low"
+def _disturbances(processor_share: float | None, busy: Sequence[nvml.Card]) -> Iterator[str]:
+    """What other programs did while, or just before, this machine was measured."""
+    if processor_share is not None and processor_share < load.LEAST_SHARE:
+        yield f"took {1 - processor_share:.0%} of the processors during measuring"
+    for card in busy:
+        yield f"kept {card.name} busy {card.busy_share:.0%} of the time before measuring"
+
+
+def _load_problems(disturbances: Sequence[str], times: int) -> list[Problem]:
     hint = "end them, then `autoflux probe --refresh`"
     if times < MOST_DISTURBED:
-        hint += "; the next use that finds them quiet measures again by itself"
-    return [Problem(subject="load", message=message, hint=hint)]
+        hint += "; the next use that finds the machine quiet measures again by itself"
+    return [
+        Problem(subject="load", message=f"other programs {what}, so figures may be too low", hint=hint)
+        for what in disturbances
+    ]
 
 
 def _measuring_problems(measured: Measured) -> list[Problem]:

@@ -26,6 +26,7 @@ class FakeCard:
     total: int = 24 * GB
     free: int = 23 * GB
     parts: tuple[FakeCard, ...] = ()
+    busy_percent: int = 0
 
 
 @dataclass
@@ -80,6 +81,9 @@ class FakeNvml:
 
     def nvmlDeviceGetComputeMode(self, _card):  # noqa: N802
         return self.compute_mode
+
+    def nvmlDeviceGetUtilizationRates(self, card):  # noqa: N802
+        return SimpleNamespace(gpu=card.busy_percent, memory=0)
 
     def nvmlDeviceGetMaxPcieLinkGeneration(self, _card):  # noqa: N802
         return 4

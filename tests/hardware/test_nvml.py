@@ -19,6 +19,7 @@ def test_a_card_as_reported():
     assert (card.name, card.uuid, card.capability) == ("Fake 4090", "GPU-aaaa", "8.9")
     assert (card.total_bytes, card.free_bytes) == (24 * GB, 23 * GB)
     assert (card.pcie_generation, card.pcie_width, card.current_generation) == (4, 16, 1)
+    assert card.busy_share == 0
 
 
 @pytest.mark.parametrize("function", ASKED)

@@ -177,6 +177,22 @@ def test_what_was_disturbed_is_said_and_measured_again_when_it_is_quiet(look):
     assert look(measure=CRASHES, is_quiet=lambda cores: 1 // 0).probed_at == again.probed_at
 
 
+def test_what_was_measured_on_a_busy_card_is_measured_again_when_it_is_quiet(look):
+    busy = FakeNvml(cards=[FakeCard(busy_percent=96)])
+    first = look(library=busy)
+    (problem,) = first.problems
+    assert (problem.subject, first.disturbed) == ("load", 1)
+    assert "other programs kept Fake 4090 busy 96% of the time" in problem.message
+    assert look(library=busy, measure=CRASHES, is_quiet=lambda _cores: True).probed_at == first.probed_at
+    again = look(library=FakeNvml(cards=[FakeCard(busy_percent=9)]), is_quiet=lambda _cores: True)
+    assert (again.disturbed, again.problems) == (0, ())
+
+
+def test_a_card_that_is_hidden_may_be_busy(look, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert look(library=FakeNvml(cards=[FakeCard(), FakeCard(uuid="GPU-bbbb", busy_percent=96)])).disturbed == 0
+
+
 def test_a_machine_that_is_never_quiet_is_not_measured_for_ever(look):
     found = [look(measure=DISTURBED, is_quiet=lambda cores: True) for _ in range(3)]
     assert [hardware.disturbed for hardware in found] == [1, 2, 3]
