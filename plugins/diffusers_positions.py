@@ -11,8 +11,8 @@ from torch import nn
 class KeptPositions(nn.Module):
     """Stands in for a transformer's `pos_embed`: computed for each size of picture and prompt once, not in every step.
 
-    Of a step of the sample model on two CPU cores that is 1.2 %; on a card it is half of the kernels that are launched
-    before the first block. Positions are a function of the size, which whoever runs the transformer tells: comparing
+    Of a step of the sample model on two CPU cores that is 1.2 %, and of the 91 operations of a step outside its blocks it
+    is 41 (diffusers 0.42), which a card waits to be launched. Positions are a function of the size, which whoever runs the transformer tells: comparing
     the tensors that they are made of would wait for the device.
     """
 
