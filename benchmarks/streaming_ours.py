@@ -118,7 +118,7 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def add(self, name: str, measured: Measurement, **more: Any) -> Row:
+    def add(self, name: str, measured: Measurement, **more: Any) -> None:
         row = Row(
             name=name,
             settings=more.pop("settings", {}),
@@ -132,10 +132,9 @@ class Bench:
         )
         self.rows.append(row)
         print(told(row), flush=True)
-        return row
 
-    def resident(self, name: str, *, batch: int = 1, compiled: bool = False) -> tuple[Row, torch.Tensor]:
-        """Everything on the device, as diffusers does it: the baseline and the reference output."""
+    def resident(self, name: str, *, batch: int = 1, compiled: bool = False) -> torch.Tensor:
+        """Measure everything on the device, as diffusers does it, the baseline; returns its output, the reference."""
         inputs = self.inputs_for(batch)
         self.model.to(self.device)
         if compiled:
@@ -143,11 +142,11 @@ class Bench:
         measured = measure(self.step(inputs), steps=self.options.steps)
         with torch.no_grad():
             output = self.step(inputs)()
-        row = self.add(name, measured, batch=batch, bound_seconds=self.arithmetic_seconds("bfloat16", batch))
+        self.add(name, measured, batch=batch, bound_seconds=self.arithmetic_seconds("bfloat16", batch))
         if compiled:
             for block in block_atoms(self.model, LISTS):
                 block.module._compiled_call_impl = None  # noqa: SLF001 — there is no public way back
-        return row, output
+        return output
 
     @contextmanager
     def held(
@@ -289,9 +288,9 @@ def told(row: Row) -> str:
 
 def run(bench: Bench) -> None:
     """Every setting, those that narrow the weights last."""
-    reference = bench.resident("resident, bf16, eager")[1]
-    batch_four = bench.resident("resident, bf16, eager, batch 4", batch=4)[1]
-    compiled_reference = bench.resident("resident, bf16, compiled", compiled=True)[1]
+    reference = bench.resident("resident, bf16, eager")
+    batch_four = bench.resident("resident, bf16, eager, batch 4", batch=4)
+    compiled_reference = bench.resident("resident, bf16, compiled", compiled=True)
     bench.model.to("cpu")
     whole = max(unit.nbytes for unit in make_units(block_atoms(bench.model, LISTS), 0))
     largest_layer = max(aligned(p.numel() * p.element_size()) for p in bench.model.parameters())

@@ -75,11 +75,10 @@ def _narrowing_seconds(model: Model, arrangement: Arrangement, rates: Rates, pac
 
     On one H200 that takes 4 to 6 s for FLUX.1-dev's 17.2 GB and 8.6 GB (benchmarks/streaming.py, setup).
     """
-    planned = arrangement.component("transformer")
-    if not planned.is_narrow or planned.placement == Placement.NATIVE or packs.used_for(planned):
+    planned, copying = arrangement.component("transformer"), rates.host_copy_gb_per_s
+    if copying is None or not planned.is_narrow or planned.placement == Placement.NATIVE or packs.used_for(planned):
         return 0.0
     wide, narrow = (sum(block_bytes_of(model, p)) for p in (planned.replace(storage=planned.arithmetic), planned))
-    copying = rates.host_copy_gb_per_s or rates.link_gb_per_s
     return (wide + narrow) / (copying.value * 1e9)
 
 

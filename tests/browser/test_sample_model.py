@@ -12,14 +12,13 @@ from playwright.sync_api import expect
 
 import autoflux
 from autoflux import Wishes
+from benchmarks.adherence import SAME_COLOUR
 from benchmarks.shape_vision import PROTOTYPES, border_colours, find, lab_of
 from tests.serving.running import running
 
 pytestmark = pytest.mark.browser
 
 PATIENCE_MILLISECONDS = 240_000
-SAME_COLOUR = 26.0
-"""CIE76 distance up to which people call two colours the same."""
 PROMPT = "a red circle on a blue background"
 
 
