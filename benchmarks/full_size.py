@@ -15,6 +15,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -202,18 +203,20 @@ def text_inputs(
     return {"input_ids": torch.randint(size.vocabulary, shape, generator=generator, device=device)}
 
 
-def measure(step: Callable[[], torch.Tensor], *, steps: int = 6, warm: int = 2) -> Measurement:
-    """Time `step` after `warm` calls that do not count. Without gradients, as diffusers' pipelines call it."""
+def measure(step: Callable[[], torch.Tensor], *, steps: int = 6, warm: int = 2, awaited: bool = False) -> Measurement:
+    """Time `step` after `warm` calls that do not count. Without gradients, as diffusers' pipelines call it.
+
+    Steps follow each other as in a denoise loop, and the time of one is from the end of the one before to its own, on
+    the device's clock. Waiting for a step would also wait for what is copied ahead for the next, while nothing
+    computes. With `awaited` it is waited for: what is done once a picture has nothing ahead.
+    """
     _forget_setup()
-    seconds, on_card_bytes = [], 0
     with torch.no_grad():
         warm_seconds = sum(_timed(step)[0] for _ in range(warm))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        for _ in range(steps):
-            taken, output = _timed(step)
-            seconds.append(taken)
-            on_card_bytes = max(on_card_bytes, _on_card_bytes())
+        take = _following if torch.cuda.is_available() and not awaited else _apart
+        seconds, output = take(step, steps)
     return Measurement(
         median_seconds=statistics.median(seconds),
         best_seconds=min(seconds),
@@ -221,10 +224,26 @@ def measure(step: Callable[[], torch.Tensor], *, steps: int = 6, warm: int = 2) 
         warm_seconds=warm_seconds,
         allocated_bytes=torch.cuda.max_memory_allocated(),
         reserved_bytes=torch.cuda.max_memory_reserved(),
-        on_card_bytes=on_card_bytes,
+        on_card_bytes=_on_card_bytes(),
         finite=bool(torch.isfinite(output).all()),
         norm=output.float().norm().item(),
     )
+
+
+def _following(step: Callable[[], torch.Tensor], steps: int) -> tuple[list[float], torch.Tensor]:
+    """Seconds of steps on the device's clock, after one that fills what is copied ahead; and what the last gave."""
+    marks: list[torch.cuda.Event] = []
+    for _ in range(1 + steps):
+        output = step()
+        marks.append(torch.cuda.Event(enable_timing=True))
+        marks[-1].record()
+    torch.cuda.synchronize()
+    return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(marks)], output
+
+
+def _apart(step: Callable[[], torch.Tensor], steps: int) -> tuple[list[float], torch.Tensor]:
+    taken = [_timed(step) for _ in range(steps)]
+    return [seconds for seconds, _ in taken], taken[-1][1]
 
 
 def _timed(step: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
@@ -248,7 +267,7 @@ def _forget_setup() -> None:
 
 
 def _on_card_bytes() -> int:
-    """The allocator keeps what it ever reserved, so right after a step this is still the step's peak."""
+    """The allocator keeps what it ever reserved, so right after the steps this is still their peak."""
     if not torch.cuda.is_available():
         return 0
     free_bytes, total_bytes = torch.cuda.mem_get_info()

@@ -199,7 +199,7 @@ class Bench:
             measured = measure(self.step(inputs), steps=self.options.steps)
             streamer = made.blocks.streamer
             if not streamer.streamed:
-                self.times = self.timed_blocks(streamer)
+                self.times = self.timed_blocks(made.blocks)
             if name in self.options.watched:
                 more["watched_seconds"] = self.watched(streamer, inputs)
             streamed = streamer.streamed_bytes
@@ -228,13 +228,15 @@ class Bench:
         streamer.record(SILENT)
         return seconds
 
-    def timed_blocks(self, streamer: Streamer) -> tuple[list[float], float]:
+    def timed_blocks(self, part: StreamedModule) -> tuple[list[float], float]:
         """Seconds of each block in a step and of what is beside them, all weights being there."""
+        streamer = part.streamer
         recording = Recording(streamer.lane)
         streamer.record(recording)
-        total = measure(self.step(), steps=1, warm=0).median_seconds
+        total = measure(self.step(), steps=2, warm=0).median_seconds
         streamer.record(SILENT)
-        blocks = [unit.compute_ended - unit.compute_began for unit in recording.times()]
+        last = recording.times()[-len(part.units) :]
+        blocks = [unit.compute_ended - unit.compute_began for unit in last]
         return blocks, max(0.0, total - sum(blocks))
 
     def text_encoder(self, *, ring_units: int) -> None:
@@ -248,7 +250,7 @@ class Bench:
         began = time.perf_counter()
         part.attach(arena)
         setup = time.perf_counter() - began
-        measured = measure(lambda: model(**inputs)[0], steps=self.options.steps)
+        measured = measure(lambda: model(**inputs)[0], steps=self.options.steps, awaited=True)
         streamed = part.streamer.streamed_bytes
         arithmetic = T5_TFLOP / self.ceilings.tflops["bfloat16"] if self.ceilings.tflops else 0
         self.add(

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from autoflux import ComponentPlan, ContradictoryWishes, Plan, Precision
+from autoflux import ComponentPlan, ContradictoryWishes, Plan, Precision, give_back_unused
 
 from . import diffsynth_transformer  # noqa: F401 — sets DiffSynth's environment first
 from .diffusers_loading import DTYPES
@@ -103,9 +103,8 @@ class VramManagement:
         leaving = [module for network in idle for module in _managed(network) if module.state != 0]
         for module in leaving:
             module.offload()
-        if leaving and torch.accelerator.is_available():
-            # What torch keeps for itself counts as used.
-            torch.accelerator.empty_cache()
+        if leaving:
+            give_back_unused()  # what torch keeps for itself counts as used
 
 
 def _storage(planned: ComponentPlan) -> torch.dtype:

@@ -14,7 +14,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from PIL.Image import Image
 from torch import nn
 
-from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State
+from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State, give_back_unused
 
 from .diffusers_loading import DIFFUSERS, DTYPES, Components, Library
 from .diffusers_positions import KeptPositions
@@ -137,8 +137,9 @@ class DiffusersPipeline:
     @torch.inference_mode()
     def decode(self, states: Sequence[State]) -> list[Image]:
         """Decode one picture at a time: the VAE's memory peak is the largest of the pipeline."""
-        with self._residences.decoding():
-            return [self._decode(state) for state in states if isinstance(state, FluxState)]
+        flux = [state for state in states if isinstance(state, FluxState)]
+        with self._residences.decoding(flux[0].request.width, flux[0].request.height):
+            return [self._decode(state) for state in flux]
 
     def block_lists(self) -> dict[str, nn.ModuleList]:
         """Double blocks, then single blocks."""
@@ -148,8 +149,7 @@ class DiffusersPipeline:
         """Drop the weights."""
         self._residences.close()
         self._pipe = self._transformer = None
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
+        give_back_unused()
 
     def _velocity(self, states: Sequence[FluxState]) -> torch.Tensor:
         """What the transformer makes of each state at its step, packed: (states, image tokens, 64)."""

@@ -27,6 +27,12 @@ PICTURES = 100
 """Over how many pictures the time to start is spread, if the user does not say how many are to be drawn."""
 
 
+HOST_AHEAD = 2.0
+"""How much less time a picture must be predicted to take on the processor than on an accelerator for it to be taken.
+Predictions that never met a run have been up to that wrong for small models, and a machine's other work needs its
+processor, not its accelerator."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One way to run, judged."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from autoflux.errors import DoesNotFit
@@ -11,7 +11,7 @@ from autoflux.models.request import Request, check
 from autoflux.models.values import Model
 from autoflux.planning.backends import ChosenBackend, choose_backend
 from autoflux.planning.calibration import NEARLY, Calibration, Setting
-from autoflux.planning.candidates import Candidate, candidates
+from autoflux.planning.candidates import HOST_AHEAD, Candidate, candidates
 from autoflux.planning.comparing import best_of_each_kind, kind
 from autoflux.planning.explaining import explained
 from autoflux.planning.findings import NO_FINDINGS, Findings
@@ -135,13 +135,23 @@ def _distinct(plans: Sequence[Plan]) -> list[Plan]:
 def _best(fitting: Sequence[Candidate], backend: str, calibration: Calibration | None) -> Candidate:
     """The fastest; but the tuned one if it is nearly as fast, and none that turned out slower than one that fits."""
     if calibration is None:
-        return min(fitting, key=lambda c: c.cost)
+        return _fastest(fitting)
     settings = {candidate.setting(backend): candidate for candidate in fitting}
     slower = {s.setting for s in calibration.slower if s.than != s.setting and s.than in settings}
     left = {setting: c for setting, c in settings.items() if setting not in slower} or settings
-    best = min(left.values(), key=lambda c: c.cost)
+    best = _fastest(left.values())
     tuned = left.get(calibration.tuned.setting) if calibration.tuned else None
     return tuned if tuned and tuned.cost[0] <= NEARLY * best.cost[0] else best
+
+
+def _fastest(fitting: Collection[Candidate]) -> Candidate:
+    """The least cost; on the processor only if it is far ahead of every accelerator."""
+    cards = [c for c in fitting if c.kind != DeviceKind.CPU]
+    fastest = min(fitting, key=lambda c: c.cost)
+    if not cards or fastest in cards:
+        return fastest
+    card = min(cards, key=lambda c: c.cost)
+    return fastest if card.seconds_per_image > HOST_AHEAD * fastest.seconds_per_image else card
 
 
 def _preferred(fitting: Sequence[Candidate]) -> list[Candidate]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from autoflux.hardware.values import Figure, Hardware, Size, Source
+from autoflux.hardware.values import DeviceKind, Figure, Hardware, Size, Source
 from autoflux.models.values import Model
 from autoflux.planning.arranging import all_stay
 from autoflux.planning.backends import ChosenBackend
-from autoflux.planning.candidates import Candidate
+from autoflux.planning.candidates import HOST_AHEAD, Candidate
 from autoflux.planning.packs import packed_parts
 from autoflux.planning.speed import FROM_PROFILE
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
@@ -23,6 +23,8 @@ _WAITING = {
 
 
 ASKED = "you asked for it"
+
+_NOT_FAR_AHEAD = f"and must be {HOST_AHEAD:g} times as fast to be taken before an accelerator"
 
 
 def choices(
@@ -159,7 +161,17 @@ def _device_reason(best: Candidate, others: Sequence[Candidate]) -> str:
         nearest = min(elsewhere, key=lambda c: c.missing_bytes)
         devices = ", ".join(sorted({c.device for c in elsewhere}))
         return f"{speed}; {devices} cannot: at best it {nearest.shortfall}"
+    faster = [c for c in elsewhere if c.fits and _is_host_before(c, best)]
+    if faster:
+        instead = format_seconds(min(c.seconds_per_image for c in faster))
+        return f"{speed}; the processor is predicted to take {instead}, {_NOT_FAR_AHEAD}"
     return f"the fastest device, {speed}"
+
+
+def _is_host_before(candidate: Candidate, best: Candidate) -> bool:
+    """Whether it would be faster, and is left out because it takes the processor."""
+    on_host = candidate.kind == DeviceKind.CPU != best.kind
+    return on_host and candidate.seconds_per_image < best.seconds_per_image
 
 
 def _precision_reason(best: Candidate) -> str:
@@ -271,6 +283,8 @@ def rejection(candidate: Candidate, best: Candidate, backend: str) -> Alternativ
     """Another way, and why it was not taken when that backend builds it."""
     slower = candidate.cost[0] / best.cost[0]
     reason = f"{slower:.3g} times as long a picture" if slower > 1.005 else "as fast, but takes more memory"
+    if _is_host_before(candidate, best):
+        reason = f"{slower:.3g} times as long a picture, {_NOT_FAR_AHEAD}"
     known = candidate.site.calibration
     if known and known.was_slower(candidate.setting(backend)):
         reason = "it was slower when it ran here"

@@ -41,6 +41,11 @@ EAGER_NARROWING = 0.75
 """What making activations narrow adds to the rest of a block that is not compiled, as a share of that rest. One H200,
 FLUX.1-dev, 1024x1024: 125 us a layer against 24 us compiled."""
 
+COMPILED_NARROWING = 0.25
+"""The same where blocks are compiled: rows are fused with what comes before them, but read twice. One H200, fp8,
+1024x1024: a step takes 98 ms (benchmarks/pictures.py), of which the rest is 63 ms uncompiled; without this it would be
+82 ms. That alone is left of `NATIVE_OVERHEAD` for fp8: its products are faster than where they are measured alone."""
+
 DEFAULT_ATTENTION = "default"
 """torch's own choice."""
 
@@ -147,7 +152,9 @@ def _product_seconds(multiplying: float, wide: float, rates: Rates, priors: Prio
 
 
 def _rest_factor(priors: Priors, way: Way) -> float:
-    return priors.compiled_rest if way.compiled else 1.0 + EAGER_NARROWING * way.native
+    if way.compiled:
+        return priors.compiled_rest + COMPILED_NARROWING * way.native
+    return 1.0 + EAGER_NARROWING * way.native
 
 
 def assumed(value: float) -> Figure:

@@ -25,12 +25,18 @@ def translated_memory_errors(plan: Plan) -> Iterator[None]:
         torch = sys.modules.get("torch")
         if torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
+        give_back_unused()
         raise OutOfMemory(
             f"{plan.device} ran out of memory; the plan counted on {format_bytes(plan.vram_limit_bytes or 0)}",
             hint="close other programs on the device, or lower the ceiling with --vram so that more waits in RAM",
         ) from error
+
+
+def give_back_unused() -> None:
+    """Let the device have what torch's allocator keeps although no tensor takes it; waits until nothing computes."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def peak_vram_bytes(device: str) -> int:

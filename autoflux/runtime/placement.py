@@ -14,6 +14,7 @@ from autoflux.planning.terms import Placement, TransferUnit, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import TRANSFORMER, check_narrow_on_disk, check_plan, check_resident
+from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.packed import PackStore, fill
 from autoflux.runtime.residence import OwnOffload, Residence, Visits
@@ -70,6 +71,7 @@ class Residences:
         """Streamed components whose weights are not there yet."""
         self._arena: Arena | None = None
         self._stop_compiling: Callable[[], None] | None = None
+        self._decoded_size: tuple[int, int] | None = None
 
     def __getitem__(self, name: str) -> Residence:
         return self._held[name]
@@ -212,8 +214,15 @@ class Residences:
             yield transformer
 
     @contextmanager
-    def decoding(self) -> Iterator[nn.Module]:
-        """The autoencoder on the device, or streamed there, with room for its activations."""
+    def decoding(self, width: int, height: int) -> Iterator[nn.Module]:
+        """The autoencoder on the device, or streamed there, with room for its activations at that size.
+
+        Pictures of one size take the same memory again and again. What is left of another size lies in pieces that a
+        decode cannot use, so it is given back.
+        """
+        if self._decoded_size != (width, height):
+            self._decoded_size = width, height
+            give_back_unused()
         arena = self._arena if self._plan.park_for_decode else None
         if arena:
             arena.park()

@@ -63,6 +63,24 @@ def test_a_large_card_keeps_everything(machine):
     assert made.predicted.seconds_per_step == pytest.approx((products + attention) / 0.72, rel=0.01)
 
 
+def test_the_processor_is_taken_only_if_it_is_far_ahead_of_the_card(machine):
+    def image(tflops: float, device: str) -> float:
+        wishes = Wishes(device=device)
+        return plan(machine(card(48), ram_gb=128, cpu_tflops=tflops), wishes).predicted.seconds_per_image
+
+    level = next(t for t in range(50, 1000, 10) if image(t, "cpu") < image(t, "cuda"))
+    little = plan(machine(card(48), ram_gb=128, cpu_tflops=1.5 * level))
+    assert little.device == "cuda:0"
+    (device,) = [c for c in little.choices if c.topic == "device"]
+    assert "the processor is predicted to take" in device.reason
+    assert "and must be 2 times as fast" in device.reason
+    assert any("and must be 2 times as fast" in r.reason for r in little.rejected if r.device == "cpu")
+    far = plan(machine(card(48), ram_gb=128, cpu_tflops=3 * level))
+    assert far.device == "cpu"
+    (device,) = [c for c in far.choices if c.topic == "device"]
+    assert device.reason.startswith("the fastest device")
+
+
 def test_a_card_that_holds_the_transformer_only_is_visited(machine):
     made = plan(machine(card(30)))
     assert (made.device, made.offload) == ("cuda:0", Offload.COMPONENT)

@@ -182,7 +182,7 @@ def test_a_timed_block_takes_as_long_as_it_was_timed():
 
 
 def test_native_products_are_reckoned_at_their_rate_and_widened_ones_at_the_wide_one():
-    priors = PROFILES[0].priors
+    priors = next(profile.priors for profile in PROFILES if profile.name == "cuda")
     picture = plan(known_machine("h200-141gb")).predicted.picture
     rates = Rates(
         matmul_tflops=figure(100.0), narrow_tflops=figure(200.0), attention_tflops=figure(50.0),

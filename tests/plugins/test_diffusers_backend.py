@@ -24,6 +24,7 @@ from autoflux import (
     Wishes,
 )
 from autoflux.models.request import make_requests
+from autoflux.runtime import placement
 from autoflux.runtime.picture import read_request
 from autoflux.runtime.residence import Residence, Visits
 from tests.plugins.plans import streamed
@@ -73,6 +74,15 @@ def test_positions_are_computed_once_for_each_size(session, tiny_model):
         assert np.array_equal(np.asarray(picture.image), reference(tiny_model, PROMPTS[0], 1, 3, width, height))
     hook.remove()
     assert computed == [TEXT_TOKENS + 32] * 3
+
+
+def test_what_torch_keeps_is_given_back_when_the_size_changes(session, monkeypatch):
+    given_back = []
+    monkeypatch.setattr(placement, "give_back_unused", lambda: given_back.append(len(drawn)))
+    drawn = []
+    for width, height in ((64, 96), (64, 96), (96, 64), (64, 96)):
+        drawn += session.generate(PROMPTS[0], seed=1, steps=1, width=width, height=height)
+    assert given_back == [0, 2, 3]
 
 
 def test_a_model_without_guidance_is_drawn_like_diffusers_does(tmp_path):

@@ -412,9 +412,20 @@ def test_on_a_card_it_is_as_close_to_the_wide_one(card, precision, native, dtype
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", NARROW)
+def test_on_a_card_a_row_with_what_is_no_number_comes_out_as_such(card, precision):
+    linear, x = linear_of(256, bias=False), tokens(40, 256).to(card)
+    x[3, 5] = torch.nan
+    y = layer_on(card, linear, precision, native=True)(x)
+    assert y[3].isnan().all()
+    assert y[[row for row in range(40) if row != 3]].isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", NARROW)
 @pytest.mark.parametrize("native", [True, False])
-def test_on_a_card_it_compiles_as_one_graph(card, uncompiled, precision, native):
-    linear, x = linear_of(256, dtype=torch.bfloat16), tokens(2, 401, 256, dtype=torch.bfloat16).to(card)
+@pytest.mark.parametrize("width", [256, quantized.WIDE_ROW + 256])
+def test_on_a_card_it_compiles_as_one_graph(card, uncompiled, precision, native, width):
+    linear, x = linear_of(width, dtype=torch.bfloat16), tokens(2, 401, width, dtype=torch.bfloat16).to(card)
     layer = torch.compile(layer_on(card, linear, precision, native=native), fullgraph=True)
     with torch.inference_mode():
         assert_as_close_on_a_card(layer(x), x, linear, precision, native=native)
