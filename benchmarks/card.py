@@ -9,6 +9,8 @@ from typing import Self
 import psutil
 import torch
 
+from autoflux.runtime.memory import give_back_freed_ram
+
 
 class HighWater:
     """The most RAM that this process had while the context lasted, looked at 20 times a second."""
@@ -83,6 +85,7 @@ class Card:
     def release(self) -> None:
         """Give back what nothing uses."""
         gc.collect()
+        give_back_freed_ram()
         if self.there:
             torch.cuda.empty_cache()
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from autoflux.models.values import Model
+from autoflux.models.values import Model, Precision
+from autoflux.planning.packs import PackedPart, Packs
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
+from autoflux.runtime.packed import fill
 from autoflux.runtime.session import Session
 from autoflux.runtime.stores import make_empty
 from autoflux.runtime.units import Unit
@@ -42,6 +44,20 @@ class HostWeights:
         tensors = {t.data_ptr(): t.nbytes for held in self._weights.values() for t in held.values()}
         return sum(tensors.values())
 
+    def packs(self) -> Packs:
+        """What a planner is to know where weights are read `direct`: as if all were packed as they are."""
+        wide = Precision.BFLOAT16
+        sizes = {
+            name: sum(tensor.numel() for tensor in hollow.state_dict().values()) * wide.item_bytes
+            for name, hollow in self._hollow.items()
+        }
+        return Packs(
+            parts=tuple(
+                PackedPart(component=name, storage=wide, arithmetic=wide, nbytes=nbytes)
+                for name, nbytes in sizes.items()
+            )
+        )
+
     def session(self, plan: Plan, model: Model, *, direct: bool = False) -> Session:
         """The session of that plan through the diffusers backend; `direct` as if from packs."""
         from autoflux.plugins.diffusers_loading import assemble
@@ -53,7 +69,7 @@ class HostWeights:
     def _networks(self, plan: Plan, *, direct: bool) -> Iterator[Loaded]:
         """What the backend loads for that plan, with where weights are that it leaves unread.
 
-        `direct` leaves all unread that is streamed, as from a pack.
+        `direct` leaves all unread that is streamed, and reads to the device what stays there, as from a pack.
         """
         from autoflux.plugins.diffusers_loading import DTYPES, Loaded
 
@@ -64,9 +80,12 @@ class HostWeights:
             store = WeightStore(network, self._weights[name])
             if _left_unread(planned) or (direct and planned.placement == Placement.STREAMED):
                 yield Loaded(name, network.eval(), store)
+                continue
+            if direct and planned.placement == Placement.DEVICE:
+                fill(network, store, torch.device(plan.device))
             else:
                 store.fill(network)
-                yield Loaded(name, network.eval())
+            yield Loaded(name, network.eval())
 
 
 def _left_unread(planned: ComponentPlan) -> bool:

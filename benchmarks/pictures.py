@@ -65,13 +65,14 @@ class Bench:
     def open(self, cap_gb: float | None, side: int) -> tuple[Session, Plan, float]:
         """A session under that cap for pictures of that size, its plan, and how long it took to load."""
         from autoflux import api
+        from autoflux.planning.findings import Findings
         from autoflux.planning.values import Wishes
         from autoflux.plugin_manager import load_plugins
 
         size = {"width": side, "height": side}
         cap = int(cap_gb * GB) if cap_gb else None
         wishes = Wishes(device="cuda", vram_bytes=cap, **size) if cap else Wishes(device="cpu", **size)
-        plan = api.plan_for(self._model, wishes, load_plugins(), self._hardware)
+        plan = api.plan_for(self._model, wishes, load_plugins(), self._hardware, Findings(packs=self._weights.packs()))
         self.card.release()
         if cap:
             self.card.cap(cap, plan.priors.context_bytes)

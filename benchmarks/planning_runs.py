@@ -20,6 +20,7 @@ from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Hardware
 from autoflux.models.request import Request
 from autoflux.models.values import Model, Precision
+from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.terms import Offload, Quality, TransferUnit
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
@@ -58,6 +59,7 @@ class Bench:
         self._folder = tempfile.TemporaryDirectory()
         self._weights = HostWeights(tiny=tiny)
         self._model: Model = self._weights.model(Path(self._folder.name))
+        self._findings = Findings(packs=self._weights.packs()) if direct else NO_FINDINGS
         self._weight_bytes: int | None = None
         self._loaded: Loaded | None = None
         self._plans: dict[tuple[Setting, str], Plan] = {}
@@ -137,7 +139,7 @@ class Bench:
         return self._plans[setting, alternative]
 
     def _plan(self, wishes: Wishes) -> Plan:
-        plan = api.plan_for(self._model, wishes, self._plugins, self._hardware)
+        plan = api.plan_for(self._model, wishes, self._plugins, self._hardware, self._findings)
         return plan.replace(device="cpu") if self._tiny else plan
 
     def _run(self, row: Row, plan: Plan) -> Row:

@@ -125,7 +125,8 @@ def arrange(
     task = _Task(hardware, model, site, option.way, picture, wishes, rates)
     if arrangement is not None:
         return _streamed(task, arrangement)
-    plain = Arrangement(components=tuple(_planned(task, option, c.name) for c in model.components))
+    components = tuple(_planned(task, option, c.name) for c in model.components)
+    plain = Arrangement(components=components, compiled=option.way.compiled)
     if option.offload == Offload.NATIVE:
         return _native(task, plain)
     if option.offload != Offload.STREAM:
@@ -206,19 +207,21 @@ def _planned(task: _Task, option: Option, name: str) -> ComponentPlan:
     if name in task.wishes.cpu and task.site.accelerator:
         placement = Placement.HOST
     narrow = name == "transformer" and task.way.is_narrow
-    return ComponentPlan(
+    planned = ComponentPlan(
         name=name,
         storage=task.way.storage if narrow else task.way.arithmetic,
         arithmetic=task.way.arithmetic,
         native=narrow and task.way.native,
         placement=placement,
     )
+    pack = task.site.packs.used_for(planned)
+    return planned.replace(packed_bytes=pack.nbytes) if pack else planned
 
 
 def _native(task: _Task, plain: Arrangement) -> Held:
     """As if the library copied all weights in each step, from memory that is not pinned, before it computes."""
     model, priors = task.model, task.site.profile.priors
-    working = activations(model, plain.components, priors, task.picture, tile_decode=False).peak
+    working = activations(model, plain, priors, task.picture).peak
     room = (task.site.vram_limit_bytes or 0) - priors.context_bytes - working - passing_bytes(model, plain.components)
     copied = model.component("transformer").bytes_as(task.way.storage) / (task.rates.link_gb_per_s.value * 1e9)
     seconds = block_seconds(model, task.rates, priors, task.picture, task.way)
@@ -280,7 +283,7 @@ def _decodes_whole(task: _Task, plain: Arrangement) -> bool:
 
 def _streamed(task: _Task, arrangement: Arrangement) -> Held:
     model, site, priors = task.model, task.site, task.site.profile.priors
-    working = activations(model, arrangement.components, priors, task.picture, tile_decode=arrangement.tile_decode)
+    working = activations(model, arrangement, priors, task.picture)
     staying = sum(
         model.component(c.name).bytes_as(c.storage) for c in arrangement.components if c.placement == Placement.DEVICE
     )

@@ -219,7 +219,6 @@ def judge(
             picture,
             option.way,
             streamed_step=held.seconds_per_step,
-            packs=site.packs,
         ),
         max_batch=_max_batch(model, site, held, picture),
         pictures=wishes.pictures or PICTURES,

@@ -224,7 +224,7 @@ def _with_waits(work: Sequence[tuple[Span, int]], seconds: float) -> Iterator[St
 
 def _phases(plan: Plan, model: Model) -> tuple[DrawnPhase, ...]:
     arrangement, picture = plan.arrangement, plan.predicted.picture
-    working = activations(model, plan.components, plan.priors, picture, tile_decode=plan.tile_decode)
+    working = activations(model, arrangement, plan.priors, picture)
     on_cpu = plan.vram_limit_bytes is None
     always = sum(_weights(model, c) for c in plan.components if c.placement == Placement.DEVICE)
     fixed = {

@@ -280,7 +280,7 @@ def _constants(model: Model, run: Run) -> tuple[float, float] | None:
     if peaks is None or run.measured.picture(plan) != plan.predicted.picture or plan.offload == Offload.NATIVE:
         return None
     priors, planned = plan.priors, plan.predicted.peak_vram_bytes
-    counted = activations(model, plan.components, priors, plan.predicted.picture, tile_decode=plan.tile_decode)
+    counted = activations(model, plan.arrangement, priors, plan.predicted.picture)
     return (
         _constant(priors.denoise_activations, counted.denoise, peaks.denoise - planned.denoise),
         _constant(priors.decode_activations, counted.decode, peaks.decode - planned.decode),

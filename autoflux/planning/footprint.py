@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
@@ -20,6 +18,18 @@ PHASE_OF = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer":
 ENCODE_ACTIVATIONS = 12.0
 """Peak bytes of a T5 encode in units of tokens x hidden size x item bytes: the gated feed-forward holds two vectors of
 2.5 times the hidden size, and its product, beside q, k, v and the residual."""
+
+ENCODE_SCORES = 5
+"""Attention scores that T5 holds at once in the format it computes in, beside those that softmax makes in float32: the
+positions' share, the products, their sum, and what softmax is given back as. One H200: 280 MB in an encode of 512
+tokens (benchmarks/planning.py)."""
+
+ENCODE_HEAD = 64
+"""Numbers in a head of T5."""
+
+COMPILED_ACTIVATIONS = 0.6
+"""Peak of a denoise step in compiled blocks over that of others: what lies between fused operations is never there. One
+H200, FLUX.1-dev: 10.5 units against 19 (benchmarks/planning.py)."""
 
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""
@@ -45,10 +55,9 @@ def footprint(
 
     On a unified chip (`unified_memory`) weights lie in one place only, so they count as device memory and not as RAM.
     """
-    components = arrangement.components
-    weights = {c.name: component_bytes(model, c) for c in components}
+    weights = {c.name: component_bytes(model, c) for c in arrangement.components}
     arena = arena_bytes(model, arrangement)
-    working = activations(model, components, priors, picture, tile_decode=arrangement.tile_decode)
+    working = activations(model, arrangement, priors, picture)
     phases = PhaseBytes(
         encode=_held(model, arrangement, weights, "encode") + arena + working.encode,
         denoise=_held(model, arrangement, weights, "denoise") + arena + working.denoise,
@@ -97,6 +106,8 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
     on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
     if on_disk or planned.placement == Placement.NATIVE:  # whose own count includes it
         return 0
+    if planned.packed_bytes:  # read to where it will be, but for the stage of what is streamed through one
+        return component_bytes(model, planned) if planned.waiting == Waiting.PAGEABLE else 0
     component = model.component(planned.name)
     if planned.is_narrow:
         largest = max(block.parameters.total for block in component.blocks) * planned.arithmetic.item_bytes
@@ -104,27 +115,21 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
     return component.bytes_as(planned.arithmetic)
 
 
-def activations(
-    model: Model,
-    components: Sequence[ComponentPlan],
-    priors: Priors,
-    picture: Picture,
-    *,
-    tile_decode: bool,
-) -> PhaseBytes:
+def activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
     """Peak bytes by phase beside the weights and the context."""
     return PhaseBytes(
-        encode=_encode_activations(model, components, picture),
-        denoise=_denoise_activations(model, components, priors, picture),
-        decode=_decode_activations(model, components, priors, picture, tiled=tile_decode),
+        encode=_encode_activations(model, arrangement, picture),
+        denoise=_denoise_activations(model, arrangement, priors, picture),
+        decode=_decode_activations(model, arrangement, priors, picture),
     )
 
 
-def _denoise_activations(model: Model, components: Sequence[ComponentPlan], priors: Priors, picture: Picture) -> int:
+def _denoise_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
     """Peak bytes of one denoise step beside the weights."""
     tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
-    unit = tokens * model.architecture.hidden_size * _item_bytes(components, "transformer")
-    return int(priors.denoise_activations * unit * picture.batch)
+    unit = tokens * model.architecture.hidden_size * _item_bytes(arrangement, "transformer")
+    share = COMPILED_ACTIVATIONS if arrangement.compiled else 1.0
+    return int(share * priors.denoise_activations * unit * picture.batch)
 
 
 def _held(model: Model, arrangement: Arrangement, weights: dict[str, int], phase: str) -> int:
@@ -136,22 +141,22 @@ def _held(model: Model, arrangement: Arrangement, weights: dict[str, int], phase
     return ours + on_device_bytes(model, arrangement, [name for name in PHASE_OF if PHASE_OF[name] == phase])
 
 
-def _encode_activations(model: Model, components: Sequence[ComponentPlan], picture: Picture) -> int:
-    unit = picture.text_tokens * model.architecture.text_hidden_size * _item_bytes(components, "text_encoder_2")
-    return int(ENCODE_ACTIVATIONS * unit)
+def _encode_activations(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    tokens, hidden = picture.text_tokens, model.architecture.text_hidden_size
+    item = _item_bytes(arrangement, "text_encoder_2")
+    scores = -(-hidden // ENCODE_HEAD) * tokens**2 * (ENCODE_SCORES * item + 4)
+    return int(ENCODE_ACTIVATIONS * tokens * hidden * item) + scores
 
 
-def _decode_activations(
-    model: Model, components: Sequence[ComponentPlan], priors: Priors, picture: Picture, *, tiled: bool
-) -> int:
+def _decode_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
     # Pictures of a batch are decoded one at a time. The widest tensors at full resolution have the channels of the
     # level below, before the first residual block of the last level narrows them.
     channels = model.architecture.vae_channels
-    side = TILE_PIXELS if tiled else max(picture.width, picture.height)
+    side = TILE_PIXELS if arrangement.tile_decode else max(picture.width, picture.height)
     pixels = min(picture.width, side) * min(picture.height, side)
-    unit = pixels * channels[min(1, len(channels) - 1)] * _item_bytes(components, "vae")
+    unit = pixels * channels[min(1, len(channels) - 1)] * _item_bytes(arrangement, "vae")
     return int(priors.decode_activations * unit)
 
 
-def _item_bytes(components: Sequence[ComponentPlan], name: str) -> int:
-    return next(c.arithmetic.item_bytes for c in components if c.name == name)
+def _item_bytes(arrangement: Arrangement, name: str) -> int:
+    return arrangement.component(name).arithmetic.item_bytes

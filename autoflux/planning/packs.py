@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from autoflux.models.values import Model, Precision
 from autoflux.planning.terms import Placement
 from autoflux.planning.values import Arrangement, ComponentPlan
@@ -40,13 +38,6 @@ class Packs(Value, frozen=True, kw_only=True):
 NO_PACKS = Packs()
 
 
-def packed_parts(packs: Packs, components: Sequence[ComponentPlan]) -> tuple[PackedPart, ...]:
-    """The packs that these components are loaded from."""
-    found = (packs.used_for(planned) for planned in components)
-    return tuple(part for part in found if part)
-
-
-def read_bytes(model: Model, arrangement: Arrangement, packs: Packs) -> int:
+def read_bytes(model: Model, arrangement: Arrangement) -> int:
     """What is read from the disk until everything is loaded."""
-    packed = {part.component: part.nbytes for part in packed_parts(packs, arrangement.components)}
-    return sum(packed.get(component.name, component.disk_bytes) for component in model.components)
+    return sum(planned.packed_bytes or model.component(planned.name).disk_bytes for planned in arrangement.components)

@@ -9,7 +9,6 @@ from autoflux.models.values import Model
 from autoflux.planning.arranging import all_stay
 from autoflux.planning.backends import ChosenBackend
 from autoflux.planning.candidates import HOST_AHEAD, Candidate
-from autoflux.planning.packs import packed_parts
 from autoflux.planning.speed import FROM_PROFILE
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.values import Alternative, Arrangement, Choice, Correction, Wishes
@@ -76,10 +75,10 @@ _ORIGINS = {Source.MEASURED: Origin.MEASURED, Source.REPORTED: Origin.REPORTED, 
 
 
 def _from_packs(best: Candidate) -> Iterator[Choice]:
-    used = packed_parts(best.site.packs, best.arrangement.components)
+    used = [planned for planned in best.arrangement.components if planned.packed_bytes]
     if used:
-        size = format_bytes(sum(part.nbytes for part in used))
-        names = ", ".join(part.component for part in used)
+        size = format_bytes(sum(planned.packed_bytes for planned in used))
+        names = ", ".join(planned.name for planned in used)
         yield _choice("packs", names, None, f"{size}, read as they are", Origin.REPORTED)
 
 

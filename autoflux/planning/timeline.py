@@ -5,7 +5,7 @@ from __future__ import annotations
 from autoflux.models.flops import decode_flop, encode_flop
 from autoflux.models.values import Model
 from autoflux.planning.footprint import PHASE_OF
-from autoflux.planning.packs import NO_PACKS, Packs, read_bytes
+from autoflux.planning.packs import read_bytes
 from autoflux.planning.speed import Rates, Way, block_seconds
 from autoflux.planning.streaming import block_bytes_of, modulation_bytes, staying_bytes
 from autoflux.planning.terms import Placement, Waiting
@@ -41,12 +41,8 @@ def timeline(
     way: Way,
     *,
     streamed_step: float | None = None,
-    packs: Packs = NO_PACKS,
 ) -> Timeline:
-    """What each part takes when the weights are arranged so; `streamed_step` is what a schedule gives a step.
-
-    `packs` are read at the start instead of the model's own files.
-    """
+    """What each part takes when the weights are arranged so; `streamed_step` is what a schedule gives a step."""
     architecture = model.architecture
     copies = {c.name: _copy_seconds(model, c, rates) for c in arrangement.components}
     text = sum(seconds for name, seconds in copies.items() if PHASE_OF[name] == "encode")
@@ -57,8 +53,8 @@ def timeline(
         seconds = block_seconds(model, rates, priors, picture, way)
         blocks = architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
         step = priors.pause_seconds + blocks
-    reading = read_bytes(model, arrangement, packs) / (rates.disk_gb_per_s.value * 1e9)
-    narrowing = _narrowing_seconds(model, arrangement, rates, packs)
+    reading = read_bytes(model, arrangement) / (rates.disk_gb_per_s.value * 1e9)
+    narrowing = _narrowing_seconds(model, arrangement, rates)
     start = priors.start_seconds + reading + narrowing + priors.compile_seconds * way.compiled
     ran = rates.correction
     return Timeline(
@@ -70,13 +66,13 @@ def timeline(
     )
 
 
-def _narrowing_seconds(model: Model, arrangement: Arrangement, rates: Rates, packs: Packs) -> float:
+def _narrowing_seconds(model: Model, arrangement: Arrangement, rates: Rates) -> float:
     """Making 8 bits of the blocks as they are read: they go to the device wide, in plain copies, and come back narrow.
 
     On one H200 that takes 4 to 6 s for FLUX.1-dev's 17.2 GB and 8.6 GB (benchmarks/streaming.py, setup).
     """
     planned, copying = arrangement.component("transformer"), rates.host_copy_gb_per_s
-    if copying is None or not planned.is_narrow or planned.placement == Placement.NATIVE or packs.used_for(planned):
+    if copying is None or not planned.is_narrow or planned.placement == Placement.NATIVE or planned.packed_bytes:
         return 0.0
     wide, narrow = (sum(block_bytes_of(model, p)) for p in (planned.replace(storage=planned.arithmetic), planned))
     return (wide + narrow) / (copying.value * 1e9)

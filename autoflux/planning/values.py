@@ -173,6 +173,8 @@ class ComponentPlan(Value, frozen=True, kw_only=True):
     """Where streamed weights wait."""
     resident: tuple[int, ...] = ()
     """Numbers of the blocks that stay on the device while the others are streamed."""
+    packed_bytes: int = 0
+    """What is read of its pack; 0 if it is read from the model's own files."""
 
     @property
     def is_narrow(self) -> bool:
@@ -189,6 +191,8 @@ class Arrangement(Value, frozen=True, kw_only=True):
     park_for_decode: bool = False
     unit: TransferUnit = TransferUnit.BLOCK
     block_bytes: int = 0
+    compiled: bool = False
+    """Whether blocks are compiled, which leaves less beside the weights."""
 
     def component(self, name: str) -> ComponentPlan:
         """The component of that name; KeyError if there is none."""
@@ -340,6 +344,7 @@ class Plan(Value, frozen=True, kw_only=True):
             park_for_decode=self.park_for_decode,
             unit=self.unit,
             block_bytes=self.block_bytes,
+            compiled=self.compiled,
         )
 
     @property

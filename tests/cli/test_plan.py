@@ -112,7 +112,7 @@ def test_all_ways_are_compared_also_those_that_do_not_fit(capfd):
 
 
 def test_where_nothing_fits_the_comparison_stands_above_the_refusal(capfd):
-    refused = ["plan", "--model", "flux.1-dev", "--on", "rtx-3050-laptop-4gb-windows", "--compare"]
+    refused = ["plan", "--model", "flux.1-dev", "--on", "rtx-3050-laptop-4gb-windows", "--vram", "1.5GB", "--compare"]
     assert run(refused) == 3
     said = capfd.readouterr()
     assert "Ways that do not fit" in said.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from autoflux.errors import DoesNotFit
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Precision
@@ -11,7 +12,7 @@ from autoflux.planning.findings import Findings
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
 from autoflux.planning.planner import make_plan
 from autoflux.planning.streaming import block_bytes_of
-from autoflux.planning.terms import Placement, Quality, Waiting
+from autoflux.planning.terms import Offload, Placement, Quality, Waiting
 from autoflux.planning.values import Plan, Wishes
 from tests.conftest import GB, figure, size
 from tests.planning.test_planner import PROFILES
@@ -35,9 +36,9 @@ def packs(**nbytes: int) -> Packs:
     )
 
 
-def poor(ram_gb: float) -> Hardware:
-    """An 8 GB card beside little RAM."""
-    machine = known_machine("rtx-4060-8gb")
+def poor(ram_gb: float, card: str = "rtx-4060-8gb") -> Hardware:
+    """A card beside little RAM."""
+    machine = known_machine(card)
     return machine.replace(host=machine.host.replace(available_bytes=size(int(ram_gb * GB))))
 
 
@@ -95,6 +96,29 @@ def test_the_start_is_predicted_by_what_is_read_and_made_narrow():
     assert spared == pytest.approx((disk - disk // 2) / (2 * GB) + 3 * narrow / (5 * GB), rel=0.01)
     assert "transformer" in (topic(packed, "packs") or "")
     assert topic(unpacked, "packs") is None
+
+
+def test_what_is_read_from_packs_takes_no_ram_before_it_is_where_it_will_be():
+    card = "rtx-3060-12gb"
+    wishes = {"vram_bytes": 12 * GB, "quality": Quality.EXACT, "offload": Offload.NONE}
+    every = {component.name: component.disk_bytes for component in SMALL.components}
+    wide = Packs(
+        parts=tuple(
+            PackedPart(component=name, storage=Precision.BFLOAT16, arithmetic=Precision.BFLOAT16, nbytes=nbytes)
+            for name, nbytes in every.items()
+        )
+    )
+    unpacked, packed = (plan(poor(64, card), held, **wishes) for held in (NO_PACKS, wide))
+    assert {c.name: c.packed_bytes for c in packed.components} == every
+    assert not any(c.packed_bytes for c in unpacked.components)
+    host = packed.priors.host_bytes
+    assert packed.predicted.peak_ram_bytes == host
+    assert unpacked.predicted.peak_ram_bytes == host + max(every.values())
+    # So a host has room for it that would have none for the files.
+    low = (host + max(every.values()) // 2) / GB
+    assert plan(poor(low, card), wide, **wishes).offload == Offload.NONE
+    with pytest.raises(DoesNotFit):
+        plan(poor(low, card), **wishes)
 
 
 def test_packs_in_other_formats_are_not_reckoned_with():

@@ -26,9 +26,15 @@ def plan(name: str, changes: Changes | None = None, wishes: Wishes | None = None
     return make_plan(machine, FLUX, profiles, wishes or Wishes(), ("diffusers",))
 
 
-def test_a_laptop_card_of_4_gb_under_windows_is_refused_with_need_and_have():
-    with pytest.raises(DoesNotFit, match=r"needs .* GB of device memory and may use 2\.\d+ GB") as caught:
-        plan("rtx-3050-laptop-4gb-windows", wishes=Wishes(device="cuda"))
+def test_a_laptop_card_of_4_gb_under_windows_runs_in_what_windows_leaves_of_it():
+    made = plan("rtx-3050-laptop-4gb-windows")
+    assert made.device == "cuda:0"
+    assert made.predicted.peak_vram_bytes.peak <= made.vram_limit_bytes < 2.5 * GB
+
+
+def test_a_card_with_too_little_left_is_refused_with_need_and_have():
+    with pytest.raises(DoesNotFit, match=r"needs .* GB of device memory and may use 1\.\d+ GB") as caught:
+        plan("rtx-3050-laptop-4gb-windows", Changes(vram_bytes=3 * GB), Wishes(device="cuda"))
     assert caught.value.exit_code == 3
 
 
@@ -77,6 +83,12 @@ def test_the_arithmetic_that_is_shown_is_the_plans():
     assert f"together {step * 1000:.0f} ms" in lines
     assert re.search(r"products at \d+ TFLOP/s in int8", lines)
     assert "25.8 GB, of which 25.2 GB are usable" in lines
-    refused = "\n".join(what_if.section("rtx-3050-laptop-4gb-windows", FLUX, PLUGINS))
+
+
+def test_what_is_refused_is_shown_with_need_and_have_and_a_size_that_fits(monkeypatch):
+    small = changed(known_machine("rtx-3050-laptop-4gb-windows"), Changes(vram_bytes=4_150_000_000))
+    monkeypatch.setattr(what_if, "known_machine", lambda _name: small)
+    refused = "\n".join(what_if.section("small", FLUX, PLUGINS))
     assert "**Refused**" in refused
-    assert "may use 2.4" in refused
+    assert re.search(r"needs 2\.\d+ GB of device memory and may use 2\.\d+ GB", refused)
+    assert re.search(r"At \d+x\d+ it would run on cuda:0", refused)

@@ -1,0 +1,44 @@
+"""Memory given back to the system."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+KEEPS = """
+import ctypes, gc, psutil, torch
+from autoflux.runtime.memory import give_back_freed_ram
+
+def resident():
+    return psutil.Process().memory_info().rss
+
+MIB = 2**20
+torch.ones(31 * MIB, dtype=torch.uint8)  # from now on glibc keeps what is smaller
+weights = [torch.ones(8 * MIB, dtype=torch.uint8) for _ in range(40)]
+last = weights[-1]
+weights.clear()
+gc.collect()
+kept = resident()
+give_back_freed_ram()
+assert kept - resident() > 200 * MIB, (kept, resident())
+assert last.sum() == 8 * MIB
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_weights_do_not_stay_with_the_c_library():
+    done = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_glibc_nothing_is_called(monkeypatch):
+    from autoflux.runtime import memory
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _name: object())
+    memory.give_back_freed_ram()
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+    monkeypatch.setattr(memory.ctypes, "CDLL", None)
+    memory.give_back_freed_ram()
