@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=len(PEERS), help="so many of the peers, the strongest first")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    report: dict[str, Any] = {"ours": run_ours(options), "peers": [], "left_out": {}}
+    report: dict[str, Any] = {"ours": run_ours(options), "peers": [], "left_out": {}, "duels": []}
     for arm in PEERS[: options.peers]:
         found = run_peer(arm, options)
         why = found.get("skipped") or found.get("failed")
