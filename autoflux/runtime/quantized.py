@@ -233,12 +233,20 @@ def _narrowed(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _narrowed_activations(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """As `_narrowed`, up to the last bit of a quotient, in one pass over memory where that is faster."""
     # What is compiled is fused with what comes before it, which a kernel of ours cannot be.
-    least = WIDE_ROW if torch.compiler.is_compiling() else 1
+    compiling = torch.compiler.is_compiling()
+    least = WIDE_ROW if compiling else 1
     if _KERNEL and x.is_cuda and least <= x.shape[1] <= _KERNEL.LARGEST_ROW and _runs_kernels(x.device):
         numbers = x if x.stride(1) == 1 else x.contiguous()
-        narrow, scale = _KERNEL.narrow_rows(numbers, dtype, LARGEST[dtype], SMALLEST_SCALE)
-        return narrow, scale
+        if compiling:
+            return _by_kernel(numbers, dtype)
+        with torch.cuda.device(x.device):  # Triton launches on the current one, of which inductor takes care itself
+            return _by_kernel(numbers, dtype)
     return _narrowed(x, dtype)
+
+
+def _by_kernel(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    narrow, scale = _KERNEL.narrow_rows(x, dtype, LARGEST[dtype], SMALLEST_SCALE)  # type: ignore[union-attr]
+    return narrow, scale
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a card keeps its capability
