@@ -37,7 +37,8 @@ def give_back_unused() -> None:
     """Let the device have what torch's allocator keeps although no tensor takes it; waits until nothing computes."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+        # Each kind's own: that of `torch.accelerator` fails on Apple's (pytorch/pytorch#186430).
+        getattr(torch, torch.accelerator.current_accelerator().type).empty_cache()
 
 
 def give_back_freed_ram() -> None:

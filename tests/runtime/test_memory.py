@@ -5,8 +5,11 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from autoflux.runtime import memory
 
 KEEPS = """
 import ctypes, gc, psutil, torch
@@ -35,10 +38,27 @@ def test_freed_weights_do_not_stay_with_the_c_library():
 
 
 def test_without_glibc_nothing_is_called(monkeypatch):
-    from autoflux.runtime import memory
-
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _name: object())
     memory.give_back_freed_ram()
     monkeypatch.setattr(memory.sys, "platform", "win32")
     monkeypatch.setattr(memory.ctypes, "CDLL", None)
     memory.give_back_freed_ram()
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_what_torch_keeps_is_given_back_on_every_kind_of_device(monkeypatch, kind):
+    given_back = []
+    accelerator = SimpleNamespace(
+        is_available=lambda: True, current_accelerator=lambda: SimpleNamespace(type=kind)
+    )  # without `empty_cache`, which fails on mps
+    own = SimpleNamespace(empty_cache=lambda: given_back.append(kind))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(accelerator=accelerator, **{kind: own}))
+    memory.give_back_unused()
+    assert given_back == [kind]
+
+
+def test_nothing_is_given_back_where_there_is_no_device(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(accelerator=SimpleNamespace(is_available=lambda: False)))
+    memory.give_back_unused()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    memory.give_back_unused()
