@@ -81,10 +81,8 @@ class HostWeights:
             if _left_unread(planned) or (direct and planned.placement == Placement.STREAMED):
                 yield Loaded(name, network.eval(), store)
                 continue
-            if direct and planned.placement == Placement.DEVICE:
-                fill(network, store, torch.device(plan.device))
-            else:
-                store.fill(network)
+            there = direct and planned.placement == Placement.DEVICE
+            fill(network, store, torch.device(plan.device if there else "cpu"))
             yield Loaded(name, network.eval())
 
 
@@ -106,12 +104,6 @@ class WeightStore:
         """Write the unit's bytes into `target`, converted to the network's format."""
         for view, piece in zip(unit.views(target), unit.pieces, strict=True):
             view.copy_(self._sources.get(id(piece.tensor), self._computed.get(id(piece.tensor))))
-
-    @torch.no_grad()
-    def fill(self, network: nn.Module) -> None:
-        """Copy all weights into the network's own memory."""
-        for tensor in {id(t): t for t in network.state_dict(keep_vars=True).values()}.values():
-            tensor.copy_(self._sources[id(tensor)])
 
     def close(self) -> None:
         """Nothing to close."""
