@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 from autoflux.errors import OutOfMemory
 from autoflux.planning.values import Plan
@@ -61,14 +58,24 @@ def peak_vram_bytes(device: str) -> int:
     return int(torch.mps.driver_allocated_memory()) if kind == "mps" else 0
 
 
-def peak_ram_bytes() -> int:
-    """What this process has had in RAM at most; what it has now where the system does not tell."""
+def peak_ram_bytes(status: Path = Path("/proc/self/status")) -> int | None:
+    """The most RAM that this process has had; None where the system does not tell."""
     try:
         # Not `ru_maxrss`, which Linux begins with that of the process that started this one.
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return 1024 * int(found[1])
-    memory = psutil.Process().memory_info()
-    return int(getattr(memory, "peak_wset", memory.rss))
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return _peak_elsewhere()
+
+
+def _peak_elsewhere() -> int | None:
+    import psutil  # noqa: PLC0415 — only on systems without /proc
+
+    peak = getattr(psutil.Process().memory_info(), "peak_wset", None)  # Windows
+    if peak is None and sys.platform == "darwin":
+        import resource  # noqa: PLC0415 — not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if peak else None

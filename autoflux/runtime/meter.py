@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from autoflux.planning.fitting import Measured
 from autoflux.planning.values import PhaseBytes, Plan
+from autoflux.runtime.memory import peak_ram_bytes
 from autoflux.runtime.session import Drawing
 
 COUNTED = ("cuda", "xpu")
@@ -127,25 +127,3 @@ class _Gauge:
     def _wait(self) -> None:
         if self._torch is not None:
             self._torch.accelerator.synchronize(self._device)
-
-
-def peak_ram_bytes(status: Path = Path("/proc/self/status")) -> int | None:
-    """The most RAM that this process has had; None where the system does not tell."""
-    try:
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return _peak_elsewhere()
-
-
-def _peak_elsewhere() -> int | None:
-    import psutil  # noqa: PLC0415 — only on systems without /proc
-
-    peak = getattr(psutil.Process().memory_info(), "peak_wset", None)  # Windows
-    if peak is None and sys.platform == "darwin":
-        import resource  # noqa: PLC0415 — not on Windows
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if peak else None

@@ -185,7 +185,7 @@ def _run(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
             cancelled=cancelled,
             error=error,
             peak_vram_bytes=peak_vram_bytes(session.plan.device),
-            peak_ram_bytes=peak_ram_bytes(),
+            peak_ram_bytes=peak_ram_bytes() or 0,
         )
 
     try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from autoflux.runtime import memory
+from autoflux.runtime.memory import peak_ram_bytes
 
 KEEPS = """
 import ctypes, gc, psutil, torch
@@ -62,3 +64,18 @@ def test_nothing_is_given_back_where_there_is_no_device(monkeypatch):
     memory.give_back_unused()
     monkeypatch.setitem(sys.modules, "torch", None)
     memory.give_back_unused()
+
+
+def test_the_peak_is_read_from_where_linux_keeps_it(tmp_path: Path):
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB\n")
+    assert peak_ram_bytes(status) == 2 * 2**20
+
+
+@pytest.mark.parametrize("text", ["", "VmHWM:\n", "VmHWM: many kB\n", None])
+def test_where_nothing_is_told_nothing_is_made_up(tmp_path: Path, text: str | None):
+    status = tmp_path / "status"
+    if text is not None:
+        status.write_text(text)
+    peak = peak_ram_bytes(status)
+    assert peak is None or peak > 10**6

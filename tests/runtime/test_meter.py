@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 
 from autoflux.models.request import Order, make_requests
 from autoflux.planning.values import PhaseBytes
-from autoflux.runtime.meter import Meter, peak_ram_bytes
+from autoflux.runtime.meter import Meter
 from autoflux.runtime.session import Drawing, Session
 from autoflux.testing import FakePipeline, fake_model, fake_plan
 
@@ -91,18 +90,3 @@ def test_switched_off_it_has_measured_nothing(session: Session):
 
 def test_without_a_step_there_is_nothing_to_tell(session: Session):
     assert Meter(session.plan, on=True).measured([], encoded=True) is None
-
-
-def test_the_peak_is_read_from_where_linux_keeps_it(tmp_path: Path):
-    status = tmp_path / "status"
-    status.write_text("Name:\tpython\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB\n")
-    assert peak_ram_bytes(status) == 2 * 2**20
-
-
-@pytest.mark.parametrize("text", ["", "VmHWM:\n", "VmHWM: many kB\n", None])
-def test_where_nothing_is_told_nothing_is_made_up(tmp_path: Path, text: str | None):
-    status = tmp_path / "status"
-    if text is not None:
-        status.write_text(text)
-    peak = peak_ram_bytes(status)
-    assert peak is None or peak > 10**6
