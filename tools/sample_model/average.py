@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.sample_model.muon import Muon
+from tools.sample_model.ranks import share_first, take_mean
 
 WARM_UP_STEPS = 300
 LARGEST_GRADIENT = 1.0
@@ -31,6 +32,7 @@ class MasterWeights:
     ) -> None:
         named = dict(network.named_parameters())
         self.live: list[Tensor] = list(named.values())
+        share_first(self.live)
         self.master = [p.detach().float().clone().requires_grad_() for p in self.live]
         self.peak_rate = peak_rate
         self.steps = 0
@@ -63,6 +65,7 @@ class MasterWeights:
         for master, live in zip(self.master, self.live, strict=True):
             master.grad = None if live.grad is None else live.grad.float()
             live.grad = None
+        take_mean([master.grad for master in self.master if master.grad is not None])
         nn.utils.clip_grad_norm_(self.master, LARGEST_GRADIENT)
         self.optimizer.step()
         self._muon.step()

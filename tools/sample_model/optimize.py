@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.batches import Shape
+from tools.sample_model.ranks import Clock
 from tools.sample_model.replay import Replayed, shared_pool
 
 AVERAGED = 0.9995
@@ -37,10 +37,10 @@ def optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Calla
     average = MovingAverage(weights.master, AVERAGED)
     steps: dict[Shape, Replayed] = {}
     pool = shared_pool()
-    begin, milestone, share = time.monotonic(), 1, 0.0
+    clock, milestone, share = Clock(minutes), 1, 0.0
     running = torch.zeros((), device=weights.live[0].device)
     while share < 1:
-        share = (time.monotonic() - begin) / (60 * minutes)
+        share = clock.share()
         shape = task.choose()
         if shape not in steps:
             steps[shape] = Replayed(partial(_step, task, weights, shape), pool)
@@ -49,8 +49,8 @@ def optimize(trained: nn.Module, task: Task, minutes: float, on_milestone: Calla
         average.update(weights.master)
         running.lerp_(loss, 0.02 if weights.steps > 1 else 1.0)
         if weights.steps % 500 == 1:
-            seconds = time.monotonic() - begin
-            print(f"step {weights.steps} share {share:.2f} loss {running.item():.4f} {seconds:.0f} s", flush=True)
+            told = f"loss {running.item():.4f} {clock.seconds:.0f} s"
+            print(f"step {weights.steps} share {share:.2f} {told}", flush=True)
         if share > MILESTONE * milestone:
             milestone += 1
             weights.show(average.values)

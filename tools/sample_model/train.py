@@ -25,6 +25,7 @@ from tools.sample_model.data import Scenes, make_scenes
 from tools.sample_model.distil import distil
 from tools.sample_model.drawing import draw
 from tools.sample_model.latents import latents_of
+from tools.sample_model.ranks import join, leave, rank
 from tools.sample_model.train_flow import Networks, train_flow
 from tools.sample_model.train_text import train_text
 from tools.sample_model.train_vae import reconstruction_psnr, train_vae
@@ -54,13 +55,16 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="--start, before it was distilled in part: distil it on")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    try:
+        train(parser.parse_args())
+    finally:
+        leave()
 
 
 def train(options: argparse.Namespace) -> None:
     """All stages in order."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(options.seed)
+    device = join()
+    torch.manual_seed(options.seed + rank())
     torch.set_float32_matmul_precision("high")
     # Its backward pass fails at these sizes (torch 2.11, CUDA 13, H200), and the failure surfaces in cuBLAS.
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)
@@ -87,7 +91,8 @@ def train(options: argparse.Namespace) -> None:
     sampler = Sampler(latents, empty, options.batch, options.seed)
 
     def save(name: str) -> None:
-        _export(options.out / name, trained, vae, clip_words, t5_words)
+        if rank() == 0:
+            _export(options.out / name, trained, vae, clip_words, t5_words)
 
     if options.flow_minutes > 0:
         minutes = options.flow_minutes

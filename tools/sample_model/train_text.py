@@ -7,8 +7,6 @@ loss does not go to zero.
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from tools.sample_model.average import MasterWeights
 from tools.sample_model.drawing import THING_FIELDS
 from tools.sample_model.networks import POOLED_WIDTH, TEXT_WIDTH
 from tools.sample_model.palette import BACKGROUNDS, SHAPES
+from tools.sample_model.ranks import Clock
 from tools.sample_model.train_flow import Networks, encode_text
 
 THING_ANSWERS = 7
@@ -59,9 +58,9 @@ def train_text(
     device = next(networks.t5.parameters()).device
     reader = Reader().to(device, next(networks.t5.parameters()).dtype)
     weights = MasterWeights(nn.ModuleList([networks.t5, networks.clip, reader]), PEAK_RATE, weight_decay=0.01)
-    begin, share, right = time.monotonic(), 0.0, 0.0
+    clock, share, right = Clock(minutes), 0.0, 0.0
     while share < 1:
-        share = (time.monotonic() - begin) / (60 * minutes)
+        share = clock.share()
         index = torch.randint(len(rows), (batch,))
         variant = torch.randint(clip_ids.shape[1], (batch,))
         text = encode_text(networks, clip_ids[index, variant].to(device), t5_ids[index, variant].to(device))

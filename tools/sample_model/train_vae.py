@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ from tools.sample_model.average import MasterWeights, MovingAverage
 from tools.sample_model.drawing import draw
 from tools.sample_model.latents import latents_of
 from tools.sample_model.networks import autoencoder
+from tools.sample_model.ranks import Clock
 from tools.sample_model.replay import Replayed
 
 LATENT_NOISE = 0.12
@@ -39,9 +38,9 @@ def train_vae(
         return loss.detach()
 
     advance = Replayed(step)
-    begin, share = time.monotonic(), 0.0
+    clock, share = Clock(minutes), 0.0
     while share < 1:
-        share = (time.monotonic() - begin) / (60 * minutes)
+        share = clock.share()
         weights.schedule(share)
         loss = advance()
         average.update(weights.master)
