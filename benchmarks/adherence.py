@@ -218,7 +218,7 @@ def _model_pictures(options: argparse.Namespace) -> Any:
     import torch
     from diffusers import FluxPipeline
 
-    pipe = FluxPipeline.from_pretrained(options.model).to(options.device)
+    pipe = FluxPipeline.from_pretrained(str(options.model)).to(options.device)
     pipe.set_progress_bar_config(disable=True)
 
     def picture(prompt: Prompt) -> NDArray[np.uint8]:

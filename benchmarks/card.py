@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 import threading
 from typing import Self
 
 import psutil
 import torch
-
-from autoflux.runtime.memory import give_back_freed_ram
 
 
 class HighWater:
@@ -85,7 +85,7 @@ class Card:
     def release(self) -> None:
         """Give back what nothing uses."""
         gc.collect()
-        give_back_freed_ram()
+        _give_back_freed_ram()
         if self.there:
             torch.cuda.empty_cache()
 
@@ -96,3 +96,10 @@ class Card:
         self._reserved = max(self._reserved, torch.cuda.max_memory_reserved())
         free, total = torch.cuda.mem_get_info()
         self.context_bytes = total - free - torch.cuda.memory_reserved()
+
+
+def _give_back_freed_ram() -> None:
+    """Let the system have RAM that was freed and that the C library keeps, where that is glibc's."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)

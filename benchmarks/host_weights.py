@@ -14,6 +14,7 @@ from autoflux.models.values import Model, Precision
 from autoflux.planning.packs import PackedPart, Packs
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
+from autoflux.runtime.memory import freed_ram_given_back
 from autoflux.runtime.packed import fill
 from autoflux.runtime.session import Session
 from autoflux.runtime.stores import make_empty
@@ -63,7 +64,8 @@ class HostWeights:
         from autoflux.plugins.diffusers_loading import assemble
         from autoflux.plugins.diffusers_pipeline import DiffusersPipeline
 
-        components = assemble(self._networks(plan, direct=direct), plan, Path(model.path))
+        with freed_ram_given_back():
+            components = assemble(self._networks(plan, direct=direct), plan, Path(model.path))
         return Session(DiffusersPipeline(components, plan, model), plan, model)
 
     def _networks(self, plan: Plan, *, direct: bool) -> Iterator[Loaded]:

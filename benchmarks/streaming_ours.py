@@ -158,6 +158,7 @@ class Bench:
         link = self.ceilings.link_gb_per_s * GB
         if sum(aligned(unit.nbytes) for unit in made.blocks.units) <= resident_bytes:
             made.blocks.resident = frozenset(range(len(made.blocks.units)))
+            ring_bytes = 0  # the modulation's largest unit: more brings nothing
         elif resident_bytes:
             seconds, pause = self.times
             loads = [Load(unit.nbytes, taken) for unit, taken in zip(made.blocks.units, seconds, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from autoflux.errors import ContradictoryWishes
 from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.arranging import Held, arrange, rates_for
@@ -143,23 +144,38 @@ def candidates(
     *,
     every: bool = False,
 ) -> list[Candidate]:
-    """All ways that the wishes leave open, fitting or not. Never empty.
+    """All ways that the wishes leave open, fitting or not, on the devices that can do what is wished. Never empty.
 
     The calibration found is that of one backend. Of those that differ only in how fast blocks compute the fastest, or
     `every` one.
 
     Raises:
         DeviceUnavailable: the wished device is not there.
-        ContradictoryWishes: two wishes exclude each other.
+        ContradictoryWishes: two wishes exclude each other, or on every device.
         UnknownName: no profile or component of the wished name.
     """
     places = sites(hardware, profiles, wishes, findings)
-    found = ((site, options(hardware, site, wishes, model)) for site in places)
     return [
         judge(hardware, model, site, option, picture, wishes)
-        for site, ways in found
+        for site, ways in _possible(hardware, model, places, wishes)
         for option in (ways if every else _fastest_of_a_size(hardware, model, site, picture, wishes, ways))
     ]
+
+
+def _possible(
+    hardware: Hardware, model: Model, places: Sequence[Site], wishes: Wishes
+) -> list[tuple[Site, list[Option]]]:
+    """The devices that can do what is wished, with all their ways to do it."""
+    found: list[tuple[Site, list[Option]]] = []
+    refusals: list[ContradictoryWishes] = []
+    for site in places:
+        try:
+            found.append((site, options(hardware, site, wishes, model)))
+        except ContradictoryWishes as refusal:
+            refusals.append(refusal)
+    if not found:
+        raise refusals[0]
+    return found
 
 
 def _fastest_of_a_size(

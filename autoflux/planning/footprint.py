@@ -27,10 +27,6 @@ tokens (benchmarks/planning.py)."""
 ENCODE_HEAD = 64
 """Numbers in a head of T5."""
 
-COMPILED_ACTIVATIONS = 0.6
-"""Peak of a denoise step in compiled blocks over that of others: what lies between fused operations is never there. One
-H200, FLUX.1-dev: 10.5 units against 19 (benchmarks/planning.py)."""
-
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""
 
@@ -128,8 +124,7 @@ def _denoise_activations(model: Model, arrangement: Arrangement, priors: Priors,
     """Peak bytes of one denoise step beside the weights."""
     tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
     unit = tokens * model.architecture.hidden_size * _item_bytes(arrangement, "transformer")
-    share = COMPILED_ACTIVATIONS if arrangement.compiled else 1.0
-    return int(share * priors.denoise_activations * unit * picture.batch)
+    return int(priors.denoise_activations * unit * picture.batch)
 
 
 def _held(model: Model, arrangement: Arrangement, weights: dict[str, int], phase: str) -> int:

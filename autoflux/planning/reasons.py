@@ -155,7 +155,7 @@ def _device_reason(best: Candidate, others: Sequence[Candidate]) -> str:
     speed = f"{rate.value:.3g} TFLOP/s {rate.source}, {format_seconds(best.seconds_per_image)} a picture"
     elsewhere = [c for c in others if c.device != best.device]
     if not elsewhere:
-        return f"the only device, {speed}"
+        return f"the only one for what was asked, {speed}"
     if not any(c.fits for c in elsewhere):
         nearest = min(elsewhere, key=lambda c: c.missing_bytes)
         devices = ", ".join(sorted({c.device for c in elsewhere}))

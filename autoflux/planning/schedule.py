@@ -9,17 +9,20 @@ the first unit of each pass there is a *pause*, in which no unit computes and co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, islice
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 ALIGNMENT = 256
 """Bytes at whose multiples tensors begin, as torch's CUDA allocator does."""
 
 MOST_SPREAD = 64
 """Mixtures of two sizes that are tried: all of them for the blocks of FLUX."""
+
+SLOWER_LINK = 0.9
+"""Of the link's rate: what nothing is lost by being ready for. It is shared with other programs and other cards."""
 
 ROUNDED = 1 + 1e-9
 """Sums of the same seconds in another order differ by less."""
@@ -200,11 +203,13 @@ def choose_resident(
 
     Blocks of FLUX come in two sizes that compute equally long, so both how many of each stay and where they are
     matters: copies should never wait for room nor arithmetic for copies. Evenly spread choices of every mixture are
-    simulated, then single residents are moved as long as that helps.
+    simulated, then single residents are moved as long as that helps. Where all fit, all stay.
     """
+    if _bytes(units, range(len(units))) <= budget_bytes:
+        return frozenset(range(len(units)))
 
-    def seconds(resident: frozenset[int]) -> float:
-        return pass_seconds(units, resident, ring_bytes, bytes_per_second, pause=pause)
+    def seconds(resident: frozenset[int], rate: float = 1.0) -> float:
+        return pass_seconds(units, resident, ring_bytes, rate * bytes_per_second, pause=pause)
 
     computing = pause + sum([unit.seconds for unit in units])
     best, fastest = _fastest(units, _spread_choices(units, budget_bytes), seconds, computing, bytes_per_second)
@@ -220,26 +225,39 @@ def choose_resident(
     return best
 
 
+class _Seconds(Protocol):
+    """How long a pass takes with these units resident, at that share of the link's rate."""
+
+    def __call__(self, resident: frozenset[int], rate: float = 1.0) -> float: ...
+
+
 def _fastest(
     units: Sequence[Unit],
     choices: Iterable[frozenset[int]],
-    seconds: Callable[[frozenset[int]], float],
+    seconds: _Seconds,
     computing: float,
     bytes_per_second: float,
 ) -> tuple[frozenset[int], float]:
-    """The choice with the shortest pass, of equals the smallest; those that cannot be faster are not simulated."""
+    """The choice with the shortest pass, of equals the one that a slower link costs least, of these the smallest.
+
+    Those that cannot be faster are not simulated.
+    """
     copied = sum(unit.nbytes for unit in units)
 
     def bounds(choice: frozenset[int]) -> tuple[float, int]:
         kept = sum([units[i].nbytes for i in choice])
         return max(computing, (copied - kept) / bytes_per_second), kept
 
-    best, fastest, held = frozenset[int](), math.inf, 0
-    for (bound, nbytes), choice in sorted([(bounds(choice), choice) for choice in choices], key=itemgetter(0)):
-        if bound > fastest * ROUNDED:
-            break
-        if (found := (seconds(choice), nbytes)) < (fastest, held):
-            best, (fastest, held) = choice, found
+    best, fastest, slower = frozenset[int](), math.inf, math.inf
+    for (bound, _), choice in sorted([(bounds(choice), choice) for choice in choices], key=itemgetter(0)):
+        if bound > fastest * ROUNDED or slower <= computing * ROUNDED:
+            break  # what is left is slower, or larger and no better
+        found = seconds(choice)
+        if found > fastest * ROUNDED:
+            continue
+        found_slower = seconds(choice, SLOWER_LINK)
+        if found * ROUNDED < fastest or found_slower * ROUNDED < slower:
+            best, fastest, slower = choice, found, found_slower
     return best, fastest
 
 

@@ -37,14 +37,14 @@ NATIVE_OVERHEAD: Mapping[Precision, float] = {Precision.FLOAT8: 1.0, Precision.I
 scaling sums that arrive as four bytes each. One H200, 4608 x 3072 -> 12288: 0.25 ms in fp8 at 1259 TFLOP/s, 0.59 ms in
 int8 at 850."""
 
-EAGER_NARROWING = 0.75
-"""What making activations narrow adds to the rest of a block that is not compiled, as a share of that rest. One H200,
-FLUX.1-dev, 1024x1024: 125 us a layer against 24 us compiled."""
+EAGER_NARROWING = 0.15
+"""What making activations narrow adds to the rest of a block that is not compiled, as a share of that rest. Assumed:
+`runtime.narrow_kernel` reads two bytes a number and writes one, a fifth of what torch's own operations move."""
 
-COMPILED_NARROWING = 0.25
-"""The same where blocks are compiled: rows are fused with what comes before them, but read twice. One H200, fp8,
-1024x1024: a step takes 98 ms (benchmarks/pictures.py), of which the rest is 63 ms uncompiled; without this it would be
-82 ms. That alone is left of `NATIVE_OVERHEAD` for fp8: its products are faster than where they are measured alone."""
+COMPILED_NARROWING = 0.19
+"""The same where blocks are compiled: most rows are fused with what comes before them, but read twice. One H100, fp8,
+1024x1024: a step takes 94 to 96 ms (benchmarks/pictures.py), of which the rest is 63 ms uncompiled. That alone is left
+of `NATIVE_OVERHEAD` for fp8: its products are faster than where they are measured alone."""
 
 DEFAULT_ATTENTION = "default"
 """torch's own choice."""

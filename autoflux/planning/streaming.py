@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from autoflux.hardware.values import BlockKind
 from autoflux.models.values import Component, Model
-from autoflux.planning.schedule import Unit, aligned, choose_resident, layer_pass_seconds, pass_seconds
+from autoflux.planning.schedule import SLOWER_LINK, Unit, aligned, choose_resident, layer_pass_seconds, pass_seconds
 from autoflux.planning.speed import KINDS
 from autoflux.planning.terms import Placement, TransferUnit, Waiting
 from autoflux.planning.values import Arrangement, ComponentPlan
@@ -38,6 +38,12 @@ class StreamLayout(NamedTuple):
     resident: tuple[int, ...]
     ring_bytes: int
     seconds_per_step: float
+    seconds_on_slower_link: float
+
+    @property
+    def cost(self) -> tuple[float, float, int]:
+        """What is to be least; sums of the same seconds in another order differ by less than a nanosecond."""
+        return round(self.seconds_per_step, 9), round(self.seconds_on_slower_link, 9), self.ring_bytes
 
 
 class Room(NamedTuple):
@@ -90,7 +96,7 @@ def stream_layout(
         # Numbers of joined units mean nothing to people, and whoever joins blocks wants them streamed.
         budget = 0 if arrangement.block_bytes else max(0, room.budget_bytes - rest - ring)
         found.append(_best_of(units, budget, ring, bytes_per_second, pause))
-    return min(found, key=lambda layout: (layout.seconds_per_step, layout.ring_bytes))
+    return min(found, key=lambda layout: layout.cost)
 
 
 def _by_layers(model: Model, planned: ComponentPlan, computing: float, bytes_per_second: float) -> StreamLayout:
@@ -99,7 +105,8 @@ def _by_layers(model: Model, planned: ComponentPlan, computing: float, bytes_per
     hidden = model.architecture.hidden_size
     largest = LARGEST_LAYER * hidden**2 * planned.storage.item_bytes
     copies = (component_bytes(model, planned) - rest_bytes(transformer.rest, planned)) / bytes_per_second
-    return StreamLayout((), int(1.01 * largest), layer_pass_seconds(computing, copies))
+    seconds, slower = (layer_pass_seconds(computing, copies / rate) for rate in (1.0, SLOWER_LINK))
+    return StreamLayout((), int(1.01 * largest), seconds, slower)
 
 
 def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
@@ -122,7 +129,7 @@ def _best_of(
         _chosen(tuple(units), rung * step, ring, bytes_per_second, pause)
         for rung in range(rungs, max(-1, rungs - RUNGS), -1)
     )
-    return min(tried, key=lambda layout: layout.seconds_per_step)
+    return min(tried, key=lambda layout: layout.cost)
 
 
 @lru_cache(maxsize=4096)
@@ -130,8 +137,10 @@ def _chosen(
     units: tuple[Unit, ...], budget_bytes: int, ring: int, bytes_per_second: float, pause: float
 ) -> StreamLayout:
     resident = choose_resident(units, budget_bytes, ring, bytes_per_second, pause=pause)
-    seconds = pass_seconds(units, resident, ring, bytes_per_second, pause=pause)
-    return StreamLayout(tuple(sorted(resident)), ring, seconds)
+    seconds, slower = (
+        pass_seconds(units, resident, ring, rate * bytes_per_second, pause=pause) for rate in (1.0, SLOWER_LINK)
+    )
+    return StreamLayout(tuple(sorted(resident)), ring, seconds, slower)
 
 
 def arena_bytes(model: Model, arrangement: Arrangement) -> int:

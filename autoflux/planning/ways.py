@@ -39,9 +39,13 @@ def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> lis
         for way in _ways(hardware, site, wishes, arithmetic, offload)
     ]
     if not found:
+        asked = f"--quant {wishes.quant} asks for blocks in 8 bits"
+        option = "--quant"
+        if not _is_narrow_wished(wishes):
+            asked, option = "--compile asks for compiled blocks", "--compile"
         raise ContradictoryWishes(
-            f"--quant {wishes.quant} asks for blocks in 8 bits, which {site.kind.value!r} does only when it streams",
-            hint="drop --quant, --offload or --device",
+            f"{asked}, which {site.kind.value!r} has only when it streams",
+            hint=f"drop {option}, --offload or --device",
         )
     return found
 
@@ -53,8 +57,7 @@ def wished_attention(wishes: Wishes) -> str | None:
 
 
 def _check(wishes: Wishes) -> None:
-    narrow = wishes.quant is not None and wishes.quant.item_bytes == 1
-    if wishes.quality == Quality.EXACT and narrow:
+    if wishes.quality == Quality.EXACT and _is_narrow_wished(wishes):
         raise ContradictoryWishes(
             f"--quality exact keeps weights as they are, and --quant {wishes.quant} makes them narrow",
             hint="drop one of the two",
@@ -72,7 +75,7 @@ def _offloads(site: Site, wishes: Wishes, model: Model) -> Sequence[Offload]:
 
 
 def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision, offload: Offload) -> Iterator[Way]:
-    narrow_wished = wishes.quant is not None and wishes.quant.item_bytes == 1
+    narrow_wished = _is_narrow_wished(wishes)
     if offload != Offload.STREAM:
         if not narrow_wished and not wishes.compiled:
             yield Way(arithmetic=arithmetic, storage=arithmetic)
@@ -85,9 +88,13 @@ def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision,
                 yield Way(arithmetic=arithmetic, storage=storage, native=native, compiled=compiled)
 
 
+def _is_narrow_wished(wishes: Wishes) -> bool:
+    return wishes.quant is not None and wishes.quant.item_bytes == 1
+
+
 def _narrow(site: Site, wishes: Wishes) -> Sequence[Precision]:
     if wishes.quant is not None:
-        return (wishes.quant,) if wishes.quant.item_bytes == 1 else ()
+        return (wishes.quant,) if _is_narrow_wished(wishes) else ()
     return () if wishes.quality == Quality.EXACT else site.profile.eight_bit
 
 

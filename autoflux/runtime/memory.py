@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from autoflux.errors import OutOfMemory
 from autoflux.planning.values import Plan
-from autoflux.units import format_bytes
+from autoflux.units import MIB, format_bytes
 
 
 @contextmanager
@@ -38,14 +39,39 @@ def give_back_unused() -> None:
         getattr(torch, torch.accelerator.current_accelerator().type).empty_cache()
 
 
-def give_back_freed_ram() -> None:
-    """Let the system have RAM that was freed and that the C library keeps, where that is glibc's.
+@contextmanager
+def freed_ram_given_back() -> Iterator[None]:
+    """Let the system have what is freed in here at once, where the C library is glibc: for loading weights.
 
-    It keeps what lies below something still in use, in pieces of up to 32 MB: of weights that went to the device, GB.
+    glibc learns to keep pieces of up to 32 MB on its heap, which shrinks only from its end. Of a transformer that was
+    made narrow as it was read, half again as much as was held stayed there.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim:
-        trim(0)
+    _set_malloc(LOADING)
+    try:
+        yield
+    finally:
+        _set_malloc(COMPUTING)
+
+
+class _Malloc(NamedTuple):
+    """From how many bytes on a piece is the system's own, and how many free ones are kept at the end of the heap."""
+
+    own_bytes: int
+    kept_bytes: int
+
+
+LOADING = _Malloc(MIB, MIB)
+COMPUTING = _Malloc(32 * MIB, 64 * MIB)
+"""As much as glibc learns to keep: to get pages anew for every activation would slow a processor down."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def _set_malloc(wanted: _Malloc) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_M_MMAP_THRESHOLD, wanted.own_bytes)
+        mallopt(_M_TRIM_THRESHOLD, wanted.kept_bytes)
 
 
 def peak_vram_bytes(device: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autoflux.models.values import Model
 from autoflux.planning.values import Plan
+from autoflux.runtime.memory import freed_ram_given_back
 from autoflux.runtime.pipeline import Backend, LoadProgress
 from autoflux.runtime.prompt_cache import ENCODERS, PromptCache
 from autoflux.runtime.session import Session
@@ -23,10 +24,11 @@ def open_with(
         As `Backend.build`.
     """
     later = _encoders(model) if _are_known(prompts, model, plan) and getattr(backend, "defers", False) else ()
-    if not later:
-        return Session(backend.build(plan, model, progress), plan, model)
     build = backend.build
-    pipeline = build(plan, model, progress, later)  # type: ignore[call-arg] # it says that it takes them
+    with freed_ram_given_back():
+        if not later:
+            return Session(build(plan, model, progress), plan, model)
+        pipeline = build(plan, model, progress, later)  # type: ignore[call-arg] # it says that it takes them
     return Session(pipeline, plan, model, deferred=True)
 
 

@@ -14,7 +14,7 @@ from autoflux.planning.terms import Placement, TransferUnit, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import TRANSFORMER, check_narrow_on_disk, check_plan, check_resident
-from autoflux.runtime.memory import give_back_freed_ram, give_back_unused
+from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.packed import PackStore, fill
 from autoflux.runtime.residence import OwnOffload, Residence, Visits
@@ -120,7 +120,6 @@ class Residences:
             self._stream(network, planned, used or network)
         elif name == TRANSFORMER and self._plan.compiled:
             self._stop_compiling = compile_blocks(block.module for block in self._blocks(network))
-        give_back_freed_ram()
 
     def _blocks(self, transformer: nn.Module) -> list[Atom]:
         return block_atoms(transformer, self._block_lists)
@@ -187,7 +186,6 @@ class Residences:
         for name, own in parts.items():
             if name not in self._later:
                 self._attach(name, own, arena)
-                give_back_freed_ram()  # what was made narrow is pinned now
 
     def _attach(self, name: str, parts: Sequence[StreamedModule], arena: Arena) -> None:
         pinned = self._plan.component(name).waiting == Waiting.PINNED

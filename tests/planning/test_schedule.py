@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from autoflux.planning.schedule import (
     ALIGNMENT,
+    SLOWER_LINK,
     Unit,
     aligned,
     bound_seconds,
@@ -241,10 +242,19 @@ def test_chosen_residents_keep_within_the_budget(schedule, budget):
 
 @UNHURRIED
 @given(schedules())
-def test_a_budget_for_everything_keeps_everything_that_is_worth_it(schedule):
+def test_a_budget_for_everything_keeps_everything(schedule):
     units, _, ring, speed = schedule
     chosen = choose_resident(units, sum(aligned(unit.nbytes) for unit in units), ring, speed)
-    assert pass_seconds(units, chosen, ring, speed) == pytest.approx(sum(unit.seconds for unit in units))
+    assert chosen == frozenset(range(len(units)))
+
+
+@pytest.mark.parametrize(("link", "budget", "most"), [(55e9, 16 * GB, 16 * GB), (100e9, 22 * GB, 19 * GB)])
+def test_where_arithmetic_decides_as_much_stays_as_a_slower_link_needs_and_no_more(link, budget, most):
+    ring, computing = 2 * aligned(FLUX[0].nbytes), sum(unit.seconds for unit in FLUX)
+    chosen = choose_resident(FLUX, budget, ring, link)
+    assert pass_seconds(FLUX, chosen, ring, link) == pytest.approx(computing)
+    assert pass_seconds(FLUX, chosen, ring, SLOWER_LINK * link) == pytest.approx(computing)
+    assert sum(FLUX[i].nbytes for i in chosen) < most
 
 
 @pytest.mark.parametrize(

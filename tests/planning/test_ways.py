@@ -130,6 +130,42 @@ def test_an_offload_leaves_out_devices_that_have_none():
     assert made.device == "cuda:0"
 
 
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"quant": Precision.INT8},
+        {"quant": Precision.FLOAT8},
+        {"quant": Precision.BFLOAT16},
+        {"compiled": True},
+        {"compiled": False},
+        {"unit": TransferUnit.LAYER},
+        {"block_bytes": 10**9},
+        {"attention": "cudnn"},
+        {"keep": ("vae",)},
+        {"cpu": ("text_encoder_2",)},
+        {"precision": Precision.FLOAT16},
+    ],
+    ids=str,
+)
+def test_a_wish_that_the_processor_cannot_keep_leaves_the_card(wishes):
+    """The processor is always there, and asked of a machine with a card none of these is for it."""
+    made = make_plan(known_machine("rtx-4090-24gb"), FLUX, PROFILES, Wishes(**wishes), ("diffusers",))
+    assert made.device == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"quant": Precision.INT8}, "--quant int8 asks for blocks in 8 bits, which 'cpu' has only when it streams"),
+        ({"compiled": True}, "--compile asks for compiled blocks, which 'cpu' has only when it streams"),
+    ],
+)
+def test_where_only_the_processor_is_there_the_wish_is_refused_by_name(wishes, words):
+    with pytest.raises(ContradictoryWishes, match=words) as refused:
+        make_plan(known_machine("cpu-12-core-64gb"), FLUX, PROFILES, Wishes(**wishes), ("diffusers",))
+    assert words.split()[0] in refused.value.hint
+
+
 def test_layers_pass_one_by_one_when_blocks_are_too_large():
     machine = known_machine("rtx-4090-24gb")
     made = plan(machine, unit=TransferUnit.LAYER, quality=Quality.EXACT)
