@@ -16,7 +16,9 @@ import pytest
 
 from autoflux.hardware import cache, probe
 from autoflux.hardware.values import Accelerator, DeviceKind, Disk, Figure, Hardware, Host, Link, Size, Source, Transfer
-from autoflux.models.values import Architecture
+from autoflux.models.finding import find
+from autoflux.models.pack_shelf import Shelf
+from autoflux.models.values import Architecture, Model
 from tests.tiny_model import write_tiny_flux
 
 GB = 10**9
@@ -77,6 +79,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_copy(tiny_model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "tiny")
+
+
+@pytest.fixture
+def tiny_found(tiny_copy: Path) -> Model:
+    """What `tiny_copy` consists of."""
+    return find(str(tiny_copy), {})
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """Packs in a cache folder of the test's own."""
+    monkeypatch.setenv("AUTOFLUX_CACHE_DIR", str(tmp_path / "cache"))
+    return Shelf()
 
 
 def figure(value: float, source: Source = Source.MEASURED) -> Figure:

@@ -23,10 +23,7 @@ PRECISIONS = [Precision.BFLOAT16, Precision.INT8, Precision.FLOAT8]
 BACKENDS = ["diffusers", "diffsynth"]
 
 
-@pytest.fixture(autouse=True)
-def shelf(tmp_path, monkeypatch) -> Shelf:
-    monkeypatch.setenv("AUTOFLUX_CACHE_DIR", str(tmp_path / "cache"))
-    return Shelf()
+pytestmark = pytest.mark.usefixtures("shelf")
 
 
 def planned(

@@ -7,8 +7,6 @@ import pytest
 
 from autoflux import DamagedPack, Model, Placement, Plan, Precision, Waiting
 from autoflux.api import open_session
-from autoflux.models.finding import find
-from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import WEIGHTS
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.session import Session
@@ -19,15 +17,12 @@ ENCODERS = ["loading text encoder", "loading text encoder 2"]
 OTHERS = ["loading transformer", "loading vae"]
 
 
-@pytest.fixture(autouse=True)
-def shelf(tmp_path, monkeypatch) -> Shelf:
-    monkeypatch.setenv("AUTOFLUX_CACHE_DIR", str(tmp_path / "cache"))
-    return Shelf()
+pytestmark = pytest.mark.usefixtures("shelf")
 
 
 @pytest.fixture
-def model(tiny_copy) -> Model:
-    return find(str(tiny_copy), {})
+def model(tiny_found) -> Model:
+    return tiny_found
 
 
 def opened(plan: Plan, model: Model, *prompts: str) -> tuple[Session, list[str]]:

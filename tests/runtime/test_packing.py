@@ -33,8 +33,8 @@ def shelf(tmp_path) -> Shelf:
 
 
 @pytest.fixture
-def model(tiny_copy):
-    return find(str(tiny_copy), {})
+def model(tiny_found):
+    return tiny_found
 
 
 @pytest.mark.parametrize("arithmetic", [Precision.BFLOAT16, Precision.FLOAT16, Precision.FLOAT32])

@@ -9,8 +9,7 @@ import threading
 import pytest
 
 from autoflux import Model, Placement, Plan, Precision
-from autoflux.models.finding import find
-from autoflux.models.pack_shelf import LIMIT, NO_PACK, Shelf
+from autoflux.models.pack_shelf import LIMIT, NO_PACK
 from autoflux.runtime.auto_packing import lacking
 from autoflux.serving.packer import Packer
 from tests.plugins.test_packs import planned
@@ -19,15 +18,12 @@ LONG = 30
 """Seconds until a test gives up waiting for what must come."""
 
 
-@pytest.fixture(autouse=True)
-def shelf(tmp_path, monkeypatch) -> Shelf:
-    monkeypatch.setenv("AUTOFLUX_CACHE_DIR", str(tmp_path / "cache"))
-    return Shelf()
+pytestmark = pytest.mark.usefixtures("shelf")
 
 
 @pytest.fixture
-def model(tiny_copy) -> Model:
-    return find(str(tiny_copy), {})
+def model(tiny_found) -> Model:
+    return tiny_found
 
 
 @pytest.fixture
