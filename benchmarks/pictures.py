@@ -135,12 +135,14 @@ def endurance(bench: Bench, cap_gb: float | None, options: argparse.Namespace) -
             row = draw(session, bench, seed=seed, width=width, height=height, steps=2)
             reserved, kept = bench.card.held_bytes()
             held.append({**row, "reserved_gb": reserved / GB, "kept_bytes": kept})
-    reserved_gb = max(row["reserved_gb"] for row in held)
+    fullest = max(held, key=lambda row: row["reserved_gb"])
+    reserved_gb = fullest["reserved_gb"]
     return {
         "cap_gb": cap_gb,
         **described(plan),
         "pictures": len(sizes),
         "most_on_card_gb": max(row["on_card_gb"] for row in held),
+        "fullest": {name: fullest[name] for name in ("width", "height", "allocated_gb", "reserved_gb")},
         "reserved_after_mixed_gb": held[MIXED - 1]["reserved_gb"],
         "reserved_at_end_gb": held[-1]["reserved_gb"],
         # Gaps: of what torch had to reserve, what tensors did not take even when they took most.
