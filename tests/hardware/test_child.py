@@ -81,7 +81,9 @@ def test_a_broken_torch_is_said_by_the_child_itself():
 def test_an_interrupted_parent_takes_the_child_along(tmp_path: Path):
     mark = tmp_path / "pid"
     command = fakes.child(then=f"open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
-    code = f"from autoflux.hardware import child\nchild.run({command!r}, 600)"
+    # What a shell starts in the background ignores interrupts, and so does what that starts.
+    heeds = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heeds}\nfrom autoflux.hardware import child\nchild.run({command!r}, 600)"
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     pid = _wait_for_number(mark)
     assert os.getsid(pid) == pid  # Ctrl-C in the terminal does not reach it
