@@ -190,6 +190,7 @@ def _read_all(files: Sequence[Path]) -> int:
 def _drop(files: Sequence[Path]) -> None:
     for file in files:
         with file.open("rb") as opened:
+            os.fsync(opened.fileno())  # what has just been written stays in the cache until it is on the disk
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
