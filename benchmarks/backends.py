@@ -30,6 +30,8 @@ from autoflux.planning.schedule import Unit as Load
 from autoflux.planning.schedule import choose_resident
 from autoflux.runtime.streaming import Holding, StreamedTransformer, arena_for
 from benchmarks.ceilings import measure_ceilings
+from benchmarks.checks import Check
+from benchmarks.checks import told as verdict
 from benchmarks.full_size import (
     FLUX_DEV,
     FLUX_TINY,
@@ -76,15 +78,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     streamed_gb: float = 0.0
     same_bits: bool | None = None
     """As with everything on the device."""
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """What must hold."""
-
-    name: str
-    value: float
-    bound: float
-    holds: bool
 
 
 class Bench:
@@ -283,8 +276,7 @@ def main() -> int:
         parser.error("needs CUDA, or --tiny")
     bench = Bench(options)
     made = run(bench)
-    for check in made:
-        print(f"{'holds' if check.holds else 'FAILS'}  {check.name}: {check.value:.6g} (bound {check.bound:.6g})")
+    print("\n".join(map(verdict, made)))
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(_report(bench, made))))
     return 0 if all(check.holds for check in made) else 1

@@ -24,6 +24,7 @@ import accelerate
 import torch
 from diffusers import FluxTransformer2DModel
 
+from autoflux.hardware import page_cache
 from autoflux.hardware.pages import own_pages
 from autoflux.models.checkpoints import read_checkpoint
 from autoflux.models.components import make_component
@@ -109,10 +110,14 @@ def component_of(folder: Path) -> Component:
 def timed(load: Callable[[], object], files: list[Path]) -> dict[str, float]:
     """Median seconds from the page cache and from the disk, each beside those of only reading the files."""
     nbytes = sum(file.stat().st_size for file in files)
-    ways = {"": load, "read_": lambda: read_only(files), "read_to_new_memory_": lambda: read_to_new_memory(files)}
+    ways = {
+        "": load,
+        "read_": lambda: page_cache.read_all(files),
+        "read_to_new_memory_": lambda: read_to_new_memory(files),
+    }
     found: dict[str, float] = {}
-    for heat in ("hot", "cold") if hasattr(os, "posix_fadvise") else ("hot",):
-        read_only(files)
+    for heat in ("hot", "cold") if page_cache.CAN_DROP else ("hot",):
+        page_cache.read_all(files)
         took: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(REPEATS):
             for name, way in ways.items():
@@ -121,14 +126,6 @@ def timed(load: Callable[[], object], files: list[Path]) -> dict[str, float]:
             median = statistics.median(seconds)
             found |= {f"{name}{heat}_seconds": median, f"{name}{heat}_gb_per_s": nbytes / median / 1e9}
     return found
-
-
-def read_only(files: list[Path]) -> None:
-    memory = bytearray(READ_BYTES)
-    for file in files:
-        with file.open("rb", buffering=0) as opened:
-            while opened.readinto(memory):
-                pass
 
 
 def read_to_new_memory(files: list[Path]) -> None:
@@ -141,11 +138,7 @@ def read_to_new_memory(files: list[Path]) -> None:
 
 
 def seconds_of(load: Callable[[], object], drop: list[Path] | None = None) -> float:
-    for file in drop or []:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+    page_cache.drop(drop or [])
     begin = time.perf_counter()
     load()
     return time.perf_counter() - begin

@@ -19,6 +19,7 @@ from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.plan_text import summary
 from autoflux.cli.tables import table
 from autoflux.cli.wishes import wishes_options
+from autoflux.hardware import page_cache
 from autoflux.models.pack_shelf import NO_PACK, Shelf
 from autoflux.models.packs import WEIGHTS, Recipe, recipes
 from autoflux.models.request import Order, make_requests
@@ -27,10 +28,8 @@ from autoflux.planning.values import Wishes
 from autoflux.plugin_manager import Plugins
 from autoflux.runtime import prompt_cache
 from autoflux.serving.stopwatch import StartTimes, TimedService
-from autoflux.units import MIB, format_bytes, format_seconds
+from autoflux.units import format_bytes, format_seconds
 from autoflux.values import Value
-
-READ_BYTES = 16 * MIB
 
 PROMPT = "a lighthouse above a calm sea at dawn"
 
@@ -68,7 +67,7 @@ STRATEGIES = {
 @click.option("--size", type=PictureSize(), help="Size in pixels, such as 1024 or 1344x768.")
 @click.option(
     "--cold/--hot",
-    default=hasattr(os, "posix_fadvise"),
+    default=page_cache.CAN_DROP,
     help="Drop the model's files from the page cache before each start, or read them into it. Cold where that can be.",
 )
 @model_option
@@ -157,7 +156,7 @@ def _files(model: Model, wanted: Sequence[Recipe], strategy: Strategy) -> list[P
 
 
 def _can_drop() -> bool:
-    if hasattr(os, "posix_fadvise"):
+    if page_cache.CAN_DROP:
         return True
     warn("this system does not drop files from its page cache: all starts are hot")
     return False
@@ -166,32 +165,15 @@ def _can_drop() -> bool:
 def _read(files: Sequence[Path], *, cold: bool) -> Reading:
     """Read the files only. They are in the page cache before and after, or with `cold` they are not."""
     if cold:
-        _drop(files)
+        page_cache.drop(files)
     else:
-        _read_all(files)
+        page_cache.read_all(files)
     began = time.perf_counter()
-    nbytes = _read_all(files)
+    nbytes = page_cache.read_all(files)
     seconds = time.perf_counter() - began
     if cold:
-        _drop(files)
+        page_cache.drop(files)
     return Reading(read_bytes=nbytes, read_seconds=seconds)
-
-
-def _read_all(files: Sequence[Path]) -> int:
-    """Every byte, into one piece of memory."""
-    memory, done = bytearray(READ_BYTES), 0
-    for file in files:
-        with file.open("rb", buffering=0) as opened:
-            while count := opened.readinto(memory):
-                done += count
-    return done
-
-
-def _drop(files: Sequence[Path]) -> None:
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())  # what has just been written stays in the cache until it is on the disk
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextlib.contextmanager

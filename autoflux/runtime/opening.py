@@ -24,12 +24,10 @@ def open_with(
         As `Backend.build`.
     """
     later = _encoders(model) if _are_known(prompts, model, plan) and getattr(backend, "defers", False) else ()
-    build = backend.build
+    deferring = (later,) if later else ()  # what only a backend that says so takes
     with freed_ram_given_back():
-        if not later:
-            return Session(build(plan, model, progress), plan, model)
-        pipeline = build(plan, model, progress, later)  # type: ignore[call-arg] # it says that it takes them
-    return Session(pipeline, plan, model, deferred=True)
+        pipeline = backend.build(plan, model, progress, *deferring)
+    return Session(pipeline, plan, model, deferred=bool(later))
 
 
 def _encoders(model: Model) -> tuple[str, ...]:
