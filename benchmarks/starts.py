@@ -7,7 +7,7 @@ Writes a whole model of random weights into DIR (kept, and used again if it is t
 `autoflux bench load` times starts, each in processes of their own: from the model's files and from packs, which are in
 the page cache or are not; before each, the same files are only read, which is what the disk allows. diffusers' own
 pipeline is started in the same way: from a new process to the first picture, all weights on the card. Says at the end
-what of this must hold, and whether it does (exit code 1 if not); speeds only at full size.
+what of this must hold at full size, and whether it does (exit code 1 if not).
 """
 
 from __future__ import annotations
