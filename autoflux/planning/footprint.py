@@ -27,6 +27,10 @@ tokens (benchmarks/planning.py)."""
 ENCODE_HEAD = 64
 """Numbers in a head of T5."""
 
+FILL_BYTES = 450_000_000
+"""Pinned RAM through which packs are read to the device: four buffers (`runtime.packed`), each as large as the largest
+tensors of FLUX.1's transformer, 113 MB."""
+
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""
 
@@ -74,15 +78,22 @@ def footprint(
 
 
 def _in_ram(model: Model, arrangement: Arrangement) -> int:
-    """At the worst moment: when all is loaded, or while a component is read in the width of its files."""
+    """At the worst moment: when all is loaded, or while a component is read in the width of its files, or when what is
+    read straight to where it waits joins the others. That is the last to be read."""
     components = arrangement.components
     kept = {c.name: _kept_in_ram(model, arrangement, c) for c in components}
     stage = stage_bytes(model, [c for c in arrangement.streamed if c.waiting != Waiting.PINNED])
-    peak, before = sum(kept.values()) + stage, 0
+    peak, loaded, last = sum(kept.values()) + stage, 0, 0
     for component in components:
-        peak = max(peak, before + _read_bytes(model, component))
-        before += kept[component.name]
-    return peak + ram_bytes(model, components)
+        peak = max(peak, loaded + _read_bytes(model, component))
+        streamed = component.placement == Placement.STREAMED
+        if streamed and component.packed_bytes:
+            last += kept[component.name]
+        elif streamed and component.is_narrow:  # whole, until blocks are where they stay
+            loaded += component_bytes(model, component)
+        else:
+            loaded += kept[component.name]
+    return max(peak, loaded + last) + ram_bytes(model, components)
 
 
 def _kept_in_ram(model: Model, arrangement: Arrangement, planned: ComponentPlan) -> int:
@@ -103,6 +114,8 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
     if on_disk or planned.placement == Placement.NATIVE:  # whose own count includes it
         return 0
     if planned.packed_bytes:  # read to where it will be, but for the stage of what is streamed through one
+        if planned.placement == Placement.DEVICE:
+            return FILL_BYTES
         return component_bytes(model, planned) if planned.waiting == Waiting.PAGEABLE else 0
     component = model.component(planned.name)
     if planned.is_narrow:

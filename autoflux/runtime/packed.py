@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, cycle
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -247,17 +247,22 @@ def _fresh(unit: Unit) -> Tensor:
 
 def _bring(store: Store, units: Sequence[Unit], device: torch.device, lane: Lane) -> None:
     """Read into pinned buffers, used in turn, and from there to the device."""
-    largest = max((unit.nbytes for unit in units), default=0)
-    buffers = [PinnedBuffer(largest, device) for _ in units[: FILLED_AT_ONCE + 1]]
-    turns, copies = cycle(buffers), [lane.mark() for _ in units]
+    buffers: list[PinnedBuffer | None] = [None] * (FILLED_AT_ONCE + 1)
+    copies = [lane.mark() for _ in units]
+    numbers = {id(unit): number for number, unit in enumerate(units)}
 
     def next_buffer(unit: Unit) -> Tensor:
-        number = numbers[id(unit)] - len(buffers)
-        if number >= 0:
-            copies[number].synchronize()
-        return next(turns).tensor[: unit.nbytes]
+        number = numbers[id(unit)]
+        if number >= len(buffers):
+            copies[number - len(buffers)].synchronize()
+        turn = number % len(buffers)
+        buffer = buffers[turn]
+        # Few tensors are larger than the rest: not all buffers are to hold the largest.
+        if buffer is None or buffer.nbytes < unit.nbytes:
+            buffers[turn] = None
+            buffers[turn] = buffer = PinnedBuffer(max(unit.nbytes, FILL_BYTES), device)
+        return buffer.tensor[: unit.nbytes]
 
-    numbers = {id(unit): number for number, unit in enumerate(units)}
     try:
         for unit, memory in in_order(store, units, next_buffer, at_once=FILLED_AT_ONCE):
             there = torch.empty(unit.nbytes, dtype=torch.uint8, device=device)

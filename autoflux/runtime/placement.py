@@ -14,6 +14,7 @@ from autoflux.planning.terms import Placement, TransferUnit, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import TRANSFORMER, check_narrow_on_disk, check_plan, check_resident
+from autoflux.runtime.decoding import spare_memory
 from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.packed import PackStore, fill
@@ -105,6 +106,8 @@ class Residences:
             store = None
         if store:
             self._stores[name] = store
+        if name == "vae":
+            spare_memory(used or network)
         fetch = partial(self._fetch, name, network) if later else None
         self._held[name] = Residence(
             network,

@@ -41,7 +41,7 @@ def cases() -> dict[str, tuple[Drawing, Plan]]:
     return {
         "streamed": drawn(12),
         "streamed, waiting for copies": drawn(12, tflops=690),
-        "smallest": drawn(4),
+        "smallest": drawn(3),
         "pageable": drawn(8, hardware=small_ram.replace(host=little_pinned)),
         "disk": drawn(8, hardware=small_ram),
         "component": drawn(30, offload=Offload.COMPONENT),

@@ -31,7 +31,7 @@ def plan(calibration: Calibration | None = None, *, machine: Hardware = MACHINE,
     return make_plan(machine, SMALL, PROFILES, wished, ("diffusers",), Findings(calibration=calibration))
 
 
-ALL_STAY, STREAMED = plan(), plan(vram_bytes=int(2.8 * GB))
+ALL_STAY, STREAMED = plan(), plan(vram_bytes=int(2.5 * GB))
 COPYING = plan(machine=changed(MACHINE, Changes(link_gb_per_s=2.0)), vram_bytes=int(2.4 * GB))
 
 

@@ -86,7 +86,7 @@ def test_the_arithmetic_that_is_shown_is_the_plans():
 
 
 def test_what_is_refused_is_shown_with_need_and_have_and_a_size_that_fits(monkeypatch):
-    small = changed(known_machine("rtx-3050-laptop-4gb-windows"), Changes(vram_bytes=4_150_000_000))
+    small = changed(known_machine("rtx-3050-laptop-4gb-windows"), Changes(vram_bytes=3_900_000_000))
     monkeypatch.setattr(what_if, "known_machine", lambda _name: small)
     refused = "\n".join(what_if.section("small", FLUX, PLUGINS))
     assert "**Refused**" in refused

@@ -12,6 +12,7 @@ from autoflux.plugins.diffusers_loading import DIFFUSERS
 
 import autoflux
 from autoflux import ContradictoryWishes, Placement, Plan, Precision, UnknownName, Waiting, Wishes, attending
+from autoflux.models.pack_shelf import NO_PACK
 from autoflux.planning.terms import TransferUnit
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import HostUnits, StagedUnits
@@ -19,6 +20,14 @@ from tests.plugins.plans import changed, streamed
 
 PROMPT = "two large green squares above the small yellow star"
 ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_packs():
+    """Weights come from the model's files, also where other tests have left packs of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(NO_PACK, "1")
+        yield
 
 
 @pytest.fixture(scope="module", params=["diffusers", "diffsynth"])
