@@ -59,8 +59,8 @@ from .planning.values import Profile as Profile
 from .planning.values import Wishes as Wishes
 from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
 from .runtime.attention import attending as attending
+from .runtime.cache_filling import fill_page_cache as fill_page_cache
 from .runtime.memory import give_back_unused as give_back_unused
-from .runtime.pack_file import fill_page_cache as fill_page_cache
 from .runtime.packed import load_packed as load_packed
 from .runtime.packed import open_pack as open_pack
 from .runtime.parts import leave_parts_on_disk as leave_parts_on_disk

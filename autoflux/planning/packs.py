@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from autoflux.models.values import Model, Precision
+from autoflux.models.packs import Recipe
+from autoflux.models.values import Component, Model, Precision
 from autoflux.planning.terms import Placement
 from autoflux.planning.values import Arrangement, ComponentPlan
 from autoflux.values import Value
@@ -29,13 +30,23 @@ class Packs(Value, frozen=True, kw_only=True):
 
     def used_for(self, planned: ComponentPlan) -> PackedPart | None:
         """The pack that loading takes a component from; None if it reads the model's own files."""
-        if planned.is_narrow and planned.placement == Placement.NATIVE:
-            return None
-        storage = planned.storage if planned.is_narrow else planned.arithmetic
-        return self.find(planned.name, storage, planned.arithmetic)
+        storage = _packed_storage(planned)
+        return self.find(planned.name, storage, planned.arithmetic) if storage else None
 
 
 NO_PACKS = Packs()
+
+
+def recipe_for(component: Component, planned: ComponentPlan) -> Recipe | None:
+    """Of the pack that a component is loaded from if there is one; None if it is read from its files in any case."""
+    storage = _packed_storage(planned)
+    return Recipe(component, storage, planned.arithmetic) if storage else None
+
+
+def _packed_storage(planned: ComponentPlan) -> Precision | None:
+    if planned.is_narrow and planned.placement == Placement.NATIVE:
+        return None  # the backend's own offload does not know layers in 8 bits
+    return planned.storage if planned.is_narrow else planned.arithmetic
 
 
 def read_bytes(model: Model, arrangement: Arrangement) -> int:

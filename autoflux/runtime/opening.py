@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
+from autoflux.models.pack_shelf import Shelf, packs_wanted
+from autoflux.models.packs import WEIGHTS
 from autoflux.models.values import Model
+from autoflux.planning.packs import recipe_for
 from autoflux.planning.values import Plan
+from autoflux.runtime.cache_filling import read_ahead
 from autoflux.runtime.memory import freed_ram_given_back
 from autoflux.runtime.pipeline import Backend, LoadProgress
 from autoflux.runtime.prompt_cache import ENCODERS, PromptCache
@@ -20,22 +25,49 @@ def open_with(
     If all `prompts`, those that are to be drawn first, were encoded before, text encoders are not read until there is
     another: see `Session.deferred`. Not every backend can do without them.
 
+    Weights are read ahead into the page cache until the backend begins with the first of them: before, it imports
+    libraries, which takes as long as the disk needs for some GB.
+
     Raises:
         As `Backend.build`.
     """
-    later = _encoders(model) if _are_known(prompts, model, plan) and getattr(backend, "defers", False) else ()
+    unread = _encoders(model) if _seem_known(prompts, model, plan) and getattr(backend, "defers", False) else ()
+    ahead = read_ahead(list(_files(plan, model, unread)))
+
+    def begun(stage: str, share: float) -> None:
+        ahead.stop()
+        progress(stage, share)
+
+    later = unread if unread and _are_known(prompts, model, plan) else ()
     deferring = (later,) if later else ()  # what only a backend that says so takes
-    with freed_ram_given_back():
-        pipeline = backend.build(plan, model, progress, *deferring)
+    try:
+        with freed_ram_given_back():
+            pipeline = backend.build(plan, model, begun, *deferring)
+    finally:
+        ahead.stop()
     return Session(pipeline, plan, model, deferred=bool(later))
+
+
+def _files(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[Path]:
+    """What is read, in order: packs where there are, and the model's own files."""
+    shelf = Shelf()
+    for component in model.components:
+        if component.name in unread:
+            continue
+        recipe = recipe_for(component, plan.component(component.name)) if packs_wanted() else None
+        pack = shelf.folder(recipe.key()) / WEIGHTS if recipe else None
+        yield from [pack] if pack and pack.is_file() else map(Path, component.files)
 
 
 def _encoders(model: Model) -> tuple[str, ...]:
     return tuple(component.name for component in model.components if component.name.startswith(ENCODERS))
 
 
+def _seem_known(prompts: Sequence[str], model: Model, plan: Plan) -> bool:
+    """Without torch, which takes long to import."""
+    return bool(prompts) and all(map(PromptCache.open(model, plan).knows, prompts))
+
+
 def _are_known(prompts: Sequence[str], model: Model, plan: Plan) -> bool:
-    if not prompts:
-        return False
     cache = PromptCache.open(model, plan)
     return all(cache.find(prompt) is not None for prompt in dict.fromkeys(prompts))

@@ -3,32 +3,20 @@
 What is read through the page cache comes into memory twice, into the cache and from there to its place, and new memory
 is not free: on virtual machines, where the host gives each page at its first touch, it can take longer than the disk.
 So what is needed once and is not cached goes past the cache into a small piece of memory that is used again and again.
-The cache is filled afterwards, when nobody waits for it, so that the next start reads nothing.
+The cache is filled afterwards, when nobody waits for it, so that the next start reads nothing (`cache_filling`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
-from autoflux.hardware.host import read as read_host
-from autoflux.runtime.priority import lower_priority
-from autoflux.units import MIB
+from autoflux.runtime.cache_filling import KNOWS_WHAT_IS_CACHED, is_cached
 
 PAGE = mmap.PAGESIZE
 """What reads past the cache begin and end at; disks ask for 512 or 4096 bytes."""
-
-READS_PAST_CACHE = sys.platform == "linux" and hasattr(os, "RWF_NOWAIT")
-
-FILL_STEP = 8 * MIB
-
-CACHE_SHARE = 2
-"""The page cache is filled only if available RAM is so many times what is to be put there."""
 
 
 class PackFile:
@@ -111,43 +99,9 @@ class PackFile:
             return self._file.readinto(memory) or 0
 
 
-def is_cached(descriptor: int, begin: int, end: int) -> bool:
-    """Whether the first and the last byte are in the page cache: what is read at once has come there at once."""
-    byte = memoryview(bytearray(1))
-    try:
-        return all(os.preadv(descriptor, [byte], at, os.RWF_NOWAIT) for at in (begin, end - 1))
-    except OSError:
-        return False
-
-
-def fill_page_cache(paths: Sequence[Path]) -> threading.Thread | None:
-    """Read these files into the page cache, in a thread that ends with the process; None if there is no room for them,
-    or if they were not read past it.
-
-    What else wants the memory gets it: what is only cached is given up at once.
-    """
-    nbytes = sum(path.stat().st_size for path in paths if path.exists())
-    if not nbytes or not READS_PAST_CACHE or read_host().available_bytes.value < CACHE_SHARE * nbytes:
-        return None
-    thread = threading.Thread(target=_read_through, args=(list(paths),), name="fill-cache", daemon=True)
-    thread.start()
-    return thread
-
-
-def _read_through(paths: Sequence[Path]) -> None:
-    lower_priority()
-    memory = bytearray(FILL_STEP)
-    for path in paths:
-        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
-            for at in range(0, path.stat().st_size, FILL_STEP):
-                end = min(at + FILL_STEP, path.stat().st_size)
-                if not is_cached(file.fileno(), at, end):
-                    os.preadv(file.fileno(), [memory], at)
-
-
 def _open_direct(path: Path) -> int | None:
     """A descriptor that reads past the page cache; None where there is no such thing."""
-    if not READS_PAST_CACHE:
+    if not KNOWS_WHAT_IS_CACHED:
         return None
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECT)

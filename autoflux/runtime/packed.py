@@ -17,8 +17,9 @@ from autoflux.errors import DamagedPack
 from autoflux.models.formats import SAFETENSORS
 from autoflux.models.naming import plain_name
 from autoflux.models.pack_shelf import OpenPack, Shelf, packs_wanted
-from autoflux.models.packs import PIECE_BYTES, SCALE, Packed, Recipe, pieces
+from autoflux.models.packs import PIECE_BYTES, SCALE, Packed, pieces
 from autoflux.models.values import Component, Precision
+from autoflux.planning.packs import recipe_for
 from autoflux.planning.schedule import aligned
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan
@@ -29,7 +30,6 @@ from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import in_order
 from autoflux.runtime.stores import Rows, Store
-from autoflux.runtime.streaming import NARROW
 from autoflux.runtime.units import Atom, Piece, Unit
 from autoflux.units import MIB
 
@@ -161,16 +161,10 @@ class PackStore:
 
 
 def open_pack(component: Component, planned: ComponentPlan) -> OpenPack | None:
-    """The pack with a component's weights as they are planned; None if there is none, or none is wanted.
-
-    Weights that the backend's own offload brings are not taken from packs in 8 bits, whose layers it does not know.
-    """
-    narrow = planned.storage in NARROW
-    if not packs_wanted() or (narrow and planned.placement == Placement.NATIVE):
-        return None
-    recipe = Recipe(component, planned.storage if narrow else planned.arithmetic, planned.arithmetic)
+    """The pack with a component's weights as they are planned; None if there is none, or none is wanted."""
+    recipe = recipe_for(component, planned) if packs_wanted() else None
     shelf = Shelf()
-    return shelf.open(recipe.key()) if shelf.root.is_dir() else None
+    return shelf.open(recipe.key()) if recipe and shelf.root.is_dir() else None
 
 
 def load_packed(

@@ -11,10 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoflux.runtime.pack_file import PAGE, READS_PAST_CACHE, PackFile, fill_page_cache, is_cached
+from autoflux.hardware import page_cache
+from autoflux.runtime.pack_file import PAGE, PackFile
 
 NBYTES = 40 * PAGE + 1234
 DATA = random.Random(7).randbytes(NBYTES)
+
+
+def drop(path: Path) -> None:
+    """Out of the page cache with it, where that can be."""
+    if page_cache.CAN_DROP:
+        page_cache.drop([path])
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +29,6 @@ def path(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("files") / "weights"
     file.write_bytes(DATA)
     return file
-
-
-def forget(path: Path) -> None:
-    """Out of the page cache with it."""
-    if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -43,7 +42,7 @@ def test_any_range_has_the_bytes_of_the_file(path, once, cached, ends):
     if cached:
         path.read_bytes()
     else:
-        forget(path)
+        drop(path)
     file = PackFile(path, once=once)
     try:
         assert bytes(file.read(first, end)) == DATA[first:end]
@@ -53,7 +52,7 @@ def test_any_range_has_the_bytes_of_the_file(path, once, cached, ends):
 
 @pytest.mark.parametrize("once", [True, False])
 def test_threads_do_not_read_over_each_other(path, once):
-    forget(path)
+    drop(path)
     file = PackFile(path, once=once)
 
     def matches(number: int) -> bool:
@@ -85,23 +84,3 @@ def test_a_file_system_that_cannot_read_past_the_cache_is_read_through_it():
         opened.close()
     finally:
         file.unlink(missing_ok=True)
-
-
-@pytest.mark.skipif(not READS_PAST_CACHE, reason="needs Linux")
-def test_the_cache_is_filled_afterwards(path):
-    forget(path)
-    file = PackFile(path, once=True)
-    file.read(0, NBYTES)
-    file.close()
-    filling = fill_page_cache([path, path.with_name("gone")])
-    assert filling is not None
-    filling.join()
-    with path.open("rb") as opened:
-        if not os.preadv(opened.fileno(), [bytearray(1)], 0):
-            pytest.skip("this file system has no page cache")
-        assert is_cached(opened.fileno(), 0, NBYTES)
-
-
-def test_nothing_is_filled_for_no_files(tmp_path):
-    assert fill_page_cache([]) is None
-    assert fill_page_cache([tmp_path / "gone"]) is None
