@@ -186,7 +186,9 @@ def main() -> int:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="of the model; made if it is not there")
-    parser.add_argument("--quant", default="int8", choices=["none", "int8", "fp8"], help="processors take none")
+    parser.add_argument(
+        "--quant", default="fp8", choices=["none", "int8", "fp8"], help="older cards take int8, processors none"
+    )
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--size", type=int, help="pixels a side (1024; 128 with --tiny)")
     parser.add_argument("--tiny", action="store_true", help="small networks")
