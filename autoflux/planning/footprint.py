@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.flops import image_tokens
-from autoflux.models.values import Model
+from autoflux.models.values import Model, Precision
 from autoflux.planning.native import on_device_bytes, ram_bytes
 from autoflux.planning.streaming import arena_bytes, modulation_bytes, stage_bytes, staying_bytes, streamed_bytes
 from autoflux.planning.terms import Placement, TransferUnit, Waiting
@@ -162,8 +162,10 @@ def _decode_activations(model: Model, arrangement: Arrangement, priors: Priors, 
     channels = model.architecture.vae_channels
     side = TILE_PIXELS if arrangement.tile_decode else max(picture.width, picture.height)
     pixels = min(picture.width, side) * min(picture.height, side)
-    unit = pixels * channels[min(1, len(channels) - 1)] * _item_bytes(arrangement, "vae")
-    return int(priors.decode_activations * unit)
+    item = _item_bytes(arrangement, "vae")
+    unit = pixels * channels[min(1, len(channels) - 1)] * item
+    wide = priors.float32_decode if item == Precision.FLOAT32.item_bytes else 1.0
+    return int(priors.decode_activations * wide * unit)
 
 
 def _item_bytes(arrangement: Arrangement, name: str) -> int:

@@ -106,6 +106,8 @@ class Priors(Value, frozen=True, kw_only=True):
     """Peak activation bytes of a denoise step in units of tokens x hidden size x item bytes."""
     decode_activations: Positive
     """Peak activation bytes of the VAE decode in units of pixels x widest full-resolution channels x item bytes."""
+    float32_decode: Positive = 1.0
+    """How many times as many of these units a decode in float32 takes."""
 
 
 class Profile(Value, frozen=True, kw_only=True):

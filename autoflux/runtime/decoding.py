@@ -37,7 +37,8 @@ def _lay_out(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 
 
 def _is_spared(x: Tensor) -> bool:
-    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+    # Not on ROCm, whose library would copy it back.
+    return torch.version.hip is None and x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
 
 
 @dataclass

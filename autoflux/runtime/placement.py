@@ -97,6 +97,8 @@ class Residences:
             torch.OutOfMemoryError: the device has less memory than the plan counts on.
         """
         planned = self._plan.component(name)
+        if name == "vae":
+            spare_memory(used or network)
         if planned.placement == Placement.NATIVE:
             self._held[name] = self._left_to_backend(network, planned)
             return
@@ -106,8 +108,6 @@ class Residences:
             store = None
         if store:
             self._stores[name] = store
-        if name == "vae":
-            spare_memory(used or network)
         fetch = partial(self._fetch, name, network) if later else None
         self._held[name] = Residence(
             network,

@@ -15,6 +15,7 @@ from autoflux.planning.planner import make_plan
 from autoflux.planning.streaming import block_bytes_of
 from autoflux.planning.terms import Offload, Placement, Quality, Waiting
 from autoflux.planning.values import Plan, Wishes
+from autoflux.planning.weights import component_bytes
 from tests.conftest import GB, figure, size
 from tests.planning.test_planner import PROFILES
 from tests.planning.test_ways import SMALL
@@ -120,6 +121,21 @@ def test_what_is_read_from_packs_takes_no_ram_before_it_is_where_it_will_be():
     assert plan(poor(low, card), wide, **wishes).offload == Offload.NONE
     with pytest.raises(DoesNotFit):
         plan(poor(low, card), **wishes)
+
+
+def test_what_is_read_from_packs_to_where_it_waits_joins_what_was_made_narrow_from_files():
+    hardware = poor(64)
+    wide = Precision.BFLOAT16
+    sizes = {part.name: part.disk_bytes for part in SMALL.components}
+    encoder = PackedPart(component="text_encoder_2", storage=wide, arithmetic=wide, nbytes=sizes["text_encoder_2"])
+    made = plan(hardware, Packs(parts=(encoder,)), quant=Precision.INT8)
+    t5, transformer = (made.component(name) for name in ("text_encoder_2", "transformer"))
+    assert (t5.placement, transformer.placement) == (Placement.STREAMED, Placement.STREAMED)
+    assert t5.packed_bytes
+    assert not transformer.packed_bytes
+    # Not while the transformer is read, whose largest block is there in its own width too; but when both are there.
+    both = component_bytes(SMALL, t5) + component_bytes(SMALL, transformer)
+    assert 0 <= made.predicted.peak_ram_bytes - made.priors.host_bytes - both < 0.3 * GB
 
 
 def test_packs_in_other_formats_are_not_reckoned_with():

@@ -11,6 +11,7 @@ from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import BlockTiming, Hardware
 from autoflux.models.values import Precision
+from autoflux.planning.footprint import activations
 from autoflux.planning.planner import make_plan
 from autoflux.planning.speed import Rates, Way, assumed, block_seconds
 from autoflux.planning.streaming import block_kinds
@@ -281,3 +282,17 @@ def made_up(*, vram: float, ram: float, link: float, tflops: float) -> Hardware:
             total_bytes=size(int(ram * GB)), available_bytes=size(int(ram * GB)), pinnable_bytes=size(int(ram * GB / 2))
         ),
     )
+
+
+@pytest.mark.parametrize(("precision", "times"), [(Precision.FLOAT32, 2 * 1.6), (Precision.FLOAT16, 1.0)])
+def test_a_decode_in_float32_takes_more_than_twice_the_memory_of_a_card(precision, times):
+    made = plan(known_machine("h200-141gb"), SMALL)
+    assert made.priors.float32_decode == 1.6
+    arrangement = made.arrangement
+    other = arrangement.replace(
+        components=tuple(
+            part.replace(arithmetic=precision) if part.name == "vae" else part for part in arrangement.components
+        )
+    )
+    counted = [activations(SMALL, way, made.priors, made.predicted.picture).decode for way in (arrangement, other)]
+    assert counted[1] == pytest.approx(times * counted[0])

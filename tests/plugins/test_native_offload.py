@@ -12,6 +12,7 @@ import torch
 
 import autoflux
 from autoflux import ComponentPlan, ContradictoryWishes, Placement, Precision, Wishes
+from autoflux.runtime import decoding
 from autoflux.runtime.placement import Residences
 from tests.plugins.plans import native
 from tests.runtime.fakes import hooks_of
@@ -39,6 +40,16 @@ def test_pictures_are_those_with_everything_on_the_device(resident, tiny_model, 
             (found,) = session.generate(PROMPT, seed=seed, steps=3)
             difference = np.asarray(found.image).astype(int) - np.asarray(wanted.image)
             assert np.abs(difference).max() <= 1
+
+
+def test_the_decoder_is_asked_to_spare_memory_however_it_is_held(resident, tiny_model, backend, monkeypatch):
+    asked: list[int] = []
+    with autoflux.load(str(tiny_model), plan=native(resident.plan, backend)) as session:
+        monkeypatch.setattr(decoding, "_is_spared", lambda x: asked.append(x.shape[-1]))
+        for opened in (resident, session):
+            (picture,) = opened.generate(PROMPT, seed=0, steps=1)
+            assert max(asked) == picture.image.width
+            asked.clear()
 
 
 def test_formats_that_a_library_cannot_hold_are_refused(resident, tiny_model, backend):
