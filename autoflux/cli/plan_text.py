@@ -25,6 +25,7 @@ DECISIVE = ("device", "weights", "offload", "compiling")
 
 KNOWN = {
     Origin.WISH: "wished",
+    Origin.CALIBRATED: "by runs of this model here",
     Origin.MEASURED: "measured",
     Origin.REPORTED: "reported",
     Origin.ASSUMED: "assumed",

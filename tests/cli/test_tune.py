@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from autoflux.cli.main import run
+from autoflux.cli.plan_text import KNOWN
 from autoflux.cli.tune import Tuning
 from autoflux.models.request import Order, make_requests
 from autoflux.paths import cache_dir
 from autoflux.planning.fitting import LIMIT
+from autoflux.planning.terms import Origin
 from autoflux.runtime.calibration_store import FOLDER, VARIABLE, CalibrationStore
 from autoflux.testing import BEHAVIOUR_VARIABLE, Behaviour, fake_model, fake_plan
 
@@ -43,6 +45,18 @@ def said(capsys) -> dict:
 def planned(model: Path, capsys, *arguments: str) -> dict:
     assert run(["plan", "--model", str(model), "--device", "cpu", "--json", *arguments]) == 0
     return said(capsys)
+
+
+def test_a_plan_by_what_ran_here_is_explained(tiny_model: Path, capsys):
+    command = ["--model", str(tiny_model), "--device", "cpu", "--backend", "diffusers"]
+    assert run(["tune", *command, "--steps", "1"]) == 0
+    capsys.readouterr()
+    assert run(["plan", *command, "--explain"]) == 0
+    assert f"prediction: calibrated  {KNOWN[Origin.CALIBRATED]}" in capsys.readouterr().out
+
+
+def test_how_a_choice_is_known_has_words_for_every_way():
+    assert set(KNOWN) == set(Origin)
 
 
 def test_what_is_measured_is_what_later_plans_predict(tiny_model: Path, capsys):
