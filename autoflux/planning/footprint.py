@@ -27,7 +27,7 @@ tokens (benchmarks/planning.py)."""
 ENCODE_HEAD = 64
 """Numbers in a head of T5."""
 
-FILL_BYTES = 450_000_000
+PACK_BUFFER_BYTES = 450_000_000
 """Pinned RAM through which packs are read to the device: four buffers (`runtime.packed`), each as large as the largest
 tensors of FLUX.1's transformer, 113 MB."""
 
@@ -115,7 +115,7 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
         return 0
     if planned.packed_bytes:  # read to where it will be, but for the stage of what is streamed through one
         if planned.placement == Placement.DEVICE:
-            return FILL_BYTES
+            return PACK_BUFFER_BYTES
         return component_bytes(model, planned) if planned.waiting == Waiting.PAGEABLE else 0
     component = model.component(planned.name)
     if planned.is_narrow:

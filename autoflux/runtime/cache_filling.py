@@ -46,7 +46,8 @@ class Filling:
         self._lock = threading.Lock()
         self._stopped = False
         self._threads = [
-            threading.Thread(target=self._read, args=(yields,), name="fill-cache", daemon=True) for _ in range(threads)
+            threading.Thread(target=self._read, args=(yields,), name="fill-cache", daemon=True)
+            for _ in range(threads if files else 0)
         ]
         for thread in self._threads:
             thread.start()

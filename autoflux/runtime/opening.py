@@ -31,14 +31,17 @@ def open_with(
     Raises:
         As `Backend.build`.
     """
-    unread = _encoders(model) if _seem_known(prompts, model, plan) and getattr(backend, "defers", False) else ()
+    cache = PromptCache.open(model, plan)
+    defers = bool(prompts) and getattr(backend, "defers", False)
+    # Told without torch, which takes long to import; what is there may yet be damaged.
+    unread = _encoders(model) if defers and all(map(cache.knows, prompts)) else ()
     ahead = read_ahead(list(_files(plan, model, unread)))
 
     def begun(stage: str, share: float) -> None:
         ahead.stop()
         progress(stage, share)
 
-    later = unread if unread and _are_known(prompts, model, plan) else ()
+    later = unread if unread and all(cache.find(prompt) is not None for prompt in dict.fromkeys(prompts)) else ()
     deferring = (later,) if later else ()  # what only a backend that says so takes
     try:
         with freed_ram_given_back():
@@ -61,13 +64,3 @@ def _files(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[Path]:
 
 def _encoders(model: Model) -> tuple[str, ...]:
     return tuple(component.name for component in model.components if component.name.startswith(ENCODERS))
-
-
-def _seem_known(prompts: Sequence[str], model: Model, plan: Plan) -> bool:
-    """Without torch, which takes long to import."""
-    return bool(prompts) and all(map(PromptCache.open(model, plan).knows, prompts))
-
-
-def _are_known(prompts: Sequence[str], model: Model, plan: Plan) -> bool:
-    cache = PromptCache.open(model, plan)
-    return all(cache.find(prompt) is not None for prompt in dict.fromkeys(prompts))
