@@ -11,7 +11,14 @@ from autoflux import LoadProgress, Model, Plan, attending
 
 from .diffsynth_backend import unreadable
 from .diffsynth_offload import VramManagement
-from .diffsynth_transformer import BLOCK_LISTS, bare_transformer, load_transformer, open_transformer
+from .diffsynth_transformer import (
+    BLOCK_LISTS,
+    Conditioned,
+    bare_transformer,
+    embedding_of,
+    load_transformer,
+    open_transformer,
+)
 from .diffusers_loading import Library, load_components
 from .diffusers_pipeline import DiffusersPipeline, FluxState
 
@@ -60,28 +67,29 @@ class DiffSynthPipeline(DiffusersPipeline):
         dit, request = self._transformer, states[0].request
         # The step function takes latents as pictures, 8 pixels a side to one, whose sides are even.
         height, width = (2 * (side // self._architecture.patch_pixels) for side in (request.height, request.width))
-        guidance = [state.guidance for state in states if state.guidance is not None]
+        times = torch.stack([self._thousandths(state.timesteps[state.step]) for state in states])
+        pooled = torch.cat([state.conditioning.pooled for state in states])
         ids = states[0].conditioning.token_ids
         velocity = model_fn_flux_image(
-            dit=dit,
+            dit=Conditioned(dit, embedding_of(dit, times, pooled, self._guidance(states))),
             latents=dit.unpatchify(torch.cat([state.latents for state in states]), height, width),
-            timestep=torch.stack([self._thousandths(state.timesteps[state.step]) for state in states]),
+            timestep=times,
             prompt_emb=torch.cat([state.conditioning.tokens for state in states]),
-            pooled_prompt_emb=torch.cat([state.conditioning.pooled for state in states]),
-            guidance=torch.cat(guidance).to(self._dtype) if guidance else None,
+            pooled_prompt_emb=pooled,
             text_ids=ids.expand(len(states), *ids.shape),
         )
         packed: torch.Tensor = dit.patchify(velocity)
         return packed
 
     def _embedding(self, time: torch.Tensor, state: FluxState) -> torch.Tensor:
-        """What the step function makes of timestep, guidance and pooled prompt, with the same roundings."""
-        dit = self._transformer
-        embedding: torch.Tensor = dit.time_embedder(self._thousandths(time), self._dtype)
-        embedding = embedding + dit.pooled_text_embedder(state.conditioning.pooled)
-        if state.guidance is not None:
-            embedding = embedding + dit.guidance_embedder(state.guidance.to(self._dtype) * 1000, self._dtype)
-        return embedding
+        """What `_velocity` gives the step function, with the same roundings."""
+        pooled, guidance = state.conditioning.pooled, self._guidance([state])
+        return embedding_of(self._transformer, self._thousandths(time), pooled, guidance)
+
+    def _guidance(self, states: Sequence[FluxState]) -> torch.Tensor | None:
+        """In thousandths; None for a model that takes none."""
+        given = [state.guidance for state in states if state.guidance is not None]
+        return torch.cat(given).to(self._dtype) * 1000 if given else None
 
     def _thousandths(self, timestep: torch.Tensor) -> torch.Tensor:
         """0 to 1000, with the roundings that it has in diffusers."""
