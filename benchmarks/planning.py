@@ -4,6 +4,7 @@
     python -m benchmarks.planning --json FILE --minutes 9  # stop in time; the next call goes on from the file
     python -m benchmarks.planning --quick                  # 12 telling rows, some minutes on an H200
     python -m benchmarks.planning --regret 8 --json FILE   # instead, at 4 caps: the plan and the 8 best alternatives
+    python -m benchmarks.planning --merge A B --json FILE  # what several cards of one kind have measured, in one file
     python -m benchmarks.planning --tiny                   # the same with a miniature, on any processor, in seconds
 
 Each row: autoflux plans for the cap, loads what it planned, draws a few steps and decodes. Of that come seconds a step
@@ -28,15 +29,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoflux.errors import AutofluxError
+from autoflux.planning.terms import Quality
 from autoflux.runtime import allocator
 from benchmarks.planning_report import (
     BATCHES,
     BOUNDS,
     CAPS_GB,
+    QUALITIES,
     REGRET_CAPS_GB,
     SIZES,
     Report,
     Setting,
+    merged,
     resume,
     settings,
     telling,
@@ -74,7 +78,8 @@ def wanted(options: argparse.Namespace, highest_gb: float) -> list[Setting]:
         return telling(highest_gb)
     caps = options.caps or (TINY_CAPS_GB if options.tiny else CAPS_GB)
     sizes, batches = (TINY_SIZES, TINY_BATCHES) if options.tiny else (SIZES, BATCHES)
-    return settings([cap for cap in caps if cap <= highest_gb], sizes, batches)
+    every = settings([cap for cap in caps if cap <= highest_gb], sizes, batches)
+    return [setting for setting in every if options.quality in (None, setting.quality)]
 
 
 def run(bench: Bench, options: argparse.Namespace, report: Report, clock: Clock) -> bool:
@@ -94,7 +99,7 @@ def _regretted(options: argparse.Namespace, highest_gb: float) -> list[Setting]:
     caps = options.caps or (TINY_CAPS_GB[1:2] if options.tiny else REGRET_CAPS_GB)
     size = TINY_SIZES if options.tiny else SIZES[1:2]
     every = settings([cap for cap in caps if cap <= highest_gb], size, (1,))
-    return [setting for setting in every if setting.quality == options.regret_quality]
+    return [setting for setting in every if setting.quality == (options.quality or Quality.BALANCED)]
 
 
 def _add(
@@ -142,6 +147,8 @@ def show(report: Report) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write down and sum up; 75 if time was up before all was done."""
     options = _options(arguments)
+    if options.merge:
+        return merge(options)
     clock = Clock(options.minutes)
     allocator.apply(os.environ)  # torch reads it when it is imported
     os.environ["AUTOFLUX_PROMPT_CACHE"] = "off"  # prompts are to be encoded
@@ -152,8 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = resume(options.json, bench.machine)
             complete = run(bench, options, report, clock)
     except AutofluxError as error:
-        print(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
-        return error.exit_code
+        return _failed(error)
     report.save(options.json)
     show(report)
     if options.tiny:
@@ -163,12 +169,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if complete else 75
 
 
+def merge(options: argparse.Namespace) -> int:
+    """Put rows of several files together, sum them up and write them down."""
+    try:
+        report = merged(options.merge)
+    except AutofluxError as error:
+        return _failed(error)
+    report.save(options.json)
+    show(report)
+    return 0
+
+
+def _failed(error: AutofluxError) -> int:
+    print(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
+    return error.exit_code
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--caps", type=float, nargs="+", metavar="GB", help="of device memory, the context included")
     parser.add_argument("--steps", type=int, default=4, help="that are timed")
     parser.add_argument("--regret", type=int, default=0, metavar="N", help="run the N best alternatives too")
-    parser.add_argument("--regret-quality", default="balanced", choices=["exact", "balanced"])
+    parser.add_argument(
+        "--quality", type=Quality, choices=QUALITIES, help="only this (balanced with --regret, else both)"
+    )
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="measure nothing, put these together")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows there; those in it are not run again")
     parser.add_argument("--minutes", type=float, help="begin no row that would end later")
     parser.add_argument("--direct", action="store_true", help="spare the copy that a loader makes; quicker")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +114,39 @@ def resume(file: Path | None, machine: dict[str, Any]) -> Report:
     """
     if file is None or not file.exists():
         return Report(machine=machine)
-    try:
-        found = msgspec.json.decode(file.read_bytes(), type=Report)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DamagedFile(f"{str(file)!r} is no report of this benchmark: {error}", hint="name another file") from error
+    found = _read(file)
     if found.machine != machine:
         raise UsageError(
             f"{str(file)!r} holds rows of {found.machine}, and this is {machine}", hint="name another file with --json"
         )
     return found
+
+
+def merged(files: Sequence[Path]) -> Report:
+    """One report of all rows, by cap; of rows for the same, the first.
+
+    Raises:
+        DamagedFile: a file is not there, or is no report.
+        UsageError: they are of different devices or versions.
+    """
+    reports = [_read(file) for file in files]
+    for file, report in zip(files, reports, strict=True):
+        if report.machine != reports[0].machine:
+            raise UsageError(
+                f"{str(file)!r} holds rows of {report.machine}, the first file those of {reports[0].machine}",
+                hint="merge what was measured on cards of one kind with the same versions",
+            )
+    rows: dict[tuple[Setting, str], Row] = {}
+    for row in chain.from_iterable(report.rows for report in reports):
+        rows.setdefault(row.key, row)
+    return Report(machine=reports[0].machine, rows=sorted(rows.values(), key=lambda row: row.setting.cap_gb))
+
+
+def _read(file: Path) -> Report:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Report)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DamagedFile(f"{str(file)!r} is no report of this benchmark: {error}", hint="name another file") from error
 
 
 def settings(caps_gb: Iterable[float], sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> list[Setting]:

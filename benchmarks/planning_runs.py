@@ -253,10 +253,10 @@ def _variations(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
     for component in ("vae", "text_encoder", "text_encoder_2"):
         yield f"--keep {component}", wishes.replace(keep=(component,))
     yield "--cpu text_encoder_2", wishes.replace(cpu=("text_encoder_2",))
-    for size in ("layer", "1GB"):
-        unit, nbytes = (TransferUnit.LAYER, None) if size == "layer" else (None, GB)
-        yield f"--block-size {size}", wishes.replace(unit=unit, block_bytes=nbytes)
-    for percent in (95, 85, 70):
+    yield "--block-size layer", wishes.replace(unit=TransferUnit.LAYER)
+    for gigabytes in (1, 2):
+        yield f"--block-size {gigabytes}GB", wishes.replace(block_bytes=gigabytes * GB)
+    for percent in (95, 85, 70, 60, 50, 35, 25, 15):
         share = (wishes.vram_bytes or 0) * percent // 100
         yield f"--vram {share / GB:g}GB", wishes.replace(vram_bytes=share)
     if wishes.quality != Quality.EXACT:

@@ -60,6 +60,28 @@ def test_rows_are_planned_run_and_written_and_not_run_again(measure):
     assert (again[0], again[1]["rows"]) == (0, rows)
 
 
+def test_files_are_put_together(measure, tmp_path):
+    _, low, _ = measure("--caps", "1.085", "--quality", "exact")
+    parts = [tmp_path / "low.json", tmp_path / "high.json"]
+    (tmp_path / "rows.json").rename(parts[0])
+    _, high, _ = measure("--caps", "1.2", "1.085", "--quality", "exact")
+    (tmp_path / "rows.json").rename(parts[1])
+    assert planning.main(["--merge", *map(str, parts), "--json", str(tmp_path / "all.json")]) == 0
+    merged = json.loads((tmp_path / "all.json").read_bytes())
+    assert [row["setting"]["cap_gb"] for row in merged["rows"]] == [1.085, 1.085, 1.2, 1.2]
+    assert merged["rows"][:2] == low["rows"]
+    assert merged["summary"]["exact"]["measured"] == high["summary"]["exact"]["measured"]
+
+
+def test_files_of_different_machines_are_not_put_together(tmp_path, capsys):
+    for name in ("one", "other"):
+        Report(machine={"device": name}).save(tmp_path / f"{name}.json")
+    assert planning.main(["--merge", str(tmp_path / "one.json"), str(tmp_path / "other.json")]) == 2
+    assert "the first file those of" in capsys.readouterr().err
+    assert planning.main(["--merge", str(tmp_path / "none.json")]) == 1
+    assert "no report of this benchmark" in capsys.readouterr().err
+
+
 def test_what_there_is_no_time_for_is_left_to_the_next_call(measure):
     code, report, printed = measure("--minutes", "1e-9")
     assert (code, report["rows"]) == (75, [])
