@@ -64,6 +64,8 @@ class Measured(Value, frozen=True, kw_only=True):
     peak_vram_bytes: PhaseBytes | None = None
     """Everything the process had on the device; None where that cannot be asked."""
     peak_ram_bytes: int | None = None
+    processor_share: float | None = None
+    """Of the processors, what this process had or could have had meanwhile; None where that cannot be known."""
 
     @property
     def settled(self) -> tuple[float, ...]:

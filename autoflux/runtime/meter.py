@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from autoflux.hardware import load
+from autoflux.hardware.host import read as read_host
 from autoflux.planning.fitting import Measured
 from autoflux.planning.values import PhaseBytes, Plan
 from autoflux.runtime.memory import peak_ram_bytes
@@ -26,6 +28,7 @@ class Meter:
     def __init__(self, plan: Plan, *, on: bool) -> None:
         self._on = on
         self._gauge = _Gauge(plan) if on else None
+        self._begun = load.moment() if on else None
         self._steps: list[float] = []
         self._seconds = {"encode": 0.0, "decode": 0.0}
         self._peaks: dict[str, int | None] = dict.fromkeys(("encode", "denoise", "decode"))
@@ -63,7 +66,14 @@ class Meter:
             encoded=encoded,
             peak_vram_bytes=self._phases(),
             peak_ram_bytes=peak_ram_bytes(),
+            processor_share=self._processor_share(),
         )
+
+    def _processor_share(self) -> float | None:
+        ended = load.moment()
+        if self._begun is None or ended is None or ended.wall - self._begun.wall < load.LOOK_SECONDS:
+            return None  # too short for the system's clocks
+        return load.share_left(self._begun, ended, read_host().cores)
 
     def _phases(self) -> PhaseBytes | None:
         peaks = {phase: peak for phase, peak in self._peaks.items() if peak is not None}

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoflux.hardware.load import LEAST_SHARE
 from autoflux.planning.calibration import Calibration
 from autoflux.planning.fitting import Measured, calibrate
 from autoflux.planning.judging import (
     ENOUGH_STEPS,
     GAIN,
+    MOST_DISTURBED,
     OFF,
     Before,
     Verdict,
@@ -86,6 +88,17 @@ def test_what_says_nothing_is_left_out():
     assert not is_comparable(predicted(), MODEL, took(9.0, steps=1))
     assert not is_comparable(predicted(), MODEL, took(0.0))
     assert watch(far, took(9.0, steps=1)).measured == ()
+
+
+@pytest.mark.parametrize(("share", "judged"), [(None, True), (1.0, True), (LEAST_SHARE, True), (0.5, False)])
+def test_what_was_drawn_while_others_computed_is_left_out(share, judged):
+    assert bool(watch(took(9.0, processor_share=share)).measured) == judged
+
+
+def test_on_a_machine_that_is_always_busy_the_next_pictures_count():
+    busy = took(9.0, processor_share=0.1)
+    assert watch(*[busy] * MOST_DISTURBED).measured == ()
+    assert watch(*[busy] * (MOST_DISTURBED + 2)).measured == (busy, busy)
 
 
 OTHER = "another backend"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from autoflux.hardware import load
+from autoflux.hardware.load import Moment
 from autoflux.models.request import Order, make_requests
 from autoflux.planning.values import PhaseBytes
+from autoflux.runtime import meter as meter_module
 from autoflux.runtime.meter import Meter
 from autoflux.runtime.session import Drawing, Session
 from autoflux.testing import FakePipeline, fake_model, fake_plan
@@ -38,6 +42,22 @@ def test_every_part_is_timed(session: Session):
     assert all(seconds > 0 for seconds in parts)
     assert measured.peak_vram_bytes is None
     assert measured.peak_ram_bytes > 10**7
+
+
+@pytest.mark.parametrize(("idle", "own", "share"), [(4.0, 4.0, 1.0), (0.0, 4.0, 0.5)])
+def test_what_others_left_of_the_processors_is_told(session: Session, monkeypatch, idle, own, share):
+    moments = iter([Moment(0.0, 0.0, 0.0, 0.0), Moment(4.0, idle, own, 8.0)])
+    monkeypatch.setattr(load, "moment", lambda: next(moments))
+    monkeypatch.setattr(meter_module, "read_host", lambda: SimpleNamespace(cores=2))
+    meter = Meter(session.plan, on=True)
+    assert meter.measured(drawn(session, meter), encoded=True).processor_share == share
+
+
+def test_a_batch_that_is_too_short_for_the_system_s_clocks_says_nothing_of_others(session: Session, monkeypatch):
+    moments = iter([Moment(0.0, 0.0, 0.0, 0.0), Moment(0.1, 0.0, 0.1, 0.2)])
+    monkeypatch.setattr(load, "moment", lambda: next(moments))
+    meter = Meter(session.plan, on=True)
+    assert meter.measured(drawn(session, meter), encoded=True).processor_share is None
 
 
 class CountingTorch:
