@@ -111,6 +111,8 @@ def _accelerator_rows(accelerator: Accelerator) -> Iterator[Row]:
     yield from _rate_rows("attention", accelerator.attention_tflops)
     for kind, timing in accelerator.blocks.items():
         yield (f"{kind} block", format_seconds(timing.seconds.value), _known(timing.seconds))
+        if timing.launch_seconds:
+            yield ("", f"launched in {format_seconds(timing.launch_seconds.value)}", _known(timing.launch_seconds))
 
 
 def _link_rows(link: Link) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from autoflux.hardware.device import Device, Findings, measured
 from autoflux.hardware.products import FLUX_HIDDEN, HEAD_SIZE
-from autoflux.hardware.timing import Call, climb
+from autoflux.hardware.timing import Call, climb, launch_seconds
 from autoflux.hardware.values import (
     FLUX_IMAGE_TOKENS,
     FLUX_TEXT_TOKENS,
@@ -48,6 +48,9 @@ class Tokens:
     def operations(self) -> float:
         return block_operations(self.hidden_size, self.image + self.text)
 
+
+FEW = Tokens(image=16, text=16)
+"""So few that the device has done what it was told before the host has told it the next."""
 
 TOKENS = tuple(Tokens(FLUX_IMAGE_TOKENS // n, FLUX_TEXT_TOKENS // n) for n in (16, 4, 1))
 
@@ -172,8 +175,11 @@ def _timing(device: Device, precision: str, kind: BlockKind, sizes: Sequence[Tok
         tokens, seconds = climb(
             sizes, partial(_call, block, options), device.synchronize, largest_seconds=LARGEST_BLOCK_SECONDS
         )
+        few = Tokens(FEW.image, FEW.text, tokens.hidden_size)
+        launching = launch_seconds(_call(block, options, few), device.synchronize)
     return BlockTiming(
         seconds=measured(seconds, f"{tokens.image} + {tokens.text} tokens, {precision}"),
+        launch_seconds=measured(launching, "of the host"),
         precision=precision,
         hidden_size=tokens.hidden_size,
         image_tokens=tokens.image,

@@ -20,6 +20,10 @@ SUSTAINED_SECONDS = 0.4
 800 TFLOP/s for some 30 ms and then, at its power limit, at 690. A picture takes seconds, so the lower figure is the
 true one."""
 
+LAUNCHES = 8
+"""Calls whose launching is timed together. Drivers take some thousand operations before they let the host wait, and a
+block is about a hundred."""
+
 LARGEST_SECONDS = 0.25
 """A larger size is tried only if a call will take less than this."""
 
@@ -72,6 +76,22 @@ def sustained_seconds(call: Call, synchronize: Call, *, seconds: float = SUSTAIN
         round_ = _timed(call, synchronize, count) / count
         if spent >= seconds / 2:
             taken.append(round_)
+    return statistics.median(taken)
+
+
+def launch_seconds(call: Call, synchronize: Call) -> float:
+    """Median seconds of the host for a call that the device is quicker to do: until it returns, not until it is done.
+
+    Where work is not done in the background it is the time of the call.
+    """
+    _timed(call, synchronize, 1)
+    taken: list[float] = []
+    for _ in range(ROUNDS):
+        synchronize()
+        begun = time.perf_counter()
+        for _ in range(LAUNCHES):
+            call()
+        taken.append((time.perf_counter() - begun) / LAUNCHES)
     return statistics.median(taken)
 
 

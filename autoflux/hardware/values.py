@@ -129,6 +129,9 @@ class BlockTiming(Value, frozen=True, kw_only=True):
     """How long a block of FLUX's shape computes for, uncompiled, with `precision` weights and no modulation layers."""
 
     seconds: Figure
+    launch_seconds: Figure | None = None
+    """What the host takes to tell the device to do it: no block takes less, however few its tokens. None if it was not
+    measured."""
     precision: str
     hidden_size: int
     image_tokens: int

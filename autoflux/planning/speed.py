@@ -46,6 +46,13 @@ COMPILED_NARROWING = 0.19
 1024x1024: a step takes 94 to 96 ms (benchmarks/pictures.py), of which the rest is 63 ms uncompiled. That alone is left
 of `NATIVE_OVERHEAD` for fp8: its products are faster than where they are measured alone."""
 
+LAUNCHED_BESIDE = 1.2
+"""Time of the host for a block as the library and the engine run it, over that of the bare one that a probe times. One
+H100 whose processors others used: bare blocks 2.0 and 1.2 ms, a step of 57 at 512x512 99 to 104 ms."""
+
+COMPILED_LAUNCHES = 0.5
+"""The same for a compiled block, over that of an uncompiled one. There: a step 45 to 57 ms."""
+
 DEFAULT_ATTENTION = "default"
 """torch's own choice."""
 
@@ -77,6 +84,8 @@ class Rates(Value, frozen=True, kw_only=True):
     """What computes attention: `default` or `cudnn`."""
     rest_seconds: dict[BlockKind, float] = msgspec.field(default_factory=dict)
     """What a block takes beside products and attention, uncompiled, at 1024x1024; empty if none was timed."""
+    launch_seconds: dict[BlockKind, float] = msgspec.field(default_factory=dict)
+    """What the host takes to launch a bare block, uncompiled; empty if it was not measured."""
     link_gb_per_s: Figure
     disk_gb_per_s: Figure
     host_copy_gb_per_s: Figure | None = None
@@ -101,6 +110,7 @@ def choose_rates(
         attention_tflops=kinds.get(chosen) or assumed(matmul.value * priors.attention_share),
         attention=chosen,
         rest_seconds=_rest_seconds(device, matmul, kinds.get(DEFAULT_ATTENTION)),
+        launch_seconds=_launch_seconds(device),
         correction=Correction(),  # who asks knows what has run
         **others,
     )
@@ -120,6 +130,11 @@ def _rest_seconds(device: Accelerator | Host, matmul: Figure, attention: Figure 
     return rest
 
 
+def _launch_seconds(device: Accelerator | Host) -> dict[BlockKind, float]:
+    blocks = device.blocks if isinstance(device, Accelerator) else {}
+    return {kind: timing.launch_seconds.value for kind, timing in blocks.items() if timing.launch_seconds}
+
+
 def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, way: Way) -> dict[BlockKind, float]:
     """What a double and a single block compute for, all pictures of the batch together."""
     architecture, batch = model.architecture, picture.batch
@@ -130,14 +145,13 @@ def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, 
     wide = multiplying / (rates.matmul_tflops.value * 1e12)
     attention = attending / (rates.attention_tflops.value * 1e12)
     products = _product_seconds(multiplying, wide, rates, priors, way, hidden)
-    least = priors.block_seconds * (priors.compiled_rest if way.compiled else 1.0)
     seconds = {}
     for kind in KINDS:
         rest = (wide + attention) * (1 / priors.step_efficiency - 1)
         if kind in rates.rest_seconds:
             rest = rates.rest_seconds[kind] * batch * tokens * hidden / REST_UNIT
         # The device computes one block while the host prepares the next, so the slower of the two counts.
-        reckoned = max(products + attention + rest * _rest_factor(priors, way), least)
+        reckoned = max(products + attention + rest * _rest_factor(priors, way), _launching(kind, rates, priors, way))
         seconds[kind] = reckoned * rates.correction.blocks
     return seconds
 
@@ -149,6 +163,13 @@ def _product_seconds(multiplying: float, wide: float, rates: Rates, priors: Prio
         return NATIVE_OVERHEAD[way.storage] * multiplying / (rates.narrow_tflops.value * 1e12)
     # A block has 12 h^2 weights, 24 h^2 if it is a double one: each of those does half of its tokens.
     return wide + 12 * hidden**2 / (priors.widen_gb_per_s * 1e9)
+
+
+def _launching(kind: BlockKind, rates: Rates, priors: Priors, way: Way) -> float:
+    """What the host takes for a block."""
+    bare = rates.launch_seconds.get(kind)
+    whole = bare * LAUNCHED_BESIDE if bare is not None else priors.block_seconds
+    return whole * COMPILED_LAUNCHES if way.compiled else whole
 
 
 def _rest_factor(priors: Priors, way: Way) -> float:

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from autoflux.hardware.timing import climb, quick_seconds, round_seconds, sustained_seconds
+from autoflux.hardware.timing import (
+    LAUNCHES,
+    ROUNDS,
+    climb,
+    launch_seconds,
+    quick_seconds,
+    round_seconds,
+    sustained_seconds,
+)
 
 
 def test_at_least_one_round_even_over_the_budget():
@@ -33,6 +41,13 @@ def test_the_first_call_does_not_count():
 def test_sustained_seconds_are_those_of_one_call_even_without_time():
     assert 0 < sustained_seconds(_nothing, _nothing, seconds=0.02) < 0.01
     assert sustained_seconds(_nothing, _nothing, seconds=0.0) > 0
+
+
+def test_launching_is_timed_before_the_device_is_waited_for():
+    calls: list[str] = []
+    assert 0 < launch_seconds(lambda: calls.append("call"), lambda: calls.append("wait")) < 0.01
+    warm = ["wait", "call", "wait"]
+    assert calls == [*warm, *(["wait", *["call"] * LAUNCHES] * ROUNDS)]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from autoflux.hardware.values import BlockTiming, Hardware
 from autoflux.models.values import Precision
 from autoflux.planning.footprint import activations
 from autoflux.planning.planner import make_plan
-from autoflux.planning.speed import Rates, Way, assumed, block_seconds
+from autoflux.planning.speed import COMPILED_LAUNCHES, LAUNCHED_BESIDE, Rates, Way, assumed, block_seconds
 from autoflux.planning.streaming import block_kinds
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.values import Plan, Wishes
@@ -210,6 +210,17 @@ def test_the_fastest_attention_that_was_measured_is_taken():
     assert slower.attention == "default"
     faster = plan(measured(machine, cudnn=550.0))
     assert faster.predicted.seconds_per_step < slower.predicted.seconds_per_step
+
+
+@pytest.mark.parametrize(("compiled", "share"), [(False, 1.0), (True, COMPILED_LAUNCHES)])
+def test_no_block_takes_less_than_launching_it(compiled, share):
+    hardware = measured(known_machine("h200-141gb"), cudnn=550.0)
+    (card,) = hardware.accelerators
+    slow = {kind: timing.replace(launch_seconds=figure(0.05)) for kind, timing in card.blocks.items()}
+    hardware = hardware.replace(accelerators=(card.replace(blocks=slow),), versions={"triton": "3.6.0"})
+    made = plan(hardware, quality=Quality.BALANCED, compiled=compiled)
+    launched = 0.05 * LAUNCHED_BESIDE * share
+    assert made.predicted.block_seconds == pytest.approx({"double": launched, "single": launched})
 
 
 def test_a_timed_block_takes_as_long_as_it_was_timed():
