@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -20,18 +19,16 @@ from autoflux.models.pack_shelf import OpenPack, Shelf, packs_wanted
 from autoflux.models.packs import PIECE_BYTES, SCALE, Packed, pieces
 from autoflux.models.values import Component, Precision
 from autoflux.planning.packs import recipe_for
-from autoflux.planning.schedule import aligned
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan
+from autoflux.runtime.bringing import READ_AT_ONCE, bring, parts_of
 from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.pack_file import PackFile
 from autoflux.runtime.packing import checksum
-from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import in_order
 from autoflux.runtime.stores import Rows, Store
-from autoflux.runtime.units import Atom, Piece, Unit
-from autoflux.units import MIB
+from autoflux.runtime.units import Unit, rest_of
 
 Joined = Mapping[str, Sequence[Rows]]
 """For tensors of a network that a pack holds in several: what they are put together of. See `FileStore`."""
@@ -39,12 +36,6 @@ Joined = Mapping[str, Sequence[Rows]]
 READERS = 8
 """Pieces that are read and checked at once: disks answer several requests faster than one, and while some are checked
 others are read. More than there are processors: they mostly wait for the disk."""
-
-FILL_BYTES = 64 * MIB
-"""What is brought to the device at once."""
-
-FILLED_AT_ONCE = 3
-"""Of these, so that the disk has something to do while one of them is finished; as many and one are pinned."""
 
 _ALL = -1
 """Where a row ends that is the last, whatever its number."""
@@ -227,65 +218,21 @@ def fill(network: nn.Module, store: Store, device: torch.device, *, lane: Lane |
     Raises:
         As `Store.read`.
     """
-    units = list(_units(network))
+    whole = rest_of(network, ())
+    units = [part.unit for part in parts_of(whole)] if whole else []
     if device.type == "cpu" and lane is None:
-        for unit, memory in in_order(store, units, _fresh, at_once=FILLED_AT_ONCE):
+        for unit, memory in in_order(store, units, _fresh, at_once=READ_AT_ONCE):
             unit.point_at(memory)
         return
-    _bring(store, units, device, lane or lane_for(device))
+    # Pieces of their own, so that none of what was read keeps all of it.
+    places = {id(unit): torch.empty(unit.nbytes, dtype=torch.uint8, device=device) for unit in units}
+    bring(store, units, lambda unit: places[id(unit)], device, lane or lane_for(device))
+    for unit in units:
+        unit.point_at(places[id(unit)])
 
 
 def _fresh(unit: Unit) -> Tensor:
     return torch.empty(unit.nbytes, dtype=torch.uint8)
-
-
-def _bring(store: Store, units: Sequence[Unit], device: torch.device, lane: Lane) -> None:
-    """Read into pinned buffers, used in turn, and from there to the device."""
-    buffers: list[PinnedBuffer | None] = [None] * (FILLED_AT_ONCE + 1)
-    copies = [lane.mark() for _ in units]
-    numbers = {id(unit): number for number, unit in enumerate(units)}
-
-    def next_buffer(unit: Unit) -> Tensor:
-        number = numbers[id(unit)]
-        if number >= len(buffers):
-            copies[number - len(buffers)].synchronize()
-        turn = number % len(buffers)
-        buffer = buffers[turn]
-        # Few tensors are larger than the rest: not all buffers are to hold the largest.
-        if buffer is None or buffer.nbytes < unit.nbytes:
-            buffers[turn] = None
-            buffers[turn] = buffer = PinnedBuffer(max(unit.nbytes, FILL_BYTES), device)
-        return buffer.tensor[: unit.nbytes]
-
-    try:
-        for unit, memory in in_order(store, units, next_buffer, at_once=FILLED_AT_ONCE):
-            there = torch.empty(unit.nbytes, dtype=torch.uint8, device=device)
-            copied = copies[numbers[id(unit)]]
-            lane.copy(there, memory)
-            lane.set_copied(copied)
-            lane.computation_waits(copied)
-            unit.point_at(there)
-    finally:
-        # Their memory on the host must not be freed before they are through.
-        last = lane.mark()
-        lane.set_copied(last)
-        last.synchronize()
-
-
-def _units(network: nn.Module) -> Iterator[Unit]:
-    """All tensors of a network, in pieces of `FILL_BYTES`."""
-    atom = Atom("weights", network)
-    held: list[Piece] = []
-    end = 0
-    for tensor in {id(t): t for t in chain(network.parameters(), network.buffers())}.values():
-        nbytes = tensor.numel() * tensor.element_size()
-        if held and end + nbytes > FILL_BYTES:
-            yield Unit((atom,), tuple(held), end)
-            held, end = [], 0
-        held.append(Piece(tensor, end))
-        end += aligned(nbytes)
-    if held:
-        yield Unit((atom,), tuple(held), end)
 
 
 def _quantized(linear: nn.Linear, form: str, *, native: bool) -> QuantizedLinear:

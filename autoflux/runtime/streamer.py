@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from autoflux.planning.schedule import RingLayout, lay_out
+from autoflux.runtime.bringing import bring, parts_of
 from autoflux.runtime.lanes import Lane
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, Source
 from autoflux.runtime.stores import ModuleStore, Store
 from autoflux.runtime.telemetry import SILENT, Recorder
 from autoflux.runtime.units import Atom, Unit, rest_of
+
+WRITTEN_BY_STORES = ("cpu",)
+"""Devices whose memory any store can write."""
 
 MakeSource = Callable[[Sequence[Unit], torch.device, Store], Source]
 """Makes the source of a streamer: its streamed units, the device, and where their bytes come from."""
@@ -175,18 +179,23 @@ class Streamer:
         if self._kept:
             self._ring.clear()  # the memory may come from a tensor that is still computed with
             self._bring_back()
+        elif self._arena.device.type in WRITTEN_BY_STORES or isinstance(self._store, ModuleStore):
+            for unit, memory in self._staying:
+                self._store.read(unit, memory)
+        else:
+            self._bring_staying(self._store)
         for unit, memory in self._staying:
-            if not self._kept:
-                self._write(unit, memory)
             unit.point_at(memory)
 
-    def _write(self, unit: Unit, memory: Tensor) -> None:
-        if memory.device.type == "cpu" or isinstance(self._store, ModuleStore):
-            self._store.read(unit, memory)
-        else:
-            waiting = torch.empty(unit.nbytes, dtype=torch.uint8)
-            self._store.read(unit, waiting)
-            memory[: unit.nbytes].copy_(waiting)
+    def _bring_staying(self, store: Store) -> None:
+        places = {
+            id(part.unit): (part.unit, memory[part.begin :][: part.unit.nbytes])
+            for unit, memory in self._staying
+            for part in parts_of(unit)
+        }
+        units = [unit for unit, _ in places.values()]
+        self._ring.clear()  # as above
+        bring(store, units, lambda unit: places[id(unit)][1], self._arena.device, self._lane)
 
     def _bring_back(self) -> None:
         """Copy what stays into its memory again."""

@@ -11,11 +11,19 @@ import pytest
 
 from autoflux.hardware import page_cache
 from autoflux.runtime import cache_filling
-from autoflux.runtime.cache_filling import FILL_STEP, KNOWS_WHAT_IS_CACHED, Filling, fill_page_cache, read_ahead
+from autoflux.runtime.cache_filling import (
+    AHEAD_STEP,
+    FILL_STEP,
+    KNOWS_WHAT_IS_CACHED,
+    Filling,
+    fill_page_cache,
+    read_ahead,
+)
 from tests.conftest import size
 
 NBYTES = 2 * FILL_STEP + 1234
-READINGS = [fill_page_cache, read_ahead]
+READINGS = {fill_page_cache: FILL_STEP, read_ahead: AHEAD_STEP}
+"""And how much each reads at once."""
 
 needs_linux = pytest.mark.skipif(not KNOWS_WHAT_IS_CACHED, reason="needs Linux")
 
@@ -60,7 +68,8 @@ def test_every_piece_is_read_once(path, pieces, begin):
     second = path.with_name("more")
     second.write_bytes(b"x")
     begin([path, second]).join()
-    wanted = [("weights", at, min(at + FILL_STEP, NBYTES)) for at in range(0, NBYTES, FILL_STEP)] + [("more", 0, 1)]
+    step = READINGS[begin]
+    wanted = [("weights", at, min(at + step, NBYTES)) for at in range(0, NBYTES, step)] + [("more", 0, 1)]
     assert sorted(pieces) == sorted(wanted)
 
 

@@ -18,10 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoflux.errors import ContradictoryWishes
 from autoflux.planning.schedule import aligned, lay_out
+from autoflux.runtime import streamer as streamer_module
+from autoflux.runtime.bringing import parts_of
 from autoflux.runtime.lanes import DirectLane
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
+from autoflux.runtime.stores import KeptStore
 from autoflux.runtime.streamer import Streamer
 from autoflux.runtime.units import Atom, block_atoms, make_units, rest_of, sequence_atoms
 from tests.runtime.fakes import (
@@ -105,6 +108,20 @@ def test_output_is_the_same_bits(model, expected, cut, resident, ring):
         for seed, wanted in enumerate(expected):
             assert torch.equal(output_of(model, **tiny_inputs(seed=seed)), wanted)
         streamer.detach()
+
+
+@pytest.mark.parametrize("resident", ["some", "all"])
+@pytest.mark.parametrize("lane", LANES)
+def test_what_stays_on_a_device_that_stores_cannot_write_is_brought_there(model, expected, monkeypatch, lane, resident):
+    monkeypatch.setattr(streamer_module, "WRITTEN_BY_STORES", ())
+    monkeypatch.setattr(streamer_module, "parts_of", partial(parts_of, most_bytes=5_000))
+    units = CUTS["blocks"](model)
+    staying = RESIDENT[resident](len(units))
+    streamer = attached(model, units, staying, lane=LANES[lane](), store=KeptStore(units))
+    for seed, wanted in enumerate(expected):
+        assert torch.equal(output_of(model, **tiny_inputs(seed=seed)), wanted)
+    streamer.detach()
+    assert torch.equal(output_of(model), expected[0])
 
 
 @pytest.mark.parametrize("cut", ["blocks", "several layers"])

@@ -1,0 +1,84 @@
+"""Reading weights to a device for good: from a store into pinned buffers, used in turn, and on to their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autoflux.runtime.lanes import Lane
+from autoflux.runtime.pinned import PinnedBuffer
+from autoflux.runtime.sources import in_order
+from autoflux.runtime.stores import Store
+from autoflux.runtime.units import Piece, Unit
+from autoflux.units import MIB
+
+BRING_BYTES = 64 * MIB
+"""What is brought at once, unless a single tensor is larger."""
+
+READ_AT_ONCE = 3
+"""Of these, so that the disk has something to do while one of them is finished; as many and one are pinned."""
+
+
+class Part(NamedTuple):
+    """Some tensors of a unit that lie side by side, as a unit, and where it begins in the whole."""
+
+    unit: Unit
+    begin: int
+
+
+def parts_of(whole: Unit, most_bytes: int = BRING_BYTES) -> Iterator[Part]:
+    """A unit in parts of at most so many bytes, or of a single tensor."""
+    held: list[Piece] = []
+    for piece in whole.pieces:
+        if held and piece.offset + piece.nbytes - held[0].offset > most_bytes:
+            yield _part(whole, held, piece.offset)
+            held = []
+        held.append(piece)
+    if held:
+        yield _part(whole, held, whole.nbytes)
+
+
+def _part(whole: Unit, pieces: Sequence[Piece], end: int) -> Part:
+    begin = pieces[0].offset
+    moved = tuple(Piece(piece.tensor, piece.offset - begin) for piece in pieces)
+    return Part(Unit(whole.atoms, moved, end - begin), begin)
+
+
+def bring(
+    store: Store, units: Sequence[Unit], place_of: Callable[[Unit], Tensor], device: torch.device, lane: Lane
+) -> None:
+    """Read all units, in order and several ahead, to `place_of` each: device bytes, asked for when they are needed.
+
+    Raises:
+        As `Store.read`; nothing is under way any more then.
+    """
+    buffers: list[PinnedBuffer | None] = [None] * (READ_AT_ONCE + 1)
+    copies = [lane.mark() for _ in units]
+    numbers = {id(unit): number for number, unit in enumerate(units)}
+
+    def next_buffer(unit: Unit) -> Tensor:
+        number = numbers[id(unit)]
+        if number >= len(buffers):
+            copies[number - len(buffers)].synchronize()
+        turn = number % len(buffers)
+        buffer = buffers[turn]
+        # Few tensors are larger than the rest: not all buffers are to hold the largest.
+        if buffer is None or buffer.nbytes < unit.nbytes:
+            buffers[turn] = None
+            buffers[turn] = buffer = PinnedBuffer(max(unit.nbytes, BRING_BYTES), device)
+        return buffer.tensor[: unit.nbytes]
+
+    try:
+        for unit, memory in in_order(store, units, next_buffer, at_once=READ_AT_ONCE):
+            copied = copies[numbers[id(unit)]]
+            lane.copy(place_of(unit), memory)
+            lane.set_copied(copied)
+            lane.computation_waits(copied)
+    finally:
+        # Their memory on the host must not be freed before they are through.
+        last = lane.mark()
+        lane.set_copied(last)
+        last.synchronize()
