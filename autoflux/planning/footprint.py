@@ -109,18 +109,19 @@ def _kept_in_ram(model: Model, arrangement: Arrangement, planned: ComponentPlan)
 
 
 def _read_bytes(model: Model, planned: ComponentPlan) -> int:
-    """RAM for a component as it is read, before it moves to where it will be. Blocks are made narrow one by one."""
+    """RAM for a component as it is read, before it moves to where it will be. Blocks are made narrow one by one, while
+    the next is read."""
     on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
     if on_disk or planned.placement == Placement.NATIVE:  # whose own count includes it
         return 0
     if planned.packed_bytes:  # read to where it will be, but for the stage of what is streamed through one
-        if planned.placement == Placement.DEVICE:
+        if planned.placement == Placement.DEVICE or planned.resident:
             return PACK_BUFFER_BYTES
         return component_bytes(model, planned) if planned.waiting == Waiting.PAGEABLE else 0
     component = model.component(planned.name)
     if planned.is_narrow:
         largest = max(block.parameters.total for block in component.blocks) * planned.arithmetic.item_bytes
-        return component_bytes(model, planned) + largest
+        return component_bytes(model, planned) + 2 * largest
     return component.bytes_as(planned.arithmetic)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,14 +13,18 @@ from autoflux.models.values import Precision
 from autoflux.planning.schedule import aligned
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.modulation import Modulation
+from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import quantize_linears
 from autoflux.runtime.ring import Arena
-from autoflux.runtime.sources import HostUnits
+from autoflux.runtime.sources import HostUnits, in_order
 from autoflux.runtime.stores import Store, read_tensors_of
 from autoflux.runtime.streamer import MakeSource, Streamer
-from autoflux.runtime.units import Atom, block_atoms, make_units, rest_of
+from autoflux.runtime.units import Atom, Unit, block_atoms, make_units, rest_of
 
 NARROW = (Precision.FLOAT8, Precision.INT8)
+
+WIDE_BLOCKS = 2
+"""That are in RAM while weights are narrowed: one is read, one is narrowed."""
 
 
 class StreamedModule:
@@ -212,14 +217,35 @@ def load_narrow(
 ) -> None:
     """Fill a transformer that has no weights yet, and hold it as `narrow_blocks` does.
 
-    Block after block is read and narrowed, so that RAM peaks at the narrow weights and one wide block.
+    A block is read while the one before it is narrowed, into memory that is used again and again, so that RAM peaks at
+    the narrow weights and two wide blocks.
+
+    Raises:
+        As `Store.read`.
     """
-    # The units must not outlive this line: they would keep the wide weights.
-    rest = rest_of(transformer, make_units(blocks, 0))
-    for block in blocks:
-        read_tensors_of(store, (*block.module.parameters(), *block.module.buffers()))
-        narrow_blocks([block], storage, native=native, device=device)
+    units = make_units(blocks, 0)
+    rest = rest_of(transformer, units)
+    largest = max((unit.nbytes for unit in units), default=0)
+    buffers = deque(PinnedBuffer(largest, device) for _ in range(WIDE_BLOCKS))
+
+    def next_buffer(unit: Unit) -> Tensor:
+        buffers.rotate(-1)
+        return buffers[-1].tensor[: unit.nbytes]
+
+    for unit, memory in in_order(store, units, next_buffer, at_once=WIDE_BLOCKS):
+        unit.point_at(memory)
+        narrow_blocks(unit.atoms, storage, native=native, device=device)
+        _move_out(unit.atoms, memory)
     read_tensors_of(store, (piece.tensor for piece in rest.pieces) if rest else ())
+
+
+def _move_out(atoms: Sequence[Atom], memory: Tensor) -> None:
+    """Give what was not narrowed memory of its own, for this will be written again."""
+    begin = memory.data_ptr()
+    for atom in atoms:
+        for tensor in (*atom.module.parameters(), *atom.module.buffers()):
+            if begin <= tensor.data_ptr() < begin + memory.numel():
+                tensor.data = tensor.data.clone()
 
 
 def stays_wide(name: str, _linear: nn.Linear) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
+import mmap
 
 import pytest
 import torch
 
+from autoflux.errors import DamagedCheckpoint
 from autoflux.models.values import Precision
 from autoflux.planning.schedule import aligned
 from autoflux.planning.terms import Placement
@@ -15,6 +16,7 @@ from autoflux.runtime.quantized import QuantizedLinear, quantize_linears
 from autoflux.runtime.residence import Residence
 from autoflux.runtime.stores import KeptStore
 from autoflux.runtime.streaming import (
+    WIDE_BLOCKS,
     Holding,
     StreamedModule,
     StreamedTransformer,
@@ -104,22 +106,19 @@ def _fake(value):
 
 
 class WatchedStore:
-    """A store that knows how many bytes of what it has read are still there."""
+    """A store that knows which memory it wrote each unit to."""
 
     def __init__(self, network) -> None:
         self.kept = KeptStore([whole_of(network)])
-        self.given: list[tuple[weakref.ref, int]] = []
-        self.most = 0
+        self.written: dict[int, int] = {}
+        """Address and bytes of memory that units of several tensors were written to."""
         self.closed = False
 
     def read(self, unit, target) -> None:
         self.kept.read(unit, target)
-        self.given += [(weakref.ref(piece.tensor), piece.nbytes) for piece in unit.pieces]
-        self.most = max(self.most, self.now)
-
-    @property
-    def now(self) -> int:
-        return sum(nbytes for tensor, nbytes in self.given if tensor() is not None)
+        if unit.atoms:
+            memory = target.untyped_storage()
+            self.written[memory.data_ptr()] = memory.nbytes()
 
     def close(self) -> None:
         self.closed = True
@@ -137,15 +136,27 @@ def test_weights_are_read_and_narrowed_block_by_block(storage):
     narrow_blocks(block_atoms(wanted, LISTS), storage, native=False, device=CPU)
     largest = max(unit.nbytes for unit in make_units(block_atoms(network, LISTS), 0))
     store = WatchedStore(network)
-    wide = whole_of(network).nbytes
     for parameter in network.parameters():
         parameter.data = torch.full_like(parameter, torch.nan)
     load_narrow(network, block_atoms(network, LISTS), store, storage, native=False, device=CPU)
     assert network.state_dict().keys() == wanted.state_dict().keys()
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor.float(), wanted.state_dict()[name].float()), name
-    # What stays wide, and one block: never the whole.
-    assert store.most <= store.now + largest < wide
+    # Wide are two blocks at most, and nothing is left where they were.
+    assert 1 <= len(store.written) <= WIDE_BLOCKS
+    assert max(store.written.values()) < largest + 2 * mmap.PAGESIZE
+    kept = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+    assert not kept & store.written.keys()
+
+
+def test_what_cannot_be_read_ends_narrowing():
+    class Broken(WatchedStore):
+        def read(self, unit, target) -> None:
+            raise DamagedCheckpoint("broken", hint="none")
+
+    network = tiny_transformer()
+    with pytest.raises(DamagedCheckpoint):
+        load_narrow(network, block_atoms(network, LISTS), Broken(network), Precision.INT8, native=False, device=CPU)
 
 
 def test_what_the_processor_computes_stays_in_ram():
