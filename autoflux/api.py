@@ -29,7 +29,7 @@ from autoflux.planning import planner
 from autoflux.planning.backends import BackendFacts
 from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
-from autoflux.planning.planner import BRIEF, Detail, make_plan, make_plans
+from autoflux.planning.planner import BRIEF, Detail, make_plan, make_plans, would_fit
 from autoflux.planning.profile_files import AnyProfile, parse_profile, parse_profiles
 from autoflux.planning.profiles import for_host
 from autoflux.planning.saved import check_plan, read_plan
@@ -219,7 +219,9 @@ def _plan_if(
     except DoesNotFit as error:
         if what_if.machine is None:
             raise
-        raise DoesNotFit(f"on {what_if.machine}: {error.message}", hint=error.hint) from error
+        had = {"--vram": what_if.changes.vram_bytes, "--ram": what_if.changes.ram_bytes}.get(error.lacking)
+        hint = error.hint if had is None else would_fit(error, had)
+        raise DoesNotFit(f"on {what_if.machine}: {error.message}", hint=hint) from error
     except DeviceUnavailable as error:
         if what_if.on is None:
             raise

@@ -101,8 +101,24 @@ class ContradictoryWishes(UsageError):
 
 
 class DoesNotFit(AutofluxError):
+    """`lacking` is the option that more of would help, `--vram` or `--ram`, and `missing_bytes` how much more; "" and 0
+    where that is not known."""
+
     code = "does_not_fit"
     exit_code = 3
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        param: str | None = None,
+        lacking: str = "",
+        missing_bytes: int = 0,
+    ) -> None:
+        super().__init__(message, hint=hint, param=param)
+        self.lacking = lacking
+        self.missing_bytes = missing_bytes
 
 
 class DeviceUnavailable(AutofluxError):

@@ -265,19 +265,29 @@ def _told(figures: dict[str, Figure], best: Candidate, wishes: Wishes) -> Iterat
         yield "the ceiling of device memory (--vram) means nothing on the CPU; --ram limits its memory"
 
 
+def would_fit(error: DoesNotFit, had_bytes: int) -> str:
+    """The wish that is nearest to one of `had_bytes` of what was lacking, and fits."""
+    return f"{error.lacking} {format_bytes(had_bytes + error.missing_bytes * 1.01).replace(' ', '')} would fit"
+
+
 def _refusal(model: Model, tried: Sequence[Candidate], wishes: Wishes) -> DoesNotFit:
     nearest = min(tried, key=lambda c: c.missing_bytes)
     parts = ", ".join(f"{c.name} {format_bytes(component_bytes(model, c))}" for c in nearest.arrangement.components)
-    wish = "--vram" if nearest.site.vram_limit_bytes is not None and nearest.missing_vram_bytes > 0 else "--ram"
-    limited = wishes.vram_bytes if wish == "--vram" else wishes.ram_bytes
-    if limited is not None:
-        hint = f"{wish} {format_bytes(limited + nearest.missing_bytes * 1.01).replace(' ', '')} would fit"
-    elif wishes.device and nearest.kind != DeviceKind.CPU:
-        hint = "drop --device to let another device be chosen, or ask for a smaller --size"
-    else:
-        hint = f"free {format_bytes(nearest.missing_bytes)} more memory, or ask for a smaller --size"
-    return DoesNotFit(
+    site = nearest.site
+    short_of_device = site.vram_limit_bytes is not None and nearest.missing_vram_bytes > 0
+    has = site.vram_limit_bytes if short_of_device else site.ram_limit_bytes
+    option = "--vram" if short_of_device else "--ram"
+    error = DoesNotFit(
         f"{model.name!r} does not fit: on {nearest.device} with offload {nearest.offload.value!r}, "
         f"{nearest.shortfall} (weights: {parts})",
-        hint=hint,
+        lacking=option if has else "",  # of nothing at all, nobody knows how much is missing to something
+        missing_bytes=nearest.missing_bytes,
     )
+    limited = wishes.vram_bytes if short_of_device else wishes.ram_bytes
+    if limited is not None and error.lacking:
+        error.hint = would_fit(error, limited)
+    elif wishes.device and nearest.kind != DeviceKind.CPU:
+        error.hint = "drop --device to let another device be chosen, or ask for a smaller --size"
+    else:
+        error.hint = f"free {format_bytes(nearest.missing_bytes)} more memory, or ask for a smaller --size"
+    return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,19 @@ def test_a_file_that_is_no_probe_is_refused(plan, here, content, words):
     code, out, err = plan("--on", "box.json")
     assert (code, out) == (1, "")
     assert words in err
+
+
+@pytest.mark.parametrize(
+    ("machine", "arguments"),
+    [("rtx-3060-12gb", ("--device", "cuda", "--vram", "1GB")), ("cpu-8-core-32gb", ("--ram", "4.2GB"))],
+)
+def test_what_would_fit_fits(plan, machine, arguments):
+    code, _, err = plan("--on", machine, *arguments)
+    assert code == 3
+    option, size = re.search(r"(--vram|--ram) (\S+) would fit", err).groups()
+    wished = [*arguments[:-2], option, size]
+    assert arguments[-2] == option
+    assert plan("--on", machine, *wished)[0] == 0
 
 
 def test_mistakes_are_explained(plan):
