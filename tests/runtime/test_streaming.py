@@ -136,15 +136,17 @@ def test_weights_are_read_and_narrowed_block_by_block(storage):
     narrow_blocks(block_atoms(wanted, LISTS), storage, native=False, device=CPU)
     largest = max(unit.nbytes for unit in make_units(block_atoms(network, LISTS), 0))
     store = WatchedStore(network)
+    wide = whole_of(network).nbytes
     for parameter in network.parameters():
         parameter.data = torch.full_like(parameter, torch.nan)
     load_narrow(network, block_atoms(network, LISTS), store, storage, native=False, device=CPU)
     assert network.state_dict().keys() == wanted.state_dict().keys()
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor.float(), wanted.state_dict()[name].float()), name
-    # Wide are two blocks at most, and nothing is left where they were.
+    # Wide are two blocks at most, never the whole, and nothing is left where they were.
     assert 1 <= len(store.written) <= WIDE_BLOCKS
     assert max(store.written.values()) < largest + 2 * mmap.PAGESIZE
+    assert sum(store.written.values()) < wide
     kept = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
     assert not kept & store.written.keys()
 
