@@ -8,7 +8,7 @@ are left out, because the engine computes those before the loop; what they put o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -175,7 +175,7 @@ def _timing(device: Device, precision: str, kind: BlockKind, sizes: Sequence[Tok
         tokens, seconds = climb(
             sizes, partial(_call, block, options), device.synchronize, largest_seconds=LARGEST_BLOCK_SECONDS
         )
-        few = Tokens(FEW.image, FEW.text, tokens.hidden_size)
+        few = replace(FEW, hidden_size=tokens.hidden_size)
         launching = launch_seconds(_call(block, options, few), device.synchronize)
     return BlockTiming(
         seconds=measured(seconds, f"{tokens.image} + {tokens.text} tokens, {precision}"),

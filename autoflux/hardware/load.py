@@ -11,6 +11,9 @@ LEAST_SHARE = 0.85
 """Of the processors that this process may use. A desktop with its programs open and idle takes a few per cent; two
 programs that compute on two cores leave 50 %."""
 
+MOST_DISTURBED = 3
+"""After so many disturbed measurements in a row the next one counts: this machine is always like that."""
+
 MOST_BUSY = 0.25
 """Of the time a card may compute for others. A desktop that is drawn takes up to a tenth; a model takes nearly all."""
 
@@ -49,9 +52,13 @@ def share_left(begun: Moment | None, ended: Moment | None, cores: int) -> float 
     return min(1.0, max(0.0, had / (ended.wall - begun.wall) / cores))
 
 
+def is_disturbed(share: float | None) -> bool:
+    """Whether other programs took too much, by what `share_left` says; not where that cannot be known."""
+    return share is not None and share < LEAST_SHARE
+
+
 def is_quiet(cores: int) -> bool:
     """Whether other programs leave the processors alone now; also where that cannot be known. Takes 0.2 s."""
     begun = moment()
     time.sleep(LOOK_SECONDS)
-    share = share_left(begun, moment(), cores)
-    return share is None or share >= LEAST_SHARE
+    return not is_disturbed(share_left(begun, moment(), cores))

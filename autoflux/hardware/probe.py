@@ -23,9 +23,6 @@ from autoflux.units import GIB
 FAILURE_KEPT_SECONDS = 600.0
 """A probe whose measuring failed counts this long; then the next one measures again."""
 
-MOST_DISTURBED = 3
-"""After so many disturbed measurements in a row the last one counts: this machine is always like that."""
-
 VISIBILITY = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 """Settings that hide or reorder devices."""
 
@@ -218,12 +215,12 @@ def _is_stale(kept: Hardware) -> bool:
 
 def _is_to_be_retaken(kept: Hardware, facts: _Facts, surroundings: Surroundings) -> bool:
     """Whether its measuring was disturbed and would not be now."""
-    return 0 < kept.disturbed < MOST_DISTURBED and not facts.busy and surroundings.is_quiet(facts.host.cores)
+    return 0 < kept.disturbed < load.MOST_DISTURBED and not facts.busy and surroundings.is_quiet(facts.host.cores)
 
 
 def _disturbances(processor_share: float | None, busy: Sequence[nvml.Card]) -> Iterator[str]:
     """What other programs did while, or just before, this machine was measured."""
-    if processor_share is not None and processor_share < load.LEAST_SHARE:
+    if processor_share is not None and load.is_disturbed(processor_share):
         yield f"took {1 - processor_share:.0%} of the processors during measuring"
     for card in busy:
         yield f"kept {card.name} busy {card.busy_share:.0%} of the time before measuring"
@@ -231,7 +228,7 @@ def _disturbances(processor_share: float | None, busy: Sequence[nvml.Card]) -> I
 
 def _load_problems(disturbances: Sequence[str], times: int) -> list[Problem]:
     hint = "end them, then `autoflux probe --refresh`"
-    if times < MOST_DISTURBED:
+    if times < load.MOST_DISTURBED:
         hint += "; the next use that finds the machine quiet measures again by itself"
     return [
         Problem(subject="load", message=f"other programs {what}, so figures may be too low", hint=hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 
-from autoflux.hardware.load import LEAST_SHARE
+from autoflux.hardware.load import MOST_DISTURBED, is_disturbed
 from autoflux.models.values import Model
 from autoflux.planning.calibration import Calibration, Setting, Slower
 from autoflux.planning.fitting import Measured, Run
@@ -25,10 +25,6 @@ GAIN = 0.05
 MOST_TOKENS = 2.0
 """Pictures with more than so many times the tokens that were planned for, or fewer, are not compared: the prediction
 is scaled to their size, and that is only so exact."""
-
-MOST_DISTURBED = 3
-"""After so many batches that were drawn while other programs computed, the next count: this machine is always like
-that."""
 
 
 class Verdict(StrEnum):
@@ -64,7 +60,7 @@ class Watch(Value, frozen=True, kw_only=True):
         """With one batch more, if it can be compared."""
         if not is_comparable(self.plan, model, measured):
             return self
-        if _is_disturbed(measured) and self.disturbed < MOST_DISTURBED:
+        if is_disturbed(measured.processor_share) and self.disturbed < MOST_DISTURBED:
             return self.replace(disturbed=self.disturbed + 1)
         return self.replace(measured=(*self.measured, measured))
 
@@ -96,10 +92,6 @@ class Watch(Value, frozen=True, kw_only=True):
             slower = self.seconds_per_image(model) > self.before.seconds_per_image
             return Verdict.SLOWER if slower else Verdict.HOLDS
         return Verdict.HOLDS if abs(self.deviation(model) - 1) <= OFF else Verdict.OFF
-
-
-def _is_disturbed(measured: Measured) -> bool:
-    return measured.processor_share is not None and measured.processor_share < LEAST_SHARE
 
 
 def is_comparable(plan: Plan, model: Model, measured: Measured) -> bool:

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from autoflux.cli import serve
 from autoflux.cli.main import run
 from autoflux.errors import ErrorReport
+from autoflux.hardware.load import MOST_DISTURBED
 from autoflux.hookspecs import hookimpl
 from autoflux.paths import cache_dir
-from autoflux.planning.judging import MOST_DISTURBED
 from autoflux.planning.values import Plan
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.calibration_store import FOLDER

@@ -6,13 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoflux.hardware.load import LEAST_SHARE
+from autoflux.hardware.load import LEAST_SHARE, MOST_DISTURBED
 from autoflux.planning.calibration import Calibration
 from autoflux.planning.fitting import Measured, calibrate
 from autoflux.planning.judging import (
     ENOUGH_STEPS,
     GAIN,
-    MOST_DISTURBED,
     OFF,
     Before,
     Verdict,
