@@ -27,9 +27,12 @@ tokens (benchmarks/planning.py)."""
 ENCODE_HEAD = 64
 """Numbers in a head of T5."""
 
+WIDE_BLOCKS = 2
+"""That are in RAM while weights are narrowed: one is read, one is narrowed."""
+
 PACK_BUFFER_BYTES = 450_000_000
-"""Pinned RAM through which packs are read to the device: four buffers (`runtime.packed`), each as large as the largest
-tensors of FLUX.1's transformer, 113 MB."""
+"""Pinned RAM through which packs are read to the device: four buffers (`runtime.bringing`), each as large as the
+largest tensors of FLUX.1's transformer, 113 MB."""
 
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""
@@ -121,7 +124,7 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
     component = model.component(planned.name)
     if planned.is_narrow:
         largest = max(block.parameters.total for block in component.blocks) * planned.arithmetic.item_bytes
-        return component_bytes(model, planned) + 2 * largest
+        return component_bytes(model, planned) + WIDE_BLOCKS * largest
     return component.bytes_as(planned.arithmetic)
 
 

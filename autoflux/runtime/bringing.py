@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -10,16 +11,13 @@ from torch import Tensor
 
 from autoflux.runtime.lanes import Lane
 from autoflux.runtime.pinned import PinnedBuffer
-from autoflux.runtime.sources import in_order
+from autoflux.runtime.sources import READ_AT_ONCE, in_order
 from autoflux.runtime.stores import Store
 from autoflux.runtime.units import Piece, Unit
 from autoflux.units import MIB
 
 BRING_BYTES = 64 * MIB
 """What is brought at once, unless a single tensor is larger."""
-
-READ_AT_ONCE = 3
-"""Of these, so that the disk has something to do while one of them is finished; as many and one are pinned."""
 
 
 class Part(NamedTuple):
@@ -47,20 +45,18 @@ def _part(whole: Unit, pieces: Sequence[Piece], end: int) -> Part:
     return Part(Unit(whole.atoms, moved, end - begin), begin)
 
 
-def bring(
-    store: Store, units: Sequence[Unit], place_of: Callable[[Unit], Tensor], device: torch.device, lane: Lane
-) -> None:
-    """Read all units, in order and several ahead, to `place_of` each: device bytes, asked for when they are needed.
+def bring(store: Store, targets: Sequence[tuple[Unit, Tensor]], device: torch.device, lane: Lane) -> None:
+    """Read each unit, in order and several ahead, to its bytes of the device.
 
     Raises:
         As `Store.read`; nothing is under way any more then.
     """
     buffers: list[PinnedBuffer | None] = [None] * (READ_AT_ONCE + 1)
-    copies = [lane.mark() for _ in units]
-    numbers = {id(unit): number for number, unit in enumerate(units)}
+    copies = [lane.mark() for _ in targets]
+    numbers = count()
 
-    def next_buffer(unit: Unit) -> Tensor:
-        number = numbers[id(unit)]
+    def next_memory(unit: Unit) -> Tensor:
+        number = next(numbers)
         if number >= len(buffers):
             copies[number - len(buffers)].synchronize()
         turn = number % len(buffers)
@@ -71,10 +67,10 @@ def bring(
             buffers[turn] = buffer = PinnedBuffer(max(unit.nbytes, BRING_BYTES), device)
         return buffer.tensor[: unit.nbytes]
 
+    read = in_order(store, (unit for unit, _ in targets), next_memory, at_once=READ_AT_ONCE)
     try:
-        for unit, memory in in_order(store, units, next_buffer, at_once=READ_AT_ONCE):
-            copied = copies[numbers[id(unit)]]
-            lane.copy(place_of(unit), memory)
+        for (_, target), copied, (_, memory) in zip(targets, copies, read, strict=True):
+            lane.copy(target, memory)
             lane.set_copied(copied)
             lane.computation_waits(copied)
     finally:

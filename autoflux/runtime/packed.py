@@ -21,12 +21,12 @@ from autoflux.models.values import Component, Precision
 from autoflux.planning.packs import recipe_for
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan
-from autoflux.runtime.bringing import READ_AT_ONCE, bring, parts_of
+from autoflux.runtime.bringing import bring, parts_of
 from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.pack_file import PackFile
 from autoflux.runtime.packing import checksum
 from autoflux.runtime.quantized import QuantizedLinear
-from autoflux.runtime.sources import in_order
+from autoflux.runtime.sources import READ_AT_ONCE, in_order
 from autoflux.runtime.stores import Rows, Store
 from autoflux.runtime.units import Unit, rest_of
 
@@ -224,11 +224,10 @@ def fill(network: nn.Module, store: Store, device: torch.device, *, lane: Lane |
         for unit, memory in in_order(store, units, _fresh, at_once=READ_AT_ONCE):
             unit.point_at(memory)
         return
-    # Pieces of their own, so that none of what was read keeps all of it.
-    places = {id(unit): torch.empty(unit.nbytes, dtype=torch.uint8, device=device) for unit in units}
-    bring(store, units, lambda unit: places[id(unit)], device, lane or lane_for(device))
-    for unit in units:
-        unit.point_at(places[id(unit)])
+    targets = [(unit, torch.empty(unit.nbytes, dtype=torch.uint8, device=device)) for unit in units]
+    bring(store, targets, device, lane or lane_for(device))
+    for unit, memory in targets:
+        unit.point_at(memory)
 
 
 def _fresh(unit: Unit) -> Tensor:

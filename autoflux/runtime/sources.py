@@ -40,7 +40,8 @@ class Source(Protocol):
 
 
 READ_AT_ONCE = 3
-"""Units that are read while memory for the next is pinned, so that neither waits for the other."""
+"""Units that are read while memory for the next is pinned, or one before them is on its way, so that neither waits for
+the other."""
 
 
 def in_order(

@@ -18,9 +18,6 @@ from autoflux.runtime.stores import ModuleStore, Store
 from autoflux.runtime.telemetry import SILENT, Recorder
 from autoflux.runtime.units import Atom, Unit, rest_of
 
-WRITTEN_BY_STORES = ("cpu",)
-"""Devices whose memory any store can write."""
-
 MakeSource = Callable[[Sequence[Unit], torch.device, Store], Source]
 """Makes the source of a streamer: its streamed units, the device, and where their bytes come from."""
 
@@ -179,23 +176,22 @@ class Streamer:
         if self._kept:
             self._ring.clear()  # the memory may come from a tensor that is still computed with
             self._bring_back()
-        elif self._arena.device.type in WRITTEN_BY_STORES or isinstance(self._store, ModuleStore):
+        elif self._arena.device.type == "cpu" or isinstance(self._store, ModuleStore):
             for unit, memory in self._staying:
                 self._store.read(unit, memory)
         else:
-            self._bring_staying(self._store)
+            self._bring_staying()
         for unit, memory in self._staying:
             unit.point_at(memory)
 
-    def _bring_staying(self, store: Store) -> None:
-        places = {
-            id(part.unit): (part.unit, memory[part.begin :][: part.unit.nbytes])
+    def _bring_staying(self) -> None:
+        self._ring.clear()  # as above
+        targets = [
+            (part.unit, memory[part.begin : part.begin + part.unit.nbytes])
             for unit, memory in self._staying
             for part in parts_of(unit)
-        }
-        units = [unit for unit, _ in places.values()]
-        self._ring.clear()  # as above
-        bring(store, units, lambda unit: places[id(unit)][1], self._arena.device, self._lane)
+        ]
+        bring(self._store, targets, self._arena.device, self._lane)
 
     def _bring_back(self) -> None:
         """Copy what stays into its memory again."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
 
 from autoflux.models.values import Precision
+from autoflux.planning.footprint import WIDE_BLOCKS
 from autoflux.planning.schedule import aligned
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.modulation import Modulation
@@ -22,9 +23,6 @@ from autoflux.runtime.streamer import MakeSource, Streamer
 from autoflux.runtime.units import Atom, Unit, block_atoms, make_units, rest_of
 
 NARROW = (Precision.FLOAT8, Precision.INT8)
-
-WIDE_BLOCKS = 2
-"""That are in RAM while weights are narrowed: one is read, one is narrowed."""
 
 
 class StreamedModule:
@@ -226,13 +224,12 @@ def load_narrow(
     units = make_units(blocks, 0)
     rest = rest_of(transformer, units)
     largest = max((unit.nbytes for unit in units), default=0)
-    buffers = deque(PinnedBuffer(largest, device) for _ in range(WIDE_BLOCKS))
+    buffers = cycle([PinnedBuffer(largest, device) for _ in range(WIDE_BLOCKS)])
 
-    def next_buffer(unit: Unit) -> Tensor:
-        buffers.rotate(-1)
-        return buffers[-1].tensor[: unit.nbytes]
+    def next_memory(unit: Unit) -> Tensor:
+        return next(buffers).tensor[: unit.nbytes]
 
-    for unit, memory in in_order(store, units, next_buffer, at_once=WIDE_BLOCKS):
+    for unit, memory in in_order(store, units, next_memory, at_once=WIDE_BLOCKS):
         unit.point_at(memory)
         narrow_blocks(unit.atoms, storage, native=native, device=device)
         _move_out(unit.atoms, memory)

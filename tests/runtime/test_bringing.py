@@ -62,8 +62,8 @@ def brought(counts: list[int], fails_at: int | None = None) -> tuple[Numbers, to
     whole = rest_of(module, ())
     memory = torch.zeros(whole.nbytes, dtype=torch.uint8)
     parts = list(parts_of(whole, 4096))
-    places = {id(part.unit): memory[part.begin : part.begin + part.unit.nbytes] for part in parts}
-    bring(Filling(module, fails_at), [part.unit for part in parts], lambda u: places[id(u)], CPU, LateLane())
+    targets = [(part.unit, memory[part.begin : part.begin + part.unit.nbytes]) for part in parts]
+    bring(Filling(module, fails_at), targets, CPU, LateLane())
     whole.point_at(memory)
     return module, memory
 

@@ -113,11 +113,12 @@ def test_output_is_the_same_bits(model, expected, cut, resident, ring):
 @pytest.mark.parametrize("resident", ["some", "all"])
 @pytest.mark.parametrize("lane", LANES)
 def test_what_stays_on_a_device_that_stores_cannot_write_is_brought_there(model, expected, monkeypatch, lane, resident):
-    monkeypatch.setattr(streamer_module, "WRITTEN_BY_STORES", ())
     monkeypatch.setattr(streamer_module, "parts_of", partial(parts_of, most_bytes=5_000))
     units = CUTS["blocks"](model)
     staying = RESIDENT[resident](len(units))
-    streamer = attached(model, units, staying, lane=LANES[lane](), store=KeptStore(units))
+    arena = arena_for(model, units, staying, lane=LANES[lane]())
+    arena.device = torch.device("meta")  # by name only: its memory is the processor's
+    streamer = Streamer(model, units, arena, staying, store=KeptStore(units))
     for seed, wanted in enumerate(expected):
         assert torch.equal(output_of(model, **tiny_inputs(seed=seed)), wanted)
     streamer.detach()

@@ -9,6 +9,7 @@ import torch
 
 from autoflux.errors import DamagedCheckpoint
 from autoflux.models.values import Precision
+from autoflux.planning.footprint import WIDE_BLOCKS
 from autoflux.planning.schedule import aligned
 from autoflux.planning.terms import Placement
 from autoflux.runtime.order import layer_atoms
@@ -16,7 +17,6 @@ from autoflux.runtime.quantized import QuantizedLinear, quantize_linears
 from autoflux.runtime.residence import Residence
 from autoflux.runtime.stores import KeptStore
 from autoflux.runtime.streaming import (
-    WIDE_BLOCKS,
     Holding,
     StreamedModule,
     StreamedTransformer,
