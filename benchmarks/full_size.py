@@ -139,6 +139,7 @@ def fill_randomly(
     Drawn on the card if there is one, tensor by tensor, also when they go to the CPU, which would take minutes for it.
     """
     drawn_on = best_device()
+    to_host = _HostCopy() if drawn_on.type == "cuda" and torch.device(device).type == "cpu" else None
     generator = torch.Generator(drawn_on).manual_seed(seed)
     made: dict[int, torch.nn.Parameter] = {}  # tied weights stay one parameter
     state = {}
@@ -146,12 +147,32 @@ def fill_randomly(
         if id(empty) not in made:
             weight = torch.empty(empty.shape, dtype=dtype, device=drawn_on)
             _draw(name, weight, generator)
-            made[id(empty)] = torch.nn.Parameter(weight.to(device), requires_grad=False)
+            placed = to_host(weight) if to_host else weight.to(device)
+            made[id(empty)] = torch.nn.Parameter(placed, requires_grad=False)
         state[name] = made[id(empty)]
     model.load_state_dict(state, assign=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return model.eval()
+
+
+class _HostCopy:
+    """Copies tensors of the card to pageable memory, which the driver alone does at a twentieth of the link's rate.
+
+    New pages cost more than the copy, and the driver asks for them in one thread. Through a pinned buffer all of
+    torch's threads do.
+    """
+
+    def __init__(self, nbytes: int = 64 << 20) -> None:
+        self._buffer = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        copied = torch.empty(weight.shape, dtype=weight.dtype)
+        bytes_there = weight.reshape(-1).view(torch.uint8).split(self._buffer.numel())
+        bytes_here = copied.reshape(-1).view(torch.uint8).split(self._buffer.numel())
+        for source, target in zip(bytes_there, bytes_here, strict=True):
+            target.copy_(self._buffer[: source.numel()].copy_(source))
+        return copied
 
 
 def _draw(name: str, weight: torch.Tensor, generator: torch.Generator) -> None:
