@@ -24,6 +24,7 @@ from .errors import UnsupportedModel as UnsupportedModel
 from .errors import UsageError as UsageError
 from .errors import describe as describe
 from .files import check_writable as check_writable
+from .files import write_atomic as write_atomic
 from .hardware.values import Accelerator as Accelerator
 from .hardware.values import DeviceKind as DeviceKind
 from .hardware.values import Hardware as Hardware
@@ -60,9 +61,10 @@ from .planning.values import Wishes as Wishes
 from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
 from .runtime.attention import attending as attending
 from .runtime.cache_filling import fill_page_cache as fill_page_cache
+from .runtime.memory import collection_paused as collection_paused
 from .runtime.memory import give_back_unused as give_back_unused
+from .runtime.pack_file import open_pack as open_pack
 from .runtime.packed import load_packed as load_packed
-from .runtime.packed import open_pack as open_pack
 from .runtime.parts import leave_parts_on_disk as leave_parts_on_disk
 from .runtime.parts import load_parts as load_parts
 from .runtime.pipeline import Backend as Backend

@@ -2,6 +2,7 @@
 
     python -m benchmarks.starts --folder DIR --json FILE    # needs a CUDA card of 40 GB, 60 GB of RAM and of DIR's disk
     python -m benchmarks.starts --tiny                      # the same code on small networks; wants a card, too
+    python -m benchmarks.starts --folder DIR --only packs   # besides diffusers' pipeline, only this way
 
 Writes a whole model of random weights into DIR (kept, and used again if it is there), and packs it beside. Then
 `autoflux bench load` times starts, each in processes of their own: from the model's files and from packs, which are in
@@ -74,7 +75,7 @@ def write_model(folder: Path, *, tiny: bool) -> None:
 def ours(folder: Path, options: argparse.Namespace, *, cold: bool) -> Iterator[Start]:
     """What `autoflux bench load` tells."""
     command = [sys.executable, "-m", "autoflux", "bench", "load", "--model", str(folder), "--quant", options.quant]
-    command += [word for way in STRATEGIES for word in ("--only", way)]
+    command += [word for way in options.only or STRATEGIES for word in ("--only", way)]
     command += ["--prompt", PROMPT, "--steps", str(options.steps), "--size", str(options.size)]
     ran = subprocess.run([*command, "--cold" if cold else "--hot", "--json"], check=False, stdout=subprocess.PIPE)
     told = json.loads(ran.stdout or "{}")
@@ -189,6 +190,7 @@ def main() -> int:
     parser.add_argument(
         "--quant", default="fp8", choices=["none", "int8", "fp8"], help="older cards take int8, processors none"
     )
+    parser.add_argument("--only", action="append", choices=STRATEGIES, help="of our ways to start this one; repeat")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--size", type=int, help="pixels a side (1024; 128 with --tiny)")
     parser.add_argument("--tiny", action="store_true", help="small networks")

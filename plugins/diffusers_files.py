@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import accelerate
 import diffusers
 import torch
+from transformers.initialization import no_init_weights
 
 from autoflux import Component, Store, leave_parts_on_disk, load_parts, locate
 
@@ -35,9 +38,16 @@ def open_network(kind: Any, component: Component, dtype: torch.dtype) -> tuple[t
     return network.eval().requires_grad_(requires_grad=False), store
 
 
+@contextmanager
+def empty_weights() -> Iterator[None]:
+    """Networks that are made in here have parameters that take no memory, and no time: nothing is drawn for them."""
+    with accelerate.init_empty_weights(include_buffers=False), no_init_weights():
+        yield
+
+
 def bare_network(kind: Any, config: dict[str, Any]) -> torch.nn.Module:
     """A network whose parameters take no memory."""
-    with accelerate.init_empty_weights(include_buffers=False):
+    with empty_weights():
         if issubclass(kind, diffusers.ModelMixin):
             network: torch.nn.Module = kind.from_config(config)
         else:

@@ -43,10 +43,16 @@ from autoflux import (
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import accelerate
-import diffusers
-import transformers
-from diffusers.models.attention_dispatch import attention_backend
+from .diffusers_imports import RARE, UNUSED, hidden, import_later, lean_imports
+
+with lean_imports(), hidden(*UNUSED):
+    import transformers
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+with lean_imports():
+    import_later(*RARE)
+    import diffusers
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers.models.attention_dispatch import attention_backend
 
 from . import diffusers_files
 from .diffusers_offload import GroupOffload
@@ -58,10 +64,10 @@ DTYPES = {
 }
 
 _NETWORKS: dict[str, Any] = {
-    "text_encoder": transformers.CLIPTextModel,
-    "text_encoder_2": transformers.T5EncoderModel,
-    "transformer": diffusers.FluxTransformer2DModel,
-    "vae": diffusers.AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": T5EncoderModel,
+    "transformer": FluxTransformer2DModel,
+    "vae": AutoencoderKL,
 }
 _TIED = frozenset({"encoder.embed_tokens.weight"})
 """Names of T5's input table, stored once under another name."""
@@ -96,7 +102,7 @@ class Library:
 class Components:
     """The loaded parts: the transformer, diffusers' own pipeline object with the others, and where weights live."""
 
-    def __init__(self, pipe: diffusers.FluxPipeline, transformer: torch.nn.Module, residences: Residences) -> None:
+    def __init__(self, pipe: FluxPipeline, transformer: torch.nn.Module, residences: Residences) -> None:
         self.pipe = pipe
         self.transformer = transformer
         self.residences = residences
@@ -137,7 +143,7 @@ def load_components(
         loaded = assemble(unpacked, plan, parts_path, library)
     if model.layout != Layout.FOLDER:
         # That of the base may be for another family.
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(model.scheduler)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(model.scheduler)
         loaded.pipe.register_modules(scheduler=scheduler)
     fill_page_cache(read)  # for the next start
     return loaded
@@ -178,7 +184,7 @@ def assemble(
         residences.hold(name, network, used=used, store=store, later=later)
     transformer = held.pop("transformer")
     with _damage_named(folder):
-        pipe = diffusers.FluxPipeline(**held, transformer=None, **_load_small_parts(folder))
+        pipe = FluxPipeline(**held, transformer=None, **_load_small_parts(folder))
     pipe.set_progress_bar_config(disable=True)
     if plan.tile_decode:
         _decode_in_tiles(pipe.vae)
@@ -291,7 +297,7 @@ def _decode_in_tiles(vae: Any) -> None:
 def _open_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
     """The network without weights, and what reads them when they are needed."""
     kind = _NETWORKS[folder.name]
-    with accelerate.init_empty_weights(include_buffers=False):
+    with diffusers_files.empty_weights():
         if issubclass(kind, diffusers.ModelMixin):
             network = kind.from_config(kind.load_config(folder, local_files_only=True))
         else:
@@ -353,9 +359,9 @@ DIFFUSERS = Library(
 def _load_small_parts(folder: Path) -> dict[str, Any]:
     local = {"local_files_only": True}
     return {
-        "tokenizer": transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
-        "tokenizer_2": transformers.T5TokenizerFast.from_pretrained(folder / "tokenizer_2", **local),
-        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", **local),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
+        "tokenizer_2": T5TokenizerFast.from_pretrained(folder / "tokenizer_2", **local),
+        "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", **local),
     }
 
 

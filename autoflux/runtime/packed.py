@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from autoflux.errors import DamagedPack
 from autoflux.models.formats import SAFETENSORS
 from autoflux.models.naming import plain_name
-from autoflux.models.pack_shelf import OpenPack, Shelf, packs_wanted
+from autoflux.models.pack_shelf import OpenPack
 from autoflux.models.packs import PIECE_BYTES, SCALE, Packed, pieces
-from autoflux.models.values import Component, Precision
-from autoflux.planning.packs import recipe_for
+from autoflux.models.values import Precision
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan
+from autoflux.runtime.ahead import weights_ahead
 from autoflux.runtime.bringing import bring, parts_of
 from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.pack_file import PackFile
@@ -50,6 +50,10 @@ class _Slice(NamedTuple):
     begin: int
     end: int
 
+    @property
+    def is_whole(self) -> bool:
+        return self.begin == 0 and self.end == self.packed.nbytes
+
 
 class _Job(NamedTuple):
     """A piece of the file, and where bytes `begin` to `end` of it go."""
@@ -70,10 +74,16 @@ class PackStore:
     """
 
     def __init__(
-        self, network: nn.Module, opened: OpenPack, joined: Joined | None = None, *, once: bool = False
+        self,
+        network: nn.Module,
+        opened: OpenPack,
+        joined: Joined | None = None,
+        *,
+        once: bool = False,
+        ahead: Mapping[str, Tensor] | None = None,
     ) -> None:
         """For a network whose parameters have the formats of the pack, see `make_fitting`. `once` says that each unit
-        is read once only.
+        is read once only; `ahead` are bytes of some of its tensors, by their names in the pack, that are there already.
 
         Raises:
             DamagedPack: the pack lacks a weight of the network, or cannot be opened.
@@ -94,6 +104,7 @@ class PackStore:
         # Buffers that are computed and not saved, as they are before anything is re-pointed.
         self._computed = {id(t): t.data for t in network.buffers() if id(t) not in self._places}
         self._checked: set[int] = set()
+        self._ahead = dict(ahead or {})
         try:
             self._file = PackFile(opened.weights, once=once)
         except OSError as error:
@@ -119,8 +130,42 @@ class PackStore:
         with self._lock:
             self._checked.update(job.first for job in jobs)
 
+    def copy_ahead(self, unit: Unit, target: Tensor) -> bool:
+        """Write the unit's bytes into `target` if all of them are there already, which they are not any more then."""
+        places = [self._places.get(id(piece.tensor)) for piece in unit.pieces]
+        if not all(place and self._are_there(place) for place in places):
+            return False
+        for view, place in zip(unit.views(target), places, strict=True):
+            assert place  # noqa: S101
+            memory, at = view.reshape(-1).view(torch.uint8), 0
+            for packed, begin, end in place:
+                memory[at : at + end - begin].copy_(self._ahead[packed.name][begin:end])
+                at += end - begin
+        for name in {part.packed.name for place in places if place for part in place}:
+            del self._ahead[name]
+        return True
+
+    def point_ahead(self, network: nn.Module, device: torch.device) -> bool:
+        """Let the network's tensors be what is there already, if that is all of them, and each in one piece."""
+        tensors = {id(t): t for t in (*network.parameters(), *network.buffers())}
+        saved = {key: places for key, places in self._places.items() if key in tensors}
+        if not all(self._are_there(p) and len(p) == 1 and p[0].is_whole for p in saved.values()) or not self._ahead:
+            return False
+        for key, tensor in tensors.items():
+            if key in saved:
+                memory = self._ahead[saved[key][0].packed.name]
+                tensor.data = memory.view(tensor.dtype).view(tensor.shape)
+            else:
+                tensor.data = self._computed[key].to(device)
+        self._ahead.clear()
+        return True
+
+    def _are_there(self, places: Sequence[_Slice]) -> bool:
+        return all(place.packed.name in self._ahead for place in places)
+
     def close(self) -> None:
         """Close the file and let others remove the pack."""
+        self._ahead.clear()
         self._pool.shutdown()
         self._file.close()
         self._opened.close()
@@ -151,13 +196,6 @@ class PackStore:
         return DamagedPack(what, hint="they were dropped: start again, and the model's own files are read")
 
 
-def open_pack(component: Component, planned: ComponentPlan) -> OpenPack | None:
-    """The pack with a component's weights as they are planned; None if there is none, or none is wanted."""
-    recipe = recipe_for(component, planned) if packs_wanted() else None
-    shelf = Shelf()
-    return shelf.open(recipe.key()) if recipe and shelf.root.is_dir() else None
-
-
 def load_packed(
     network: nn.Module,
     opened: OpenPack,
@@ -178,7 +216,8 @@ def load_packed(
     make_fitting(network, opened.pack.tensors, native=planned.native, joined=joined)
     network.eval().requires_grad_(requires_grad=False)
     streamed = planned.placement == Placement.STREAMED
-    store = PackStore(network, opened, joined, once=not (streamed and planned.waiting == Waiting.DISK))
+    once = not (streamed and planned.waiting == Waiting.DISK)
+    store = PackStore(network, opened, joined, once=once, ahead={} if later else weights_ahead(opened.pack.key))
     if later or (streamed and planned.waiting != Waiting.PAGEABLE):
         return network, store
     try:
@@ -218,6 +257,8 @@ def fill(network: nn.Module, store: Store, device: torch.device, *, lane: Lane |
     Raises:
         As `Store.read`.
     """
+    if isinstance(store, PackStore) and store.point_ahead(network, device):
+        return
     whole = rest_of(network, ())
     units = [part.unit for part in parts_of(whole)] if whole else []
     if device.type == "cpu" and lane is None:

@@ -7,7 +7,11 @@ and registered with the driver instead.
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -26,6 +30,79 @@ class PinnedBuffer:
         self.tensor, self.pinned = _host_bytes(nbytes, device)
         if self.pinned and device.type == "cuda":
             weakref.finalize(self, _unregister, self.tensor)
+
+
+class PinnedAhead:
+    """Buffers of given sizes that threads pin before anybody asks for them, in that order.
+
+    Pinning a gigabyte takes a quarter of a second in which Python could do something else.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device, *, threads: int = 2) -> None:
+        self._wanted, self._device = deque(sizes), device
+        self._ready: list[PinnedBuffer] = []
+        self._making: list[int] = []
+        self._changed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._pin, name="pin-ahead", daemon=True) for _ in range(threads if sizes else 0)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def take(self, nbytes: int) -> PinnedBuffer | None:
+        """One of that size, waited for if it is being made; None if there is none, and then none is made either."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._find(nbytes) is not None or nbytes not in self._making)
+            found = self._find(nbytes)
+            if found is not None:
+                return self._ready.pop(found)
+            with contextlib.suppress(ValueError):
+                self._wanted.remove(nbytes)
+            return None
+
+    @contextmanager
+    def offered(self) -> Iterator[None]:
+        """For the time of the context, `exact_buffer` takes from these."""
+        _offers.append(self)
+        try:
+            yield
+        finally:
+            _offers.remove(self)
+
+    def close(self) -> None:
+        """Make no more, and let go of what nobody took."""
+        with self._changed:
+            self._wanted.clear()
+        for thread in self._threads:
+            thread.join()
+        self._ready.clear()
+
+    def _find(self, nbytes: int) -> int | None:
+        return next((i for i, buffer in enumerate(self._ready) if buffer.nbytes == nbytes), None)
+
+    def _pin(self) -> None:
+        while True:
+            with self._changed:
+                if not self._wanted:
+                    return
+                nbytes = self._wanted.popleft()
+                self._making.append(nbytes)
+            made = PinnedBuffer(nbytes, self._device)
+            with self._changed:
+                self._making.remove(nbytes)
+                self._ready.append(made)
+                if not made.pinned:  # no more can be
+                    self._wanted.clear()
+                self._changed.notify_all()
+
+
+_offers: list[PinnedAhead] = []
+
+
+def exact_buffer(nbytes: int, device: torch.device) -> PinnedBuffer:
+    """A buffer of that size, which may have been pinned ahead."""
+    made = (offer.take(nbytes) for offer in _offers)
+    return next((buffer for buffer in made if buffer), None) or PinnedBuffer(nbytes, device)
 
 
 def _host_bytes(nbytes: int, device: torch.device) -> tuple[Tensor, bool]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoflux.planning.schedule import lay_out
 from autoflux.runtime.lanes import Mark
-from autoflux.runtime.pinned import PinnedBuffer
+from autoflux.runtime.pinned import PinnedBuffer, exact_buffer
 from autoflux.runtime.stores import KeptStore, ModuleStore, Store
 from autoflux.runtime.units import Unit
 
@@ -78,7 +78,7 @@ class HostUnits:
         self._buffers: list[PinnedBuffer] = []
 
         def pinned(unit: Unit) -> Tensor:
-            self._buffers.append(PinnedBuffer(unit.nbytes, device))
+            self._buffers.append(exact_buffer(unit.nbytes, device))
             return self._buffers[-1].tensor
 
         # A module's own tensors are freed one by one, so that both copies of a model never lie in RAM together.

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,14 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Nothing is read any more."""
+
+
+@runtime_checkable
+class AheadStore(Protocol):
+    """A store some of whose bytes may be on the device already."""
+
+    def copy_ahead(self, unit: Unit, target: Tensor) -> bool:
+        """Write the unit's bytes into `target`, on the device, if all of them are; says whether they were."""
 
 
 class ModuleStore:

@@ -1,0 +1,255 @@
+"""Weights that come to the device, and memory that is pinned, while libraries are still being imported.
+
+Importing what computes takes one processor for seconds, in which the disk and the link would have nothing to do. To
+copy, torch is enough: threads bring what stays on the device from packs, and pin memory for what will be streamed. The
+networks that are made afterwards find their weights there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autoflux.models.pack_shelf import OpenPack
+from autoflux.models.packs import Packed, pieces
+from autoflux.models.values import Model
+from autoflux.planning.terms import Placement
+from autoflux.planning.values import Plan
+from autoflux.runtime.lanes import Lane, lane_for
+from autoflux.runtime.pack_file import PAGE, PackFile, open_pack
+from autoflux.runtime.packing import checksum
+from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer
+from autoflux.runtime.portions import TRANSFORMER, Portion, portion
+from autoflux.runtime.warming import warm_up
+from autoflux.units import MIB
+
+WINDOW_BYTES = 64 * MIB
+"""What a thread reads and copies at once. It waits for its turn to compute some times for each."""
+
+READERS = 4
+"""Threads that read, each into a pinned window of its own."""
+
+TURN_SECONDS = 0.0005
+"""How long an import computes while a thread waits for its turn; Python's 5 ms would be longer than what they wait
+for."""
+
+
+ALIVE_SECONDS = 0.5
+"""Between two looks whether there is still somebody to wait for."""
+
+
+class _Piece(NamedTuple):
+    """Bytes of the file with their checksum, and where they go."""
+
+    first: int
+    length: int
+    checksum: int
+    target: Tensor
+
+
+class _Window(NamedTuple):
+    """Pieces that lie side by side, and whose they are."""
+
+    of: _Bringing
+    pieces: tuple[_Piece, ...]
+
+
+class _Bringing:
+    """The weights of one pack on their way."""
+
+    def __init__(self, opened: OpenPack, wanted: Sequence[Packed], device: torch.device) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.failed = False
+        self.over = threading.Event()
+        self._opened, self._wanted, self._device = opened, wanted, device
+        self._file = PackFile(opened.weights, once=True)
+        self._lock = threading.Lock()
+        self._under_way = 1  # the one that hands them out
+
+    def windows(self) -> Iterator[_Window]:
+        """In the order of the file; memory is taken when a window is asked for."""
+        held: list[_Piece] = []
+        for piece in self._pieces():
+            last = held[-1] if held else None
+            far = last and piece.first + piece.length - held[0].first > WINDOW_BYTES
+            if last and (far or piece.first > last.first + last.length):
+                yield self._begun(held)
+                held = []
+            held.append(piece)
+        if held:
+            yield self._begun(held)
+        self.done_with_one()
+
+    def bring(self, window: _Window, staging: Tensor, lane: Lane) -> None:
+        """Read a window into pinned memory and have it copied from there.
+
+        Raises:
+            OSError, EOFError: it cannot be read.
+            ValueError: a piece is not what was written.
+        """
+        first, last = window.pieces[0].first, window.pieces[-1]
+        data = self._file.read(first, last.first + last.length, memoryview(staging.numpy()))  # type: ignore[arg-type]
+        for piece in window.pieces:
+            at = piece.first - first
+            if checksum(data[at : at + piece.length]) != piece.checksum:
+                raise ValueError(f"bytes {piece.first} to {piece.first + piece.length} are not what was written")
+        for piece in window.pieces:
+            at = piece.first - first // PAGE * PAGE
+            lane.copy(piece.target, staging[at : at + piece.length])
+
+    def done_with_one(self) -> None:
+        """A window is there, or has failed; after the last, the file is closed."""
+        with self._lock:
+            self._under_way -= 1
+            over = self._under_way == 0
+        if over:
+            self._file.close()
+            self._opened.close()
+            if self.failed:
+                self.tensors.clear()  # whoever reads the pack again says what is wrong with it
+            self.over.set()
+
+    def _begun(self, held: Sequence[_Piece]) -> _Window:
+        with self._lock:
+            self._under_way += 1
+        return _Window(self, tuple(held))
+
+    def _pieces(self) -> Iterator[_Piece]:
+        for packed in sorted(self._wanted, key=lambda packed: packed.offset):
+            if self.failed:
+                return
+            try:
+                memory = torch.empty(packed.nbytes, dtype=torch.uint8, device=self._device)
+            except torch.OutOfMemoryError:
+                self.failed = True
+                return
+            self.tensors[packed.name] = memory
+            for first, length, expected in pieces(packed):
+                at = first - packed.offset
+                yield _Piece(first, length, expected, memory[at : at + length])
+
+
+class Ahead:
+    """What is brought and pinned for one plan; begins at once."""
+
+    def __init__(self, portions: Sequence[tuple[OpenPack, Portion]], device: torch.device) -> None:
+        self._device = device
+        self._bringing = {
+            opened.pack.key: _Bringing(opened, held.staying, device) for opened, held in portions if held.staying
+        }
+        self._windows = itertools.chain.from_iterable([b.windows() for b in self._bringing.values()])
+        self._lock = threading.Lock()
+        self.pinned = PinnedAhead([n for _, held in portions for n in held.pinned], device)
+        readers = range(READERS if self._bringing else 0)
+        self._threads = [threading.Thread(target=self._read, name="bring-ahead", daemon=True) for _ in readers]
+        for thread in self._threads:
+            thread.start()
+
+    def take(self, key: str) -> dict[str, Tensor]:
+        """The weights of that pack by name (uint8), once they are there; none if they were not brought, or in vain."""
+        bringing = self._bringing.pop(key, None)
+        if bringing is None:
+            return {}
+        while not bringing.over.wait(ALIVE_SECONDS):
+            if not any(thread.is_alive() for thread in self._threads):  # none was given memory
+                return {}
+        return bringing.tensors
+
+    def close(self) -> None:
+        """Bring nothing more, and let go of what nobody took."""
+        for bringing in self._bringing.values():
+            bringing.failed = True
+        for thread in self._threads:
+            thread.join()
+        self._bringing.clear()
+        self.pinned.close()
+
+    def _read(self) -> None:
+        staging = PinnedBuffer(WINDOW_BYTES + 2 * PAGE, self._device)
+        lane = lane_for(self._device)
+        copied = lane.mark()
+        while window := self._next():
+            try:
+                if not window.of.failed:
+                    window.of.bring(window, staging.tensor, lane)
+            except (OSError, EOFError, ValueError, RuntimeError):
+                window.of.failed = True
+            finally:
+                # The memory is written again, and whoever takes the weights computes with them.
+                lane.set_copied(copied)
+                copied.synchronize()
+                window.of.done_with_one()
+
+    def _next(self) -> _Window | None:
+        with self._lock:
+            return next(self._windows, None)
+
+
+_current: Ahead | None = None
+
+
+@contextmanager
+def bringing_ahead(plan: Plan, model: Model, unread: Collection[str] = ()) -> Iterator[bool]:
+    """For the time of the context, bring and pin what the plan's packs have, but for components named in `unread`.
+
+    Gives whether there is anything of that.
+    """
+    global _current  # noqa: PLW0603 — those who make networks are called by backends, which know nothing of it
+    portions = list(_portions(plan, model, unread))
+    if not portions:
+        yield False
+        return
+    turn = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_SECONDS)
+    _current = ahead = Ahead(portions, torch.device(plan.device))
+    _warm_up(plan)
+    try:
+        with ahead.pinned.offered():
+            yield True
+    finally:
+        _current = None
+        sys.setswitchinterval(turn)
+        ahead.close()
+
+
+def _warm_up(plan: Plan) -> None:
+    device, transformer = torch.device(plan.device), plan.component(TRANSFORMER)
+    if device.type == "cuda":
+        dtype = getattr(torch, transformer.arithmetic.value)
+        warm_up(device, dtype, transformer.storage if transformer.native else None)
+
+
+def weights_ahead(key: str) -> dict[str, Tensor]:
+    """The weights of that pack which are on the device already, by name: see `Ahead.take`."""
+    return _current.take(key) if _current else {}
+
+
+def _portions(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[tuple[OpenPack, Portion]]:
+    for component in model.components:
+        planned = plan.component(component.name)
+        opened = open_pack(component, planned) if component.name not in unread else None
+        if opened is None:
+            continue
+        held = portion(opened.pack, component, plan)
+        if component.name == TRANSFORMER and planned.placement == Placement.STREAMED and not _fits_twice(held, plan):
+            held = held._replace(staying=())
+        if held.staying or held.pinned:
+            yield opened, held
+        else:
+            opened.close()
+
+
+def _fits_twice(held: Portion, plan: Plan) -> bool:
+    """Whether what stays has room beside the memory that it will be copied to, and all else that is planned."""
+    device = torch.device(plan.device)
+    if device.type != "cuda":
+        return device.type == "cpu"
+    free, _ = torch.cuda.mem_get_info(device)
+    return free >= plan.predicted.peak_vram_bytes.peak + sum(tensor.nbytes for tensor in held.staying)

@@ -1,0 +1,75 @@
+"""What of a pack stays on the device and what waits in pinned memory, told by names, before there is a network."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from autoflux.models.packs import Pack, Packed, is_modulation
+from autoflux.models.values import Component
+from autoflux.planning.schedule import aligned
+from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.values import Plan
+
+TRANSFORMER = "transformer"
+
+
+class Portion(NamedTuple):
+    """Of a pack, how a plan has it held."""
+
+    staying: tuple[Packed, ...] = ()
+    """Tensors that come to the device once."""
+    pinned: tuple[int, ...] = ()
+    """Bytes of the units that wait in pinned memory, each in its own, in the order they are asked for. Where a library
+    joins tensors they may be padded less; not in FLUX.1, whose widths need no padding."""
+
+
+class _Place(NamedTuple):
+    """Where a tensor belongs: a block by its number, or None outside; and its layer, if that is streamed by itself."""
+
+    block: int | None
+    layer: str = ""
+
+
+def portion(pack: Pack, component: Component, plan: Plan) -> Portion:
+    """What is known of it beforehand: nothing where layers are streamed, or several blocks at once."""
+    planned = plan.component(component.name)
+    if planned.placement == Placement.DEVICE:
+        return Portion(staying=pack.tensors)
+    whole_blocks = plan.unit == TransferUnit.BLOCK and not plan.block_bytes
+    if planned.placement != Placement.STREAMED or planned.waiting != Waiting.PINNED or not whole_blocks:
+        return Portion()
+    hoists = component.name == TRANSFORMER and plan.hoist_modulation
+    resident = frozenset(planned.resident)
+    staying: list[Packed] = []
+    units: dict[_Place, int] = defaultdict(int)
+    for tensor, place in _placed(pack, component, hoists=hoists):
+        if place.layer or (place.block is not None and place.block not in resident):
+            units[place] += aligned(tensor.nbytes)
+        elif component.name == TRANSFORMER:  # of others, what is outside of blocks may be streamed, too
+            staying.append(tensor)
+    # What a parking arena holds comes from pinned memory each time.
+    return Portion(() if plan.park_for_decode else tuple(staying), _in_turn(units))
+
+
+def _placed(pack: Pack, component: Component, *, hoists: bool) -> Iterator[tuple[Packed, _Place]]:
+    for tensor in pack.tensors:
+        number = _number(tensor.name, component)
+        hoisted = hoists and number is not None and is_modulation(tensor.name)
+        yield tensor, _Place(number, tensor.name.rpartition(".")[0] if hoisted else "")
+
+
+def _number(name: str, component: Component) -> int | None:
+    """Of the block that has a tensor, counted through all lists."""
+    before = 0
+    for blocks in component.block_lists:
+        if name.startswith(f"{blocks.path}."):
+            return before + int(name.removeprefix(f"{blocks.path}.").partition(".")[0])
+        before += len(blocks.blocks)
+    return None
+
+
+def _in_turn(units: dict[_Place, int]) -> tuple[int, ...]:
+    """Blocks, then what is taken out of them: as they are loaded."""
+    return (*(n for place, n in units.items() if not place.layer), *(n for place, n in units.items() if place.layer))

@@ -1,0 +1,52 @@
+"""The libraries behind torch's kernels, loaded before the first step asks for them: each takes its time once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autoflux.models.values import Precision
+
+SIDE = 256
+"""Of what is computed: a size that every kernel takes."""
+
+_log = logging.getLogger(__name__)
+
+
+def warm_up(device: torch.device, dtype: torch.dtype, narrow: Precision | None) -> threading.Thread:
+    """Compute a little of each kind in a thread: products, attention, convolution; and products in `narrow`, if given.
+
+    What fails here fails again where it is needed, and is told there.
+    """
+    thread = threading.Thread(target=_try_all, args=(device, dtype, narrow), name="warm-up", daemon=True)
+    thread.start()
+    return thread
+
+
+def _try_all(device: torch.device, dtype: torch.dtype, narrow: Precision | None) -> None:
+    try:
+        with torch.inference_mode():
+            _compute(torch.ones(SIDE, SIDE, device=device, dtype=dtype), narrow)
+    except Exception:  # noqa: BLE001 — see above
+        _log.debug("warming up failed", exc_info=True)
+
+
+def _compute(x: Tensor, narrow: Precision | None) -> None:
+    # Nothing here may import: the main thread does, and two that import each other's parts wait for each other.
+    functional.linear(x, x, x[0])
+    for width, mask in ((64, x), (128, None)):  # of CLIP's and T5's attention, and of the transformer's
+        heads = x.view(1, 1, SIDE, SIDE)[..., :width]
+        functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)
+    picture = x.view(1, 16, 64, 64)
+    functional.conv2d(picture, x.view(-1)[: 16 * 16 * 9].view(16, 16, 3, 3), padding=1)
+    functional.group_norm(picture, 4)
+    if narrow == Precision.FLOAT8:
+        y, scales = x.to(torch.float8_e4m3fn), torch.ones(SIDE, 1, device=x.device)
+        torch._scaled_mm(y, y.t(), scale_a=scales, scale_b=scales.t(), out_dtype=torch.bfloat16)  # noqa: SLF001
+    elif narrow == Precision.INT8:
+        y = x.to(torch.int8)
+        torch._int_mm(y, y)  # noqa: SLF001

@@ -1,0 +1,232 @@
+"""Weights and pinned memory that are there before the networks: the same pictures, and nothing asked for in vain."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from autoflux import Model, Placement, Plan, Precision, Waiting
+from autoflux.models.finding import find
+from autoflux.models.packs import WEIGHTS
+from autoflux.runtime import ahead, bringing, packed, sources
+from autoflux.runtime.ahead import bringing_ahead, weights_ahead
+from autoflux.runtime.pack_file import open_pack
+from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, exact_buffer
+from autoflux.runtime.portions import portion
+from tests.plugins.test_packs import BACKENDS, PRECISIONS, drawn, flip, planned, spoil_sources
+from tests.plugins.test_packs import packed as pack_all
+
+pytestmark = pytest.mark.usefixtures("shelf")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model(tiny_copy) -> Model:
+    return find(str(tiny_copy), {})
+
+
+def sizes_asked_for(plan: Plan, model: Model, monkeypatch) -> Counter[int]:
+    """Of the buffers that units get when the plan is opened."""
+    asked: list[int] = []
+
+    def noted(nbytes: int, device: torch.device) -> PinnedBuffer:
+        asked.append(nbytes)
+        return exact_buffer(nbytes, device)
+
+    monkeypatch.setattr(sources, "exact_buffer", noted)
+    drawn(plan, model)
+    return Counter(asked)
+
+
+def told_beforehand(plan: Plan, model: Model) -> Counter[int]:
+    portions = []
+    for component in model.components:
+        opened = open_pack(component, plan.component(component.name))
+        assert opened
+        portions.append(portion(opened.pack, component, plan))
+        opened.close()
+    return Counter(nbytes for held in portions for nbytes in held.pinned)
+
+
+@pytest.mark.parametrize("storage", PRECISIONS)
+@pytest.mark.parametrize("hoists", [True, False])
+def test_memory_is_told_beforehand_in_the_sizes_that_are_asked_for(model, shelf, storage, hoists, monkeypatch):
+    """By diffusers: DiffSynth joins tensors, and so pads less, but not in FLUX.1, whose widths need no padding."""
+    pack_all(model, shelf, storage)
+    for resident in ((), (0, 2)):
+        plan = planned(model, storage, resident=resident).replace(hoist_modulation=hoists)
+        told, asked = told_beforehand(plan, model), sizes_asked_for(plan, model, monkeypatch)
+        assert told
+        assert told <= asked, "something would be pinned that nobody takes"
+        blocks = sum(len(blocks.blocks) for part in model.components for blocks in part.block_lists)
+        assert sum(told.values()) >= blocks - len(model.components) * len(resident)
+
+
+@pytest.mark.parametrize("storage", PRECISIONS)
+def test_components_that_stay_take_what_was_brought(model, tiny_copy, shelf, storage, monkeypatch):
+    plan = planned(model, storage, placement=Placement.DEVICE)
+    wanted = drawn(plan, model)
+    pack_all(model, shelf, storage)
+    spoil_sources(tiny_copy)
+    monkeypatch.setattr(packed, "bring", None)
+    monkeypatch.setattr(packed, "in_order", None)  # nothing is read once more
+    with bringing_ahead(plan, model) as begun:
+        assert begun
+        assert np.array_equal(drawn(plan, model), wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_blocks_that_stay_are_copied_from_what_was_brought(model, shelf, backend):
+    pack_all(model, shelf, Precision.INT8)
+    plan = planned(model, Precision.INT8, backend=backend, resident=(0, 2)).replace(hoist_modulation=True)
+    component = model.component("transformer")
+    opened = open_pack(component, plan.component("transformer"))
+    assert opened
+    staying = {tensor.name for tensor in portion(opened.pack, component, plan).staying}
+    assert any(name.startswith("transformer_blocks.0.attn") for name in staying)
+    assert not any("transformer_blocks.1." in name or "norm1.linear" in name for name in staying)
+    with bringing_ahead(plan, model):
+        there = weights_ahead(opened.pack.key)
+        assert there.keys() == staying
+        assert not weights_ahead(opened.pack.key), "they are taken once"
+    held = {packed.name: packed for packed in opened.pack.tensors}
+    data = opened.weights.read_bytes()
+    for name, memory in there.items():
+        assert bytes(memory.numpy()) == data[held[name].offset : held[name].offset + held[name].nbytes]
+    opened.close()
+    assert not weights_ahead(opened.pack.key), "nothing is brought any more"
+
+
+def test_a_unit_is_copied_only_if_all_of_it_is_there(model, shelf):
+    made = pack_all(model, shelf, Precision.BFLOAT16)["vae"]
+    opened = shelf.open(made.key)
+    data = opened.weights.read_bytes()
+    there = {
+        t.name: torch.frombuffer(bytearray(data[t.offset : t.offset + t.nbytes]), dtype=torch.uint8)
+        for t in made.tensors[:2]
+    }
+    network = torch.nn.ParameterDict()
+    for tensor in made.tensors[:3]:
+        owner = network
+        *path, last = tensor.name.split(".")
+        for word in path:
+            if word not in owner._modules:
+                owner.add_module(word, torch.nn.Module())
+            owner = owner._modules[word]
+        owner.register_parameter(
+            last, torch.nn.Parameter(torch.empty(tensor.shape, dtype=torch.bfloat16), requires_grad=False)
+        )
+    store = packed.PackStore(network, opened, ahead=there)
+    whole = packed.rest_of(network, ())
+    parts = list(bringing.parts_of(whole, 1))
+    targets = [torch.full((part.unit.nbytes,), 255, dtype=torch.uint8) for part in parts]
+    copied = [store.copy_ahead(part.unit, target) for part, target in zip(parts, targets, strict=True)]
+    assert sorted(copied) == [False, True, True]
+    assert not any(store.copy_ahead(part.unit, target) for part, target in zip(parts, targets, strict=True))
+    for part, target, was_there in zip(parts, targets, copied, strict=True):
+        read = torch.full_like(target, 255)
+        store.read(part.unit, read)
+        assert torch.equal(read, target) == was_there
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut"])
+def test_damage_is_left_to_those_who_read_it_again(model, shelf, how, caplog):
+    plan = planned(model, Precision.INT8, placement=Placement.DEVICE)
+    wanted = drawn(plan, model)
+    pack = pack_all(model, shelf, Precision.INT8)["text_encoder_2"]
+    file = shelf.folder(pack.key) / WEIGHTS
+    if how == "flipped":
+        flip(file, pack.nbytes - 1)
+        with bringing_ahead(plan, model):
+            assert not weights_ahead(pack.key)
+    with bringing_ahead(plan, model):
+        if how == "cut":
+            with file.open("r+b") as opened:
+                opened.truncate(pack.tensors[-1].offset)
+        assert np.array_equal(drawn(plan, model), wanted)
+    assert how == "cut" or shelf.find(pack.key) is None
+
+
+def test_nobody_waits_for_what_is_given_up(model, shelf, monkeypatch):
+    pack = pack_all(model, shelf, Precision.BFLOAT16)["text_encoder_2"]
+    plan = planned(model, Precision.BFLOAT16, placement=Placement.DEVICE)
+
+    def exhausted(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ahead.torch, "empty", exhausted)
+        with bringing_ahead(plan, model):
+            assert weights_ahead(pack.key) == {}
+    assert shelf.remove(pack.key), "it is not in use any more"
+
+
+def test_what_nobody_takes_is_let_go(model, shelf):
+    made = pack_all(model, shelf, Precision.BFLOAT16)
+    plan = planned(model, Precision.BFLOAT16, placement=Placement.DEVICE)
+    with pytest.raises(RuntimeError, match="broken"), bringing_ahead(plan, model):
+        raise RuntimeError("broken")
+    assert all(shelf.remove(pack.key) for pack in made.values())
+    assert not weights_ahead(made["vae"].key)
+
+
+def test_there_is_nothing_ahead_without_packs_and_for_what_is_not_read(model, shelf):
+    plan = planned(model, Precision.BFLOAT16, placement=Placement.DEVICE)
+    with bringing_ahead(plan, model) as begun:
+        assert not begun
+    made = pack_all(model, shelf, Precision.BFLOAT16)
+    with bringing_ahead(plan, model, unread=("text_encoder_2",)):
+        assert not weights_ahead(made["text_encoder_2"].key)
+        assert weights_ahead(made["vae"].key)
+    on_disk = planned(model, Precision.BFLOAT16, waiting=Waiting.DISK)
+    with bringing_ahead(on_disk, model) as begun:
+        assert not begun
+
+
+def test_buffers_are_pinned_once_and_in_turn():
+    pool = PinnedAhead([10, 20, 10], CPU)
+    with pool.offered():
+        taken = [exact_buffer(nbytes, CPU) for nbytes in (10, 20, 10, 10, 30)]
+    assert [buffer.nbytes for buffer in taken] == [10, 20, 10, 10, 30]
+    assert len({id(buffer) for buffer in taken}) == len(taken)
+    pool.close()
+    assert pool.take(10) is None
+
+
+def test_pinning_ends_where_no_more_can_be_pinned(monkeypatch):
+    monkeypatch.setattr("autoflux.runtime.pinned._host_bytes", lambda nbytes, _device: (torch.zeros(nbytes), False))
+    pool = PinnedAhead([10] * 50, CPU, threads=1)
+    for thread in pool._threads:
+        thread.join()
+    assert len(pool._ready) == 1
+    pool.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("storage", PRECISIONS)
+def test_on_a_card_what_comes_ahead_draws_the_same_picture(model, shelf, storage, backend, monkeypatch):
+    taken: list[int] = []
+
+    def noted(key: str) -> dict[str, torch.Tensor]:
+        found = weights_ahead(key)
+        taken.append(len(found))
+        return found
+
+    pack_all(model, shelf, storage)
+    every = tuple(range(sum(len(blocks.blocks) for blocks in model.component("transformer").block_lists)))
+    for placement, resident in ((Placement.STREAMED, every), (Placement.STREAMED, (0, 2)), (Placement.DEVICE, ())):
+        if placement == Placement.DEVICE and storage != Precision.BFLOAT16:
+            continue
+        plan = planned(model, storage, backend=backend, placement=placement, resident=resident)
+        plan = plan.replace(device="cuda:0", hoist_modulation=placement == Placement.STREAMED)
+        monkeypatch.setattr(packed, "weights_ahead", lambda _key: {})
+        wanted = drawn(plan, model)
+        monkeypatch.setattr(packed, "weights_ahead", noted)
+        assert np.array_equal(drawn(plan, model), wanted)
+        assert any(taken)
