@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
+import psutil
 import torch
 
 import autoflux
@@ -64,6 +65,10 @@ class Bench:
         self._loaded: Loaded | None = None
         self._plans: dict[tuple[Setting, str], Plan] = {}
         self._pictures = 0
+        self._unloaded_bytes: int | None = None
+        """RAM of the process when the weights of the first plan were let go."""
+        self._left_bytes = 0
+        """How much more it was before the weights of this one came: other plans have left it, code above all."""
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +163,7 @@ class Bench:
                 seconds_per_step=taken["step"],
                 seconds_per_image=whole / batch,
                 peak_vram_bytes=self._card.peak_bytes(),
-                peak_ram_bytes=max(ram.nbytes, loaded.ram_bytes) - self._weight_bytes,
+                peak_ram_bytes=max(ram.nbytes, loaded.ram_bytes) - self._weight_bytes - self._left_bytes,
             ),
             allocated_bytes={phase: int(taken[f"{phase}_bytes"]) for phase in ("encode", "denoise", "decode")},
             context_bytes=self._card.context_bytes,
@@ -187,6 +192,10 @@ class Bench:
             self._loaded.session.close()
             self._loaded = None
         self._card.release()
+        if self._pictures:
+            now = psutil.Process().memory_info().rss
+            self._unloaded_bytes = self._unloaded_bytes or now
+            self._left_bytes = max(0, now - self._unloaded_bytes)
 
     def _draw(self, session: Session, setting: Setting, steps: int) -> dict[str, float]:
         """Draw a batch; seconds of encoding, of the first step, of each other one, and of decoding."""

@@ -30,10 +30,6 @@ ENCODE_HEAD = 64
 WIDE_BLOCKS = 2
 """That are in RAM while weights are narrowed: one is read, one is narrowed."""
 
-PACK_BUFFER_BYTES = 450_000_000
-"""Pinned RAM through which packs are read to the device: four buffers (`runtime.bringing`), each as large as the
-largest tensors of FLUX.1's transformer, 113 MB."""
-
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""
 
@@ -68,16 +64,17 @@ def footprint(
         + (arrangement.ring_bytes if arrangement.park_for_decode else arena)
         + working.decode,
     )
+    process = priors.host_bytes + (priors.compiler_bytes if arrangement.compiled else 0)
     if kind == DeviceKind.CPU:
         nothing = PhaseBytes(encode=0, denoise=0, decode=0)
-        return Footprint(vram=nothing, ram_bytes=priors.host_bytes + phases.peak)
+        return Footprint(vram=nothing, ram_bytes=process + phases.peak)
     on_device = PhaseBytes(
         encode=phases.encode + priors.context_bytes,
         denoise=phases.denoise + priors.context_bytes,
         decode=phases.decode + priors.context_bytes,
     )
     in_ram = 0 if unified_memory else _in_ram(model, arrangement)
-    return Footprint(vram=on_device, ram_bytes=priors.host_bytes + in_ram)
+    return Footprint(vram=on_device, ram_bytes=process + in_ram)
 
 
 def _in_ram(model: Model, arrangement: Arrangement) -> int:
@@ -117,10 +114,11 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
     on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
     if on_disk or planned.placement == Placement.NATIVE:  # whose own count includes it
         return 0
-    if planned.packed_bytes:  # read to where it will be, but for the stage of what is streamed through one
-        if planned.placement == Placement.DEVICE or planned.resident:
-            return PACK_BUFFER_BYTES
-        return component_bytes(model, planned) if planned.waiting == Waiting.PAGEABLE else 0
+    if planned.packed_bytes:
+        # Read to where it will be. The buffers through which a device gets its own are gone when the first picture
+        # makes the process as large as it will be: on an H100 and an H200 it took no more with them (planning.json).
+        waits = planned.placement == Placement.STREAMED and not planned.resident
+        return component_bytes(model, planned) if waits and planned.waiting == Waiting.PAGEABLE else 0
     component = model.component(planned.name)
     if planned.is_narrow:
         largest = max(block.parameters.total for block in component.blocks) * planned.arithmetic.item_bytes

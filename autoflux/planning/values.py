@@ -100,6 +100,8 @@ class Priors(Value, frozen=True, kw_only=True):
     """Device memory that the driver and libraries take beside tensors; not counted by torch."""
     host_bytes: Bytes
     """RAM of the process without weights."""
+    compiler_bytes: Bytes = 0
+    """RAM that compiling adds to it."""
     ram_reserve_bytes: Bytes = 0
     """RAM left free for others, beyond what the system says is not available."""
     denoise_activations: Positive

@@ -23,6 +23,7 @@ from autoflux.models.values import Model
 from autoflux.planning.terms import Placement
 from autoflux.planning.values import Plan
 from autoflux.runtime.lanes import Lane, lane_for
+from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.pack_file import PAGE, PackFile, open_pack
 from autoflux.runtime.packing import checksum
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer
@@ -217,6 +218,7 @@ def bringing_ahead(plan: Plan, model: Model, unread: Collection[str] = ()) -> It
         _current = None
         sys.setswitchinterval(turn)
         ahead.close()
+        give_back_unused()  # what was copied to its place
 
 
 def _warm_up(plan: Plan) -> None:
@@ -252,4 +254,5 @@ def _fits_twice(held: Portion, plan: Plan) -> bool:
     if device.type != "cuda":
         return device.type == "cpu"
     free, _ = torch.cuda.mem_get_info(device)
+    free = min(free, plan.vram_limit_bytes or free)
     return free >= plan.predicted.peak_vram_bytes.peak + sum(tensor.nbytes for tensor in held.staying)

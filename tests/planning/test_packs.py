@@ -9,7 +9,6 @@ from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Precision
 from autoflux.planning.findings import Findings
-from autoflux.planning.footprint import PACK_BUFFER_BYTES
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
 from autoflux.planning.planner import make_plan
 from autoflux.planning.streaming import block_bytes_of
@@ -114,7 +113,7 @@ def test_what_is_read_from_packs_takes_no_ram_before_it_is_where_it_will_be():
     assert {c.name: c.packed_bytes for c in packed.components} == every
     assert not any(c.packed_bytes for c in unpacked.components)
     host = packed.priors.host_bytes
-    assert packed.predicted.peak_ram_bytes == host + PACK_BUFFER_BYTES
+    assert packed.predicted.peak_ram_bytes == host
     assert unpacked.predicted.peak_ram_bytes == host + max(every.values())
     # So a host has room for it that would have none for the files.
     low = (host + max(every.values()) // 2) / GB
