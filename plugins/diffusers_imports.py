@@ -58,7 +58,7 @@ def lean_imports() -> Iterator[None]:
 
 @contextmanager
 def hidden(*names: str) -> Iterator[None]:
-    """Packages that are not imported yet cannot be imported in the context, as if they were not installed."""
+    """Packages that are not imported yet cannot be imported in the context, by any thread, as if not installed."""
     added = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(added))  # type: ignore[arg-type]  # None says: there is no such module
     try:

@@ -7,6 +7,7 @@ networks that are made afterwards find their weights there.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import threading
@@ -40,7 +41,6 @@ READERS = 4
 TURN_SECONDS = 0.0005
 """How long an import computes while a thread waits for its turn; Python's 5 ms would be longer than what they wait
 for."""
-
 
 ALIVE_SECONDS = 0.5
 """Between two looks whether there is still somebody to wait for."""
@@ -142,9 +142,11 @@ class Ahead:
 
     def __init__(self, portions: Sequence[tuple[OpenPack, Portion]], device: torch.device) -> None:
         self._device = device
-        self._bringing = {
-            opened.pack.key: _Bringing(opened, held.staying, device) for opened, held in portions if held.staying
-        }
+        self._bringing: dict[str, _Bringing] = {}
+        for opened, held in portions:
+            if held.staying:
+                with contextlib.suppress(OSError):  # who reads it again says that it is gone
+                    self._bringing[opened.pack.key] = _Bringing(opened, held.staying, device)
         self._windows = itertools.chain.from_iterable([b.windows() for b in self._bringing.values()])
         self._lock = threading.Lock()
         self.pinned = PinnedAhead([n for _, held in portions for n in held.pinned], device)
@@ -203,7 +205,8 @@ def bringing_ahead(plan: Plan, model: Model, unread: Collection[str] = ()) -> It
     Gives whether there is anything of that.
     """
     global _current  # noqa: PLW0603 — those who make networks are called by backends, which know nothing of it
-    portions = list(_portions(plan, model, unread))
+    is_there = not plan.device.startswith("cuda") or torch.cuda.is_available()
+    portions = list(_portions(plan, model, unread)) if is_there else []
     if not portions:
         yield False
         return

@@ -160,6 +160,10 @@ class PackStore:
         self._ahead.clear()
         return True
 
+    def forget_ahead(self) -> None:
+        """Give up the memory of what is there and was not asked for."""
+        self._ahead.clear()
+
     def _are_there(self, places: Sequence[_Slice]) -> bool:
         return all(place.packed.name in self._ahead for place in places)
 

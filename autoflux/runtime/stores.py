@@ -49,6 +49,9 @@ class AheadStore(Protocol):
     def copy_ahead(self, unit: Unit, target: Tensor) -> bool:
         """Write the unit's bytes into `target`, on the device, if all of them are; says whether they were."""
 
+    def forget_ahead(self) -> None:
+        """Give up the memory of what is there and was not asked for."""
+
 
 class ModuleStore:
     """The module's own tensors, as long as they are not re-pointed."""

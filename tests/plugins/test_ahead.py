@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ import torch
 
 from autoflux import Model, Placement, Plan, Precision, Waiting
 from autoflux.models.finding import find
-from autoflux.models.packs import WEIGHTS
+from autoflux.models.packs import WEIGHTS, Packed
 from autoflux.runtime import ahead, bringing, packed, sources
 from autoflux.runtime.ahead import bringing_ahead, weights_ahead
 from autoflux.runtime.pack_file import open_pack
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, exact_buffer
-from autoflux.runtime.portions import portion
+from autoflux.runtime.portions import Portion, portion
 from tests.plugins.test_packs import BACKENDS, PRECISIONS, drawn, flip, planned, spoil_sources
 from tests.plugins.test_packs import packed as pack_all
 
@@ -185,6 +186,45 @@ def test_there_is_nothing_ahead_without_packs_and_for_what_is_not_read(model, sh
         assert weights_ahead(made["vae"].key)
     on_disk = planned(model, Precision.BFLOAT16, waiting=Waiting.DISK)
     with bringing_ahead(on_disk, model) as begun:
+        assert not begun
+
+
+def test_a_pack_that_is_gone_is_left_to_those_who_read_it_again(model, shelf, monkeypatch):
+    made = pack_all(model, shelf, Precision.BFLOAT16)
+    plan = planned(model, Precision.BFLOAT16, placement=Placement.DEVICE)
+    file = shelf.folder(made["vae"].key) / WEIGHTS
+
+    def gone(path: Path, *, once: bool) -> object:
+        if path == file:
+            raise FileNotFoundError
+        return opened(path, once=once)
+
+    opened = ahead.PackFile
+    monkeypatch.setattr(ahead, "PackFile", gone)
+    with bringing_ahead(plan, model):
+        assert not weights_ahead(made["vae"].key)
+        assert weights_ahead(made["text_encoder"].key)
+
+
+@pytest.mark.parametrize(("free", "limit", "fits"), [(100, None, True), (99, None, False), (500, 99, False)])
+def test_blocks_that_stay_come_ahead_only_where_they_fit_twice(model, monkeypatch, free, limit, fits):
+    plan = planned(model, Precision.BFLOAT16).replace(device="cuda:0", vram_limit_bytes=limit)
+    peak = plan.predicted.peak_vram_bytes.replace(encode=60, denoise=0, decode=0)
+    plan = plan.replace(predicted=plan.predicted.replace(peak_vram_bytes=peak))
+    held = portion_of(40)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 1000))
+    assert ahead._fits_twice(held, plan) == fits
+
+
+def portion_of(nbytes: int) -> Portion:
+    return Portion(staying=(Packed(name="x", format="U8", shape=(nbytes,), offset=0, nbytes=nbytes),))
+
+
+def test_without_a_card_nothing_is_brought_to_it(model, shelf, monkeypatch):
+    pack_all(model, shelf, Precision.BFLOAT16)
+    plan = planned(model, Precision.BFLOAT16, placement=Placement.DEVICE).replace(device="cuda:0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with bringing_ahead(plan, model) as begun:
         assert not begun
 
 
