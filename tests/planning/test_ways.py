@@ -88,6 +88,14 @@ def test_nothing_is_compiled_without_a_compiler_unless_wished():
     assert not plan(known_machine("h200-141gb"), compiled=False).compiled
 
 
+def test_a_compiler_takes_ram_where_it_is_used():
+    made = plan(known_machine("h200-141gb"), SMALL, compiled=True)
+    plain = plan(known_machine("h200-141gb"), SMALL, compiled=False)
+    assert (made.compiled, plain.compiled) == (True, False)
+    assert made.arrangement.replace(compiled=False) == plain.arrangement
+    assert made.predicted.peak_ram_bytes - plain.predicted.peak_ram_bytes == made.priors.compiler_bytes > 0
+
+
 def test_what_is_wished_is_kept_and_called_a_wish():
     machine = known_machine("rtx-4090-24gb")
     made = plan(machine, quant=Precision.FLOAT8, attention="cudnn", batch=2, offload=Offload.STREAM)
