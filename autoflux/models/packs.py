@@ -200,7 +200,11 @@ def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callabl
 
 def _stamp(file: Path) -> list[str | int]:
     target = file.resolve()
-    found = target.stat()
+    try:
+        found = target.stat()
+    except OSError:
+        read_checkpoint(file)  # says by name what is wrong with it
+        raise
     digest = _digest(file, found.st_ino, found.st_size, found.st_mtime_ns)
     return [digest, target.name if _SHA256.fullmatch(target.name) else found.st_mtime_ns]
 
