@@ -33,8 +33,9 @@ from autoflux.models.packs import WEIGHTS, Recipe
 from autoflux.models.values import Component, Precision
 from autoflux.planning.terms import Placement
 from autoflux.planning.values import ComponentPlan
+from autoflux.runtime.pack_file import checksum
 from autoflux.runtime.packed import load_packed
-from autoflux.runtime.packing import checksum, pack_component
+from autoflux.runtime.packing import pack_component
 from autoflux.runtime.quantized import quantize_linears
 from autoflux.runtime.streaming import stays_wide
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from typing import ClassVar
 
-from autoflux import Backend, LoadProgress, Model, Pipeline, Plan, hookimpl
+from autoflux import Backend, LoadProgress, Model, Pipeline, Plan, collection_paused, hookimpl
 
 
 class DiffusersBackend:
@@ -22,8 +22,9 @@ class DiffusersBackend:
 
     def build(self, plan: Plan, model: Model, progress: LoadProgress, later: Collection[str] = ()) -> Pipeline:
         """Load the model's components where the plan puts them; text encoders named in `later` when they are used."""
-        from .diffusers_loading import load_components  # noqa: PLC0415 — imports torch and diffusers
-        from .diffusers_pipeline import DiffusersPipeline  # noqa: PLC0415
+        with collection_paused():
+            from .diffusers_loading import load_components  # noqa: PLC0415 — imports torch and diffusers
+            from .diffusers_pipeline import DiffusersPipeline  # noqa: PLC0415
 
         return DiffusersPipeline(load_components(plan, model, progress, later=later), plan, model)
 

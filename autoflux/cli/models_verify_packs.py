@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from autoflux.cli.output import stderr, stdout
 from autoflux.errors import DamagedPack
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import Pack, check_pack
+from autoflux.runtime.pack_file import checksum
 from autoflux.units import format_bytes
 from autoflux.values import Value
 
@@ -52,7 +52,7 @@ def _check(pack: Pack, shelf: Shelf, on_bytes: Callable[[int], None]) -> Checked
     fault = ""
     if opened:
         try:
-            fault = check_pack(shelf.folder(pack.key), zlib.crc32, on_bytes)
+            fault = check_pack(shelf.folder(pack.key), checksum, on_bytes)
         except DamagedPack as error:
             fault = error.message
         if fault:

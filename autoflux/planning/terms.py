@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+TRANSFORMER = "transformer"
+"""The name of the component that denoises: only its blocks are made narrow, kept apart, or compiled."""
+
 
 class Quality(StrEnum):
     """How far a plan may go from the picture that bfloat16 weights give."""

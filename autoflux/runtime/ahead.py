@@ -21,14 +21,13 @@ from torch import Tensor
 from autoflux.models.pack_shelf import OpenPack
 from autoflux.models.packs import Packed, pieces
 from autoflux.models.values import Model
-from autoflux.planning.terms import Placement
+from autoflux.planning.terms import TRANSFORMER, Placement
 from autoflux.planning.values import Plan
 from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.memory import give_back_unused
-from autoflux.runtime.pack_file import PAGE, PackFile, open_pack
-from autoflux.runtime.packing import checksum
+from autoflux.runtime.pack_file import PAGE, PackFile, checksum, open_pack, side_by_side
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer
-from autoflux.runtime.portions import TRANSFORMER, Portion, portion
+from autoflux.runtime.portions import Portion, portion
 from autoflux.runtime.warming import warm_up
 from autoflux.units import MIB
 
@@ -76,16 +75,10 @@ class _Bringing:
 
     def windows(self) -> Iterator[_Window]:
         """In the order of the file; memory is taken when a window is asked for."""
-        held: list[_Piece] = []
-        for piece in self._pieces():
-            last = held[-1] if held else None
-            far = last and piece.first + piece.length - held[0].first > WINDOW_BYTES
-            if last and (far or piece.first > last.first + last.length):
-                yield self._begun(held)
-                held = []
-            held.append(piece)
-        if held:
-            yield self._begun(held)
+        for pieces_of_one in side_by_side(self._pieces(), WINDOW_BYTES):
+            with self._lock:
+                self._under_way += 1
+            yield _Window(self, tuple(pieces_of_one))
         self.done_with_one()
 
     def bring(self, window: _Window, staging: Tensor, lane: Lane) -> None:
@@ -116,11 +109,6 @@ class _Bringing:
             if self.failed:
                 self.tensors.clear()  # whoever reads the pack again says what is wrong with it
             self.over.set()
-
-    def _begun(self, held: Sequence[_Piece]) -> _Window:
-        with self._lock:
-            self._under_way += 1
-        return _Window(self, tuple(held))
 
     def _pieces(self) -> Iterator[_Piece]:
         for packed in sorted(self._wanted, key=lambda packed: packed.offset):

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from autoflux.errors import ContradictoryWishes
-from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.attention import check_attention
 from autoflux.runtime.quantized import supports_native
-
-TRANSFORMER = "transformer"
 
 
 def check_plan(plan: Plan) -> None:

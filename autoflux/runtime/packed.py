@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -23,8 +23,7 @@ from autoflux.planning.values import ComponentPlan
 from autoflux.runtime.ahead import weights_ahead
 from autoflux.runtime.bringing import bring, parts_of
 from autoflux.runtime.lanes import Lane, lane_for
-from autoflux.runtime.pack_file import PackFile
-from autoflux.runtime.packing import checksum
+from autoflux.runtime.pack_file import PackFile, checksum, side_by_side
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import READ_AT_ONCE, in_order
 from autoflux.runtime.stores import Rows, Store
@@ -124,7 +123,7 @@ class PackStore:
                 view.copy_(self._computed[id(piece.tensor)])
             else:
                 jobs += _jobs(places, view)
-        windows = list(_windows(jobs))
+        windows = list(side_by_side(sorted(jobs, key=lambda job: job.first), PIECE_BYTES))
         for done in map(self._run, windows) if len(windows) < 2 else self._pool.map(self._run, windows):
             assert done is None  # noqa: S101 — errors are raised here, by those who wait
         with self._lock:
@@ -319,19 +318,6 @@ def _slice(packed: Packed, part: Rows) -> _Slice:
         return _Slice(packed, 0, packed.nbytes)
     row_bytes = packed.nbytes // packed.shape[0]
     return _Slice(packed, part.start * row_bytes, part.stop * row_bytes)
-
-
-def _windows(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
-    """Jobs that lie side by side in the file, as many as one read takes."""
-    held: list[_Job] = []
-    for job in sorted(jobs, key=lambda job: job.first):
-        far = held and job.first + job.length - held[0].first > PIECE_BYTES
-        if held and (far or job.first > held[-1].first + held[-1].length):
-            yield held
-            held = []
-        held.append(job)
-    if held:
-        yield held
 
 
 def _jobs(places: Sequence[_Slice], view: Tensor) -> Iterator[_Job]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -16,20 +15,12 @@ from autoflux.models.formats import FORMATS
 from autoflux.models.pack_shelf import Shelf, flush
 from autoflux.models.packs import INDEX, PIECE_BYTES, WEIGHTS, Item, Pack, Packed, Recipe, header, lay_out
 from autoflux.models.values import Model
+from autoflux.runtime.pack_file import checksum
 from autoflux.runtime.parts import PartReader, files_of
 from autoflux.runtime.quantized import quantize
 
 OnBytes = Callable[[int, int], None]
 """Called with the bytes of a pack that were written since the last call, and those of the whole pack."""
-
-
-def checksum(data: bytes | memoryview) -> int:
-    """Of a piece: CRC-32, from Python's own library, which finds every flipped bit and every burst of up to 32.
-
-    On one EPYC 4.2 GB/s a core, with no dependency and other threads running meanwhile; blake2b 0.9, SHA-256 1.8. What
-    is faster, xxh3 with 23, would be a dependency for a quarter of a second in a gigabyte that a disk needs anyway.
-    """
-    return zlib.crc32(data)
 
 
 def pack_component(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from autoflux.errors import ContradictoryWishes
-from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.compiling import compile_blocks
-from autoflux.runtime.contradictions import TRANSFORMER, check_narrow_on_disk, check_plan, check_resident
+from autoflux.runtime.contradictions import check_narrow_on_disk, check_plan, check_resident
 from autoflux.runtime.decoding import spare_memory
 from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.order import layer_atoms

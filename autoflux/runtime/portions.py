@@ -9,10 +9,8 @@ from typing import NamedTuple
 from autoflux.models.packs import Pack, Packed, is_modulation
 from autoflux.models.values import Component
 from autoflux.planning.schedule import aligned
-from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waiting
 from autoflux.planning.values import Plan
-
-TRANSFORMER = "transformer"
 
 
 class Portion(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -226,6 +228,13 @@ def test_without_a_card_nothing_is_brought_to_it(model, shelf, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with bringing_ahead(plan, model) as begun:
         assert not begun
+
+
+def test_weights_do_not_wait_for_what_compiles():
+    """Which takes a second to import, and which to copy needs as little as libraries that compute."""
+    script = "import sys, autoflux.runtime.ahead; print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert ran.stdout.split() == ["True", "False"]
 
 
 def test_buffers_are_pinned_once_and_in_turn():

@@ -19,8 +19,9 @@ from autoflux.models.finding import find
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import FLOAT32_IN_FLOAT16, PIECE_BYTES, WEIGHTS, Recipe, check_pack, recipes
 from autoflux.models.values import Component, Precision
+from autoflux.runtime.pack_file import checksum
 from autoflux.runtime.packed import PackStore, fill, make_fitting
-from autoflux.runtime.packing import checksum, pack_component
+from autoflux.runtime.packing import pack_component
 from autoflux.runtime.quantized import QuantizedLinear, quantize, quantize_linears
 from autoflux.runtime.stores import Rows
 from autoflux.runtime.streaming import stays_wide
