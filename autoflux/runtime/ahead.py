@@ -1,8 +1,9 @@
-"""Weights that come to the device, and memory that is pinned, while libraries are still being imported.
+"""Weights that come to the device, and to pinned memory, while libraries are still being imported.
 
 Importing what computes takes one processor for seconds, in which the disk and the link would have nothing to do. To
-copy, torch is enough: threads bring what stays on the device from packs, and pin memory for what will be streamed. The
-networks that are made afterwards find their weights there.
+copy, torch is enough: threads bring what stays on the device from packs, pin memory for what will be streamed, and
+read into it what lies there in an order that is known without the network. The networks that are made afterwards find
+their weights there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.pack_file import PAGE, PackFile, checksum, open_pack, side_by_side
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer
-from autoflux.runtime.portions import Portion, portion
+from autoflux.runtime.portions import PinnedUnit, Portion, portion
 from autoflux.runtime.warming import warm_up
 from autoflux.units import MIB
 
@@ -61,14 +62,28 @@ class _Window(NamedTuple):
     pieces: tuple[_Piece, ...]
 
 
+class Brought(NamedTuple):
+    """The weights of a pack that are there already."""
+
+    tensors: dict[str, Tensor]
+    """On the device, by their names (uint8)."""
+    units: dict[tuple[str, ...], PinnedBuffer]
+    """In pinned memory, by the names of the tensors that lie there."""
+
+    def clear(self) -> None:
+        """Let go of them."""
+        self.tensors.clear()
+        self.units.clear()
+
+
 class _Bringing:
     """The weights of one pack on their way."""
 
-    def __init__(self, opened: OpenPack, wanted: Sequence[Packed], device: torch.device) -> None:
-        self.tensors: dict[str, Tensor] = {}
+    def __init__(self, opened: OpenPack, wanted: Portion, pinned: PinnedAhead, device: torch.device) -> None:
+        self.brought = Brought({}, {})
         self.failed = False
         self.over = threading.Event()
-        self._opened, self._wanted, self._device = opened, wanted, device
+        self._opened, self._wanted, self._pinned, self._device = opened, wanted, pinned, device
         self._file = PackFile(opened.weights, once=True)
         self._lock = threading.Lock()
         self._under_way = 1  # the one that hands them out
@@ -96,7 +111,11 @@ class _Bringing:
                 raise ValueError(f"bytes {piece.first} to {piece.first + piece.length} are not what was written")
         for piece in window.pieces:
             at = piece.first - first // PAGE * PAGE
-            lane.copy(piece.target, staging[at : at + piece.length])
+            read = staging[at : at + piece.length]
+            if piece.target.device == self._device:
+                lane.copy(piece.target, read)
+            else:
+                piece.target.copy_(read)
 
     def done_with_one(self) -> None:
         """A window is there, or has failed; after the last, the file is closed."""
@@ -107,22 +126,37 @@ class _Bringing:
             self._file.close()
             self._opened.close()
             if self.failed:
-                self.tensors.clear()  # whoever reads the pack again says what is wrong with it
+                self.brought.clear()  # whoever reads the pack again says what is wrong with it
             self.over.set()
 
     def _pieces(self) -> Iterator[_Piece]:
-        for packed in sorted(self._wanted, key=lambda packed: packed.offset):
-            if self.failed:
-                return
-            try:
-                memory = torch.empty(packed.nbytes, dtype=torch.uint8, device=self._device)
-            except torch.OutOfMemoryError:
-                self.failed = True
-                return
-            self.tensors[packed.name] = memory
+        for packed, memory in self._places():
             for first, length, expected in pieces(packed):
                 at = first - packed.offset
                 yield _Piece(first, length, expected, memory[at : at + length])
+
+    def _places(self) -> Iterator[tuple[Packed, Tensor]]:
+        try:
+            for packed in sorted(self._wanted.staying, key=lambda packed: packed.offset):
+                if self.failed:
+                    return
+                memory = torch.empty(packed.nbytes, dtype=torch.uint8, device=self._device)
+                self.brought.tensors[packed.name] = memory
+                yield packed, memory
+            for unit in self._wanted.pinned:
+                if self.failed:
+                    return
+                yield from self._places_in(unit)
+        except (torch.OutOfMemoryError, MemoryError, OSError):
+            self.failed = True
+
+    def _places_in(self, unit: PinnedUnit) -> Iterator[tuple[Packed, Tensor]]:
+        if not unit.tensors:
+            return
+        buffer = self._pinned.take(unit.nbytes) or PinnedBuffer(unit.nbytes, self._device)
+        self.brought.units[tuple(tensor.name for tensor in unit.tensors)] = buffer
+        for packed, at in sorted(zip(unit.tensors, unit.offsets, strict=True), key=lambda place: place[0].offset):
+            yield packed, buffer.tensor[at : at + packed.nbytes]
 
 
 class Ahead:
@@ -131,27 +165,28 @@ class Ahead:
     def __init__(self, portions: Sequence[tuple[OpenPack, Portion]], device: torch.device) -> None:
         self._device = device
         self._bringing: dict[str, _Bringing] = {}
+        self._given: list[Brought] = []
+        self.pinned = PinnedAhead([unit.nbytes for _, held in portions for unit in held.pinned], device)
         for opened, held in portions:
-            if held.staying:
+            if held.staying or any(unit.tensors for unit in held.pinned):
                 with contextlib.suppress(OSError):  # who reads it again says that it is gone
-                    self._bringing[opened.pack.key] = _Bringing(opened, held.staying, device)
+                    self._bringing[opened.pack.key] = _Bringing(opened, held, self.pinned, device)
         self._windows = itertools.chain.from_iterable([b.windows() for b in self._bringing.values()])
         self._lock = threading.Lock()
-        self.pinned = PinnedAhead([n for _, held in portions for n in held.pinned], device)
         readers = range(READERS if self._bringing else 0)
         self._threads = [threading.Thread(target=self._read, name="bring-ahead", daemon=True) for _ in readers]
         for thread in self._threads:
             thread.start()
 
-    def take(self, key: str) -> dict[str, Tensor]:
-        """The weights of that pack by name (uint8), once they are there; none if they were not brought, or in vain."""
+    def take(self, key: str) -> Brought:
+        """The weights of that pack, once they are there; none if they were not brought, or in vain."""
         bringing = self._bringing.pop(key, None)
-        if bringing is None:
-            return {}
-        while not bringing.over.wait(ALIVE_SECONDS):
+        while bringing and not bringing.over.wait(ALIVE_SECONDS):
             if not any(thread.is_alive() for thread in self._threads):  # none was given memory
-                return {}
-        return bringing.tensors
+                bringing = None
+        brought = bringing.brought if bringing else Brought({}, {})
+        self._given.append(brought)
+        return brought
 
     def close(self) -> None:
         """Bring nothing more, and let go of what nobody took."""
@@ -160,6 +195,8 @@ class Ahead:
         for thread in self._threads:
             thread.join()
         self._bringing.clear()
+        for brought in self._given:
+            brought.clear()  # of which something may have been in vain
         self.pinned.close()
 
     def _read(self) -> None:
@@ -219,9 +256,9 @@ def _warm_up(plan: Plan) -> None:
         warm_up(device, dtype, transformer.storage if transformer.native else None)
 
 
-def weights_ahead(key: str) -> dict[str, Tensor]:
-    """The weights of that pack which are on the device already, by name: see `Ahead.take`."""
-    return _current.take(key) if _current else {}
+def weights_ahead(key: str) -> Brought:
+    """The weights of that pack which are there already, for as long as `bringing_ahead` lasts: see `Ahead.take`."""
+    return _current.take(key) if _current else Brought({}, {})
 
 
 def _portions(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[tuple[OpenPack, Portion]]:

@@ -49,11 +49,11 @@ S = TypeVar("S", bound=Stretch)
 
 
 def side_by_side(stretches: Iterable[S], most_bytes: int) -> Iterator[list[S]]:
-    """Stretches, which come in the order of the file, together as far as one read of so many bytes takes them."""
+    """Stretches together as far as one read of so many bytes takes them; best in the order of the file."""
     held: list[S] = []
     for stretch in stretches:
         far = held and stretch.first + stretch.length - held[0].first > most_bytes
-        if held and (far or stretch.first > held[-1].first + held[-1].length):
+        if held and (far or not held[0].first <= stretch.first <= held[-1].first + held[-1].length):
             yield held
             held = []
         held.append(stretch)

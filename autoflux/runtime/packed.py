@@ -20,10 +20,11 @@ from autoflux.models.packs import PIECE_BYTES, SCALE, Packed, pieces
 from autoflux.models.values import Precision
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan
-from autoflux.runtime.ahead import weights_ahead
+from autoflux.runtime.ahead import Brought, weights_ahead
 from autoflux.runtime.bringing import bring, parts_of
 from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.pack_file import PackFile, checksum, side_by_side
+from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import READ_AT_ONCE, in_order
 from autoflux.runtime.stores import Rows, Store
@@ -79,10 +80,10 @@ class PackStore:
         joined: Joined | None = None,
         *,
         once: bool = False,
-        ahead: Mapping[str, Tensor] | None = None,
+        ahead: Brought | None = None,
     ) -> None:
         """For a network whose parameters have the formats of the pack, see `make_fitting`. `once` says that each unit
-        is read once only; `ahead` are bytes of some of its tensors, by their names in the pack, that are there already.
+        is read once only; `ahead` is what of the pack is there already.
 
         Raises:
             DamagedPack: the pack lacks a weight of the network, or cannot be opened.
@@ -103,7 +104,7 @@ class PackStore:
         # Buffers that are computed and not saved, as they are before anything is re-pointed.
         self._computed = {id(t): t.data for t in network.buffers() if id(t) not in self._places}
         self._checked: set[int] = set()
-        self._ahead = dict(ahead or {})
+        self._ahead, self._buffers = ahead or Brought({}, {})
         try:
             self._file = PackFile(opened.weights, once=once)
         except OSError as error:
@@ -160,8 +161,17 @@ class PackStore:
         return True
 
     def forget_ahead(self) -> None:
-        """Give up the memory of what is there and was not asked for."""
+        """Give up the device's memory of what is there and was not asked for."""
         self._ahead.clear()
+
+    def buffer_ahead(self, unit: Unit) -> PinnedBuffer | None:
+        """The unit's bytes in memory of their own, which is the caller's then; None if they are not there."""
+        places = [self._places.get(id(piece.tensor), ()) for piece in unit.pieces]
+        if not all(len(place) == 1 and place[0].is_whole for place in places):
+            return None
+        names = tuple(place[0].packed.name for place in places)
+        buffer = self._buffers.get(names)
+        return self._buffers.pop(names) if buffer and buffer.nbytes == unit.nbytes else None
 
     def _are_there(self, places: Sequence[_Slice]) -> bool:
         return all(place.packed.name in self._ahead for place in places)
@@ -169,6 +179,7 @@ class PackStore:
     def close(self) -> None:
         """Close the file and let others remove the pack."""
         self._ahead.clear()
+        self._buffers.clear()
         self._pool.shutdown()
         self._file.close()
         self._opened.close()
@@ -220,7 +231,7 @@ def load_packed(
     network.eval().requires_grad_(requires_grad=False)
     streamed = planned.placement == Placement.STREAMED
     once = not (streamed and planned.waiting == Waiting.DISK)
-    store = PackStore(network, opened, joined, once=once, ahead={} if later else weights_ahead(opened.pack.key))
+    store = PackStore(network, opened, joined, once=once, ahead=None if later else weights_ahead(opened.pack.key))
     if later or (streamed and planned.waiting != Waiting.PAGEABLE):
         return network, store
     try:

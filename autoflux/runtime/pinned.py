@@ -87,11 +87,14 @@ class PinnedAhead:
                     return
                 nbytes = self._wanted.popleft()
                 self._making.append(nbytes)
-            made = PinnedBuffer(nbytes, self._device)
+            made = None
+            with contextlib.suppress(MemoryError, OSError):  # raised again for whoever asks for it
+                made = PinnedBuffer(nbytes, self._device)
             with self._changed:
                 self._making.remove(nbytes)
-                self._ready.append(made)
-                if not made.pinned:  # no more can be
+                if made:
+                    self._ready.append(made)
+                if not made or not made.pinned:  # no more can be
                     self._wanted.clear()
                 self._changed.notify_all()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from autoflux.models.packs import Pack, Packed, is_modulation
@@ -13,14 +14,27 @@ from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waitin
 from autoflux.planning.values import Plan
 
 
+class PinnedUnit(NamedTuple):
+    """What waits in pinned memory of its own."""
+
+    nbytes: int
+    """Where a library joins tensors they may be padded less; not in FLUX.1, whose widths need no padding."""
+    tensors: tuple[Packed, ...] = ()
+    """In the order they lie there; empty if only the network tells it."""
+
+    @property
+    def offsets(self) -> Iterator[int]:
+        """Where each begins."""
+        return accumulate((aligned(tensor.nbytes) for tensor in self.tensors[:-1]), initial=0)
+
+
 class Portion(NamedTuple):
     """Of a pack, how a plan has it held."""
 
     staying: tuple[Packed, ...] = ()
     """Tensors that come to the device once."""
-    pinned: tuple[int, ...] = ()
-    """Bytes of the units that wait in pinned memory, each in its own, in the order they are asked for. Where a library
-    joins tensors they may be padded less; not in FLUX.1, whose widths need no padding."""
+    pinned: tuple[PinnedUnit, ...] = ()
+    """In the order they are asked for."""
 
 
 class _Place(NamedTuple):
@@ -41,10 +55,10 @@ def portion(pack: Pack, component: Component, plan: Plan) -> Portion:
     hoists = component.name == TRANSFORMER and plan.hoist_modulation
     resident = frozenset(planned.resident)
     staying: list[Packed] = []
-    units: dict[_Place, int] = defaultdict(int)
+    units: dict[_Place, list[Packed]] = defaultdict(list)
     for tensor, place in _placed(pack, component, hoists=hoists):
         if place.layer or (place.block is not None and place.block not in resident):
-            units[place] += aligned(tensor.nbytes)
+            units[place].append(tensor)
         elif component.name == TRANSFORMER:  # of others, what is outside of blocks may be streamed, too
             staying.append(tensor)
     # What a parking arena holds comes from pinned memory each time.
@@ -68,6 +82,23 @@ def _number(name: str, component: Component) -> int | None:
     return None
 
 
-def _in_turn(units: dict[_Place, int]) -> tuple[int, ...]:
-    """Blocks, then what is taken out of them: as they are loaded."""
-    return (*(n for place, n in units.items() if not place.layer), *(n for place, n in units.items() if place.layer))
+def _in_turn(units: Mapping[_Place, Sequence[Packed]]) -> tuple[PinnedUnit, ...]:
+    """Blocks, then what is taken out of them: as they are loaded.
+
+    In a block tensors lie as the library that computes it has them; of a layer, the weight comes first in every one.
+    """
+    blocks = [PinnedUnit(_aligned_sum(tensors)) for place, tensors in units.items() if not place.layer]
+    layers = [
+        PinnedUnit(_aligned_sum(tensors), tuple(sorted(tensors, key=_weight_first)))
+        for place, tensors in units.items()
+        if place.layer
+    ]
+    return (*blocks, *layers)
+
+
+def _aligned_sum(tensors: Sequence[Packed]) -> int:
+    return sum(aligned(tensor.nbytes) for tensor in tensors)
+
+
+def _weight_first(tensor: Packed) -> bool:
+    return not tensor.name.endswith(".weight")

@@ -238,7 +238,7 @@ def _narrowed_activations(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     # What is compiled is fused with what comes before it, which a kernel of ours cannot be.
     compiling = torch.compiler.is_compiling()
     least = WIDE_ROW if compiling else 1
-    if _KERNEL and x.is_cuda and least <= x.shape[1] <= _KERNEL.LARGEST_ROW and _runs_kernels(x.device):
+    if _KERNEL and x.is_cuda and least <= x.shape[1] <= _KERNEL.LARGEST_ROW and runs_kernels(x.device):
         numbers = x if x.stride(1) == 1 else x.contiguous()
         if compiling:
             return _by_kernel(numbers, dtype)
@@ -252,8 +252,8 @@ def _by_kernel(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return narrow, scale
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a card keeps its capability
-def _runs_kernels(device: torch.device) -> bool:
+def runs_kernels(device: torch.device) -> bool:
+    """Whether it runs what Triton compiles; always the same of a device, as `compile_blocks` tells the compiler."""
     return torch.version.hip is None and torch.cuda.get_device_capability(device) >= LEAST_KERNEL_CAPABILITY
 
 

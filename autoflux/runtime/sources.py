@@ -14,7 +14,7 @@ from torch import Tensor
 from autoflux.planning.schedule import lay_out
 from autoflux.runtime.lanes import Mark
 from autoflux.runtime.pinned import PinnedBuffer, exact_buffer
-from autoflux.runtime.stores import KeptStore, ModuleStore, Store
+from autoflux.runtime.stores import AheadStore, KeptStore, ModuleStore, Store
 from autoflux.runtime.units import Unit
 
 
@@ -75,16 +75,22 @@ class HostUnits:
     """Every unit in host memory of its own, pinned as far as the system lets us: the fastest, if RAM allows."""
 
     def __init__(self, units: Sequence[Unit], device: torch.device, store: Store) -> None:
-        self._buffers: list[PinnedBuffer] = []
+        ahead = [store.buffer_ahead(unit) if isinstance(store, AheadStore) else None for unit in units]
+        missing = [unit for unit, buffer in zip(units, ahead, strict=True) if not buffer]
+        made: list[PinnedBuffer] = []
 
         def pinned(unit: Unit) -> Tensor:
-            self._buffers.append(exact_buffer(unit.nbytes, device))
-            return self._buffers[-1].tensor
+            made.append(exact_buffer(unit.nbytes, device))
+            return made[-1].tensor
 
         # A module's own tensors are freed one by one, so that both copies of a model never lie in RAM together.
         at_once = 1 if isinstance(store, ModuleStore) else READ_AT_ONCE
-        for unit, memory in in_order(store, units, pinned, at_once=at_once):
+        for unit, memory in in_order(store, missing, pinned, at_once=at_once):
             unit.point_at(memory)
+        read = iter(made)
+        self._buffers = [buffer or next(read) for buffer in ahead]
+        for unit, buffer in zip(units, self._buffers, strict=True):
+            unit.point_at(buffer.tensor)
         self.pinned_bytes = sum(buffer.nbytes for buffer in self._buffers if buffer.pinned)
 
     def ready(self) -> bool:

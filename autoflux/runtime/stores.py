@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autoflux.errors import DamagedCheckpoint
 from autoflux.models.weights import data_ranges, files_of, read_tensors, weight_shapes
+from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.units import Piece, Unit
 
 _DTYPES = {
@@ -44,13 +45,16 @@ class Store(Protocol):
 
 @runtime_checkable
 class AheadStore(Protocol):
-    """A store some of whose bytes may be on the device already."""
+    """A store some of whose bytes may be on the device, or in pinned memory, already."""
 
     def copy_ahead(self, unit: Unit, target: Tensor) -> bool:
         """Write the unit's bytes into `target`, on the device, if all of them are; says whether they were."""
 
     def forget_ahead(self) -> None:
-        """Give up the memory of what is there and was not asked for."""
+        """Give up the device's memory of what is there and was not asked for."""
+
+    def buffer_ahead(self, unit: Unit) -> PinnedBuffer | None:
+        """The unit's bytes in memory of their own, which is the caller's then; None if they are not there."""
 
 
 class ModuleStore:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoflux.models.values import Precision
+from autoflux.runtime.quantized import QuantizedLinear, quantize
 
 SIDE = 256
 """Of what is computed: a size that every kernel takes."""
@@ -36,7 +37,8 @@ def _try_all(device: torch.device, dtype: torch.dtype, narrow: Precision | None)
 
 
 def _compute(x: Tensor, narrow: Precision | None) -> None:
-    # Nothing here may import: the main thread does, and two that import each other's parts wait for each other.
+    # Nothing here may import libraries: the main thread does, and two that import each other's parts wait for each
+    # other.
     functional.linear(x, x, x[0])
     for width, mask in ((64, x), (128, None)):  # of CLIP's and T5's attention, and of the transformer's
         heads = x.view(1, 1, SIDE, SIDE)[..., :width]
@@ -44,9 +46,5 @@ def _compute(x: Tensor, narrow: Precision | None) -> None:
     picture = x.view(1, 16, 64, 64)
     functional.conv2d(picture, x.view(-1)[: 16 * 16 * 9].view(16, 16, 3, 3), padding=1)
     functional.group_norm(picture, 4)
-    if narrow == Precision.FLOAT8:
-        y, scales = x.to(torch.float8_e4m3fn), torch.ones(SIDE, 1, device=x.device)
-        torch._scaled_mm(y, y.t(), scale_a=scales, scale_b=scales.t(), out_dtype=torch.bfloat16)  # noqa: SLF001
-    elif narrow == Precision.INT8:
-        y = x.to(torch.int8)
-        torch._int_mm(y, y)  # noqa: SLF001
+    if narrow:
+        QuantizedLinear(*quantize(x, narrow), None, native=True)(x)

@@ -14,11 +14,12 @@ import torch
 from autoflux import Model, Placement, Plan, Precision, Waiting
 from autoflux.models.finding import find
 from autoflux.models.packs import WEIGHTS, Packed
-from autoflux.runtime import ahead, bringing, packed, sources
+from autoflux.runtime import ahead, bringing, packed, portions, sources
 from autoflux.runtime.ahead import bringing_ahead, weights_ahead
 from autoflux.runtime.pack_file import open_pack
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, exact_buffer
 from autoflux.runtime.portions import Portion, portion
+from autoflux.runtime.units import Unit
 from tests.plugins.test_packs import BACKENDS, PRECISIONS, drawn, flip, planned, spoil_sources
 from tests.plugins.test_packs import packed as pack_all
 
@@ -52,7 +53,7 @@ def told_beforehand(plan: Plan, model: Model) -> Counter[int]:
         assert opened
         portions.append(portion(opened.pack, component, plan))
         opened.close()
-    return Counter(nbytes for held in portions for nbytes in held.pinned)
+    return Counter(unit.nbytes for held in portions for unit in held.pinned)
 
 
 @pytest.mark.parametrize("storage", PRECISIONS)
@@ -93,15 +94,58 @@ def test_blocks_that_stay_are_copied_from_what_was_brought(model, shelf, backend
     assert any(name.startswith("transformer_blocks.0.attn") for name in staying)
     assert not any("transformer_blocks.1." in name or "norm1.linear" in name for name in staying)
     with bringing_ahead(plan, model):
-        there = weights_ahead(opened.pack.key)
+        there = weights_ahead(opened.pack.key).tensors.copy()
         assert there.keys() == staying
-        assert not weights_ahead(opened.pack.key), "they are taken once"
+        assert not weights_ahead(opened.pack.key).tensors, "they are taken once"
     held = {packed.name: packed for packed in opened.pack.tensors}
     data = opened.weights.read_bytes()
     for name, memory in there.items():
         assert bytes(memory.numpy()) == data[held[name].offset : held[name].offset + held[name].nbytes]
     opened.close()
-    assert not weights_ahead(opened.pack.key), "nothing is brought any more"
+    assert not weights_ahead(opened.pack.key).tensors, "nothing is brought any more"
+
+
+@pytest.mark.parametrize("storage", PRECISIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_modulation_waits_in_the_memory_it_was_read_into(model, tiny_copy, shelf, storage, backend, monkeypatch):
+    plan = planned(model, storage, backend=backend, resident=(0, 2)).replace(hoist_modulation=True)
+    wanted = drawn(plan, model)
+    pack_all(model, shelf, storage)
+    spoil_sources(tiny_copy)
+    read: list[str] = []
+
+    def noted(store: packed.PackStore, unit: Unit, target: torch.Tensor) -> None:
+        read.append(unit.name)
+        reading(store, unit, target)
+
+    reading = packed.PackStore.read
+    monkeypatch.setattr(packed.PackStore, "read", noted)
+    with bringing_ahead(plan, model):
+        assert np.array_equal(drawn(plan, model), wanted)
+    assert read
+    assert not any(".norm" in name for name in read), "it was read once more"
+    read.clear()
+    assert np.array_equal(drawn(plan, model), wanted)
+    assert any(".norm" in name for name in read)
+
+
+def test_units_that_lie_in_another_way_are_read_again(model, tiny_copy, shelf, monkeypatch):
+    plan = planned(model, Precision.BFLOAT16).replace(hoist_modulation=True)
+    wanted = drawn(plan, model)
+    pack_all(model, shelf, Precision.BFLOAT16)
+    spoil_sources(tiny_copy)
+    monkeypatch.setattr(portions, "_weight_first", lambda tensor: tensor.name.endswith(".weight"))
+    given: list[ahead.Brought] = []
+
+    def noted(key: str) -> ahead.Brought:
+        given.append(weights_ahead(key))
+        return given[-1]
+
+    monkeypatch.setattr(packed, "weights_ahead", noted)
+    with bringing_ahead(plan, model):
+        assert np.array_equal(drawn(plan, model), wanted)
+    assert given
+    assert not any(brought.units or brought.tensors for brought in given), "nobody needs it any more"
 
 
 def test_a_unit_is_copied_only_if_all_of_it_is_there(model, shelf):
@@ -123,7 +167,7 @@ def test_a_unit_is_copied_only_if_all_of_it_is_there(model, shelf):
         owner.register_parameter(
             last, torch.nn.Parameter(torch.empty(tensor.shape, dtype=torch.bfloat16), requires_grad=False)
         )
-    store = packed.PackStore(network, opened, ahead=there)
+    store = packed.PackStore(network, opened, ahead=ahead.Brought(there, {}))
     whole = packed.rest_of(network, ())
     parts = list(bringing.parts_of(whole, 1))
     targets = [torch.full((part.unit.nbytes,), 255, dtype=torch.uint8) for part in parts]
@@ -146,7 +190,7 @@ def test_damage_is_left_to_those_who_read_it_again(model, shelf, how, caplog):
     if how == "flipped":
         flip(file, pack.nbytes - 1)
         with bringing_ahead(plan, model):
-            assert not weights_ahead(pack.key)
+            assert not weights_ahead(pack.key).tensors
     with bringing_ahead(plan, model):
         if how == "cut":
             with file.open("r+b") as opened:
@@ -165,7 +209,7 @@ def test_nobody_waits_for_what_is_given_up(model, shelf, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(ahead.torch, "empty", exhausted)
         with bringing_ahead(plan, model):
-            assert weights_ahead(pack.key) == {}
+            assert weights_ahead(pack.key) == ({}, {})
     assert shelf.remove(pack.key), "it is not in use any more"
 
 
@@ -175,7 +219,7 @@ def test_what_nobody_takes_is_let_go(model, shelf):
     with pytest.raises(RuntimeError, match="broken"), bringing_ahead(plan, model):
         raise RuntimeError("broken")
     assert all(shelf.remove(pack.key) for pack in made.values())
-    assert not weights_ahead(made["vae"].key)
+    assert not weights_ahead(made["vae"].key).tensors
 
 
 def test_there_is_nothing_ahead_without_packs_and_for_what_is_not_read(model, shelf):
@@ -184,8 +228,8 @@ def test_there_is_nothing_ahead_without_packs_and_for_what_is_not_read(model, sh
         assert not begun
     made = pack_all(model, shelf, Precision.BFLOAT16)
     with bringing_ahead(plan, model, unread=("text_encoder_2",)):
-        assert not weights_ahead(made["text_encoder_2"].key)
-        assert weights_ahead(made["vae"].key)
+        assert not weights_ahead(made["text_encoder_2"].key).tensors
+        assert weights_ahead(made["vae"].key).tensors
     on_disk = planned(model, Precision.BFLOAT16, waiting=Waiting.DISK)
     with bringing_ahead(on_disk, model) as begun:
         assert not begun
@@ -204,8 +248,8 @@ def test_a_pack_that_is_gone_is_left_to_those_who_read_it_again(model, shelf, mo
     opened = ahead.PackFile
     monkeypatch.setattr(ahead, "PackFile", gone)
     with bringing_ahead(plan, model):
-        assert not weights_ahead(made["vae"].key)
-        assert weights_ahead(made["text_encoder"].key)
+        assert not weights_ahead(made["vae"].key).tensors
+        assert weights_ahead(made["text_encoder"].key).tensors
 
 
 @pytest.mark.parametrize(("free", "limit", "fits"), [(100, None, True), (99, None, False), (500, 99, False)])
@@ -256,15 +300,26 @@ def test_pinning_ends_where_no_more_can_be_pinned(monkeypatch):
     pool.close()
 
 
+def test_nobody_waits_for_memory_that_is_not_to_be_had(monkeypatch):
+    def exhausted(nbytes: int, device: torch.device) -> PinnedBuffer:
+        raise MemoryError
+
+    monkeypatch.setattr("autoflux.runtime.pinned.PinnedBuffer", exhausted)
+    pool = PinnedAhead([10, 20], CPU)
+    assert pool.take(20) is None
+    assert pool.take(10) is None
+    pool.close()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("storage", PRECISIONS)
 def test_on_a_card_what_comes_ahead_draws_the_same_picture(model, shelf, storage, backend, monkeypatch):
     taken: list[int] = []
 
-    def noted(key: str) -> dict[str, torch.Tensor]:
+    def noted(key: str) -> ahead.Brought:
         found = weights_ahead(key)
-        taken.append(len(found))
+        taken.append(len(found.tensors))
         return found
 
     pack_all(model, shelf, storage)
@@ -274,7 +329,7 @@ def test_on_a_card_what_comes_ahead_draws_the_same_picture(model, shelf, storage
             continue
         plan = planned(model, storage, backend=backend, placement=placement, resident=resident)
         plan = plan.replace(device="cuda:0", hoist_modulation=placement == Placement.STREAMED)
-        monkeypatch.setattr(packed, "weights_ahead", lambda _key: {})
+        monkeypatch.setattr(packed, "weights_ahead", lambda _key: None)
         wanted = drawn(plan, model)
         monkeypatch.setattr(packed, "weights_ahead", noted)
         assert np.array_equal(drawn(plan, model), wanted)

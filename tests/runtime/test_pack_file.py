@@ -6,13 +6,14 @@ import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoflux.hardware import page_cache
-from autoflux.runtime.pack_file import PAGE, PackFile
+from autoflux.runtime.pack_file import PAGE, PackFile, side_by_side
 
 NBYTES = 40 * PAGE + 1234
 DATA = random.Random(7).randbytes(NBYTES)
@@ -22,6 +23,32 @@ def drop(path: Path) -> None:
     """Out of the page cache with it, where that can be."""
     if page_cache.CAN_DROP:
         page_cache.drop([path])
+
+
+class Bytes(NamedTuple):
+    first: int
+    length: int
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.builds(Bytes, st.integers(0, 30), st.integers(1, 5))),
+    st.integers(5, 20),
+)
+def test_what_is_read_together_lies_together(stretches, most):
+    windows = list(side_by_side(stretches, most))
+    assert [stretch for window in windows for stretch in window] == stretches
+    for window in windows:
+        first = window[0].first
+        end = max(stretch.first + stretch.length for stretch in window)
+        assert end - first <= most
+        asked = {at for stretch in window for at in range(stretch.first, stretch.first + stretch.length)}
+        assert asked == set(range(first, end)), "nothing before it or between is read"
+
+
+def test_neighbours_are_read_together():
+    stretches = [Bytes(0, 4), Bytes(4, 4), Bytes(8, 4), Bytes(13, 2), Bytes(0, 1)]
+    assert [len(window) for window in side_by_side(stretches, 8)] == [2, 1, 1, 1]
 
 
 @pytest.fixture(scope="module")
