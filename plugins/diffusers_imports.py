@@ -9,12 +9,13 @@ tenth of what is left.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -27,8 +28,11 @@ from autoflux import AutofluxError, cache_dir, collection_paused, write_atomic
 UNUSED = ("peft", "torchvision")
 """What both take when it is there, for adapters and for pictures that are given, and do without."""
 
-UNUSED_BY_ENCODERS = ("sklearn", "scipy", *UNUSED)
+UNUSED_BY_ENCODERS = ("sklearn", "scipy")
 """What transformers takes when it is there, and text encoders do without."""
+
+LOOKING = ("transformers", "diffusers")
+"""Libraries that look once what is installed, and go by it ever after."""
 
 RARE = ("scipy.integrate", "scipy.stats")
 """What diffusers' schedulers import for what few models ask for: multistep coefficients, sigmas of a distribution."""
@@ -56,14 +60,19 @@ def lean_imports() -> Iterator[None]:
     try:
         with collection_paused():
             yield
+            gc.freeze()  # modules stay, and to go through all of them once takes a fifth of a second
     finally:
         importlib.metadata.packages_distributions = found
 
 
 @contextmanager
-def hidden(*names: str) -> Iterator[None]:
-    """Packages that are not imported yet cannot be imported in the context, by any thread, as if not installed."""
-    added = [name for name in names if name not in sys.modules]
+def hidden(*names: str, before: Collection[str] = ()) -> Iterator[None]:
+    """Packages that are not imported yet cannot be imported in the context, by any thread, as if not installed.
+
+    None is hidden if one of `before` is there already, which may have seen them.
+    """
+    seen = any(name in sys.modules for name in before)
+    added = [name for name in names if name not in sys.modules and not seen]
     sys.modules.update(dict.fromkeys(added))  # type: ignore[arg-type]  # None says: there is no such module
     try:
         yield

@@ -43,12 +43,12 @@ from autoflux import (
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from .diffusers_imports import RARE, UNUSED, UNUSED_BY_ENCODERS, hidden, import_later, lean_imports
+from .diffusers_imports import LOOKING, RARE, UNUSED, UNUSED_BY_ENCODERS, hidden, import_later, lean_imports
 
-with lean_imports(), hidden(*UNUSED_BY_ENCODERS):
-    import transformers
-    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-with lean_imports(), hidden(*UNUSED):
+with lean_imports(), hidden(*UNUSED, before=LOOKING):
+    with hidden(*UNUSED_BY_ENCODERS, before=LOOKING):
+        import transformers
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
     import_later(*RARE)
     import diffusers
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
