@@ -25,6 +25,8 @@ import msgspec
 
 from autoflux import AutofluxError, cache_dir, collection_paused, write_atomic
 
+from .transformers_files import found_once
+
 UNUSED = ("peft", "torchvision")
 """What both take when it is there, for adapters and for pictures that are given, and do without."""
 
@@ -58,7 +60,7 @@ def lean_imports() -> Iterator[None]:
     found = importlib.metadata.packages_distributions
     importlib.metadata.packages_distributions = packages_distributions
     try:
-        with collection_paused():
+        with collection_paused(), found_once():
             yield
             gc.freeze()  # modules stay, and to go through all of them once takes a fifth of a second
     finally:

@@ -96,15 +96,16 @@ def fill_page_cache(paths: Sequence[Path]) -> Filling:
 
     Nothing happens if there is no room for them, or if they were not read past it.
     """
-    return Filling(paths if _have_room(paths) else (), yields=True)
+    return Filling(paths if has_room(paths) else (), yields=True)
 
 
 def read_ahead(paths: Sequence[Path]) -> Filling:
     """Read these files into the page cache as fast as the disk gives them, until it is stopped, if there is room."""
-    return Filling(paths if _have_room(paths) else (), threads=READERS_AHEAD, step_bytes=AHEAD_STEP)
+    return Filling(paths if has_room(paths) else (), threads=READERS_AHEAD, step_bytes=AHEAD_STEP)
 
 
-def _have_room(paths: Sequence[Path]) -> bool:
+def has_room(paths: Sequence[Path]) -> bool:
+    """Whether the page cache may be filled with these files."""
     if not KNOWS_WHAT_IS_CACHED:
         return False
     nbytes = sum(path.stat().st_size for path in paths if path.exists())

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+COMPRESSION = 4
+"""zlib's level. Noise of many scales, 1024x1024, takes 0.27 s on one EPYC, at the usual 6 0.76 s and 3 % more bytes."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture, the request it answers, and how long it took.
@@ -38,7 +42,7 @@ class Picture:
         info.add_itxt("parameters", parameters_text(self.request, self.model))
         info.add_itxt("autoflux", metadata_json(self.request, self.model, self.revision))
         file = io.BytesIO()
-        self.image.save(file, "png", pnginfo=info)
+        self.image.save(file, "png", pnginfo=info, compress_level=COMPRESSION)
         return file.getvalue()
 
 

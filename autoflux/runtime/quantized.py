@@ -97,23 +97,19 @@ class QuantizedLinear(nn.Module):
         Raises:
             TypeError: x or the weights are in a format that cannot be meant.
         """
-        self._check_formats(x)
+        # The host prepares 400 of these a step, and a device may wait for it: nothing is asked for twice.
+        weight, scale = self.weight, self.scale
+        bias: Tensor | None = self.bias
+        _check_formats(x, weight, scale)
         rows = x.reshape(-1, x.shape[-1])
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if bias is not None and bias.dtype != x.dtype:
+            bias = bias.to(x.dtype)
         multiply = _native_product if self.native and rows.shape[0] >= LEAST_NATIVE_ROWS else _widened_product
-        return multiply(rows, self.weight, self.scale, bias).reshape(*x.shape[:-1], self.out_features)
+        return multiply(rows, weight, scale, bias).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return f"{sizes}, weight={self.weight.dtype}, native={self.native}"
-
-    def _check_formats(self, x: Tensor) -> None:
-        if self.weight.dtype not in LARGEST or self.scale.dtype != torch.float32:
-            formats = f"{self.weight.dtype} with scales in {self.scale.dtype}"
-            raise TypeError(f"quantized weights were cast to {formats}; move them with .to(device) alone")
-        if x.dtype not in _WIDE:
-            # A module that casts its input to the format of a weight below it: T5's `wo` in transformers.
-            raise TypeError(f"a quantized layer got {x.dtype}; keep it wide if its caller casts to its weight's format")
 
 
 def quantize(weight: Tensor, precision: Precision, *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -188,6 +184,15 @@ def quantize_linears(
     return undo
 
 
+def _check_formats(x: Tensor, weight: Tensor, scale: Tensor) -> None:
+    if weight.dtype not in LARGEST or scale.dtype != torch.float32:
+        formats = f"{weight.dtype} with scales in {scale.dtype}"
+        raise TypeError(f"quantized weights were cast to {formats}; move them with .to(device) alone")
+    if x.dtype not in _WIDE:
+        # A module that casts its input to the format of a weight below it: T5's `wo` in transformers.
+        raise TypeError(f"a quantized layer got {x.dtype}; keep it wide if its caller casts to its weight's format")
+
+
 def _is_replaceable(linear: nn.Module) -> bool:
     return (
         type(linear) is nn.Linear
@@ -240,9 +245,10 @@ def _narrowed_activations(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     least = WIDE_ROW if compiling else 1
     if _KERNEL and x.is_cuda and least <= x.shape[1] <= _KERNEL.LARGEST_ROW and runs_kernels(x.device):
         numbers = x if x.stride(1) == 1 else x.contiguous()
-        if compiling:
+        # Triton launches on the current one, of which inductor takes care itself.
+        if compiling or x.device.index == torch.cuda.current_device():
             return _by_kernel(numbers, dtype)
-        with torch.cuda.device(x.device):  # Triton launches on the current one, of which inductor takes care itself
+        with torch.cuda.device(x.device):
             return _by_kernel(numbers, dtype)
     return _narrowed(x, dtype)
 
@@ -254,7 +260,14 @@ def _by_kernel(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def runs_kernels(device: torch.device) -> bool:
     """Whether it runs what Triton compiles; always the same of a device, as `compile_blocks` tells the compiler."""
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= LEAST_KERNEL_CAPABILITY
+    runs = _RUNS_KERNELS.get(device)
+    if runs is None:
+        runs = torch.version.hip is None and torch.cuda.get_device_capability(device) >= LEAST_KERNEL_CAPABILITY
+        _RUNS_KERNELS[device] = runs
+    return runs
+
+
+_RUNS_KERNELS: dict[torch.device, bool] = {}
 
 
 def _widened_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -281,7 +294,8 @@ def _native_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | Non
     elif weight.dtype == torch.int8:
         sums = torch._int_mm(narrow, weight.t())  # noqa: SLF001 — torch's only int8 product
     else:
-        return _float8_product(narrow, x_scale, weight, scale, bias).to(x.dtype)
+        y = _float8_product(narrow, x_scale, weight, scale, bias)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
     y = (sums * x_scale).mul_(scale.t())
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 

@@ -13,7 +13,16 @@ from autoflux.hardware.values import BlockTiming, Hardware
 from autoflux.models.values import Precision
 from autoflux.planning.footprint import activations
 from autoflux.planning.planner import make_plan
-from autoflux.planning.speed import COMPILED_LAUNCHES, LAUNCHED_BESIDE, Rates, Way, assumed, block_seconds
+from autoflux.planning.speed import (
+    COMPILED_LAUNCHES,
+    LAUNCHED_BESIDE,
+    NATIVE_LAUNCHES,
+    WIDENED_LAUNCHES,
+    Rates,
+    Way,
+    assumed,
+    block_seconds,
+)
 from autoflux.planning.streaming import block_kinds
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.values import Plan, Wishes
@@ -220,15 +229,39 @@ def test_the_fastest_attention_that_was_measured_is_taken():
     assert faster.predicted.seconds_per_step < slower.predicted.seconds_per_step
 
 
-@pytest.mark.parametrize(("compiled", "share"), [(False, 1.0), (True, COMPILED_LAUNCHES)])
+@pytest.mark.parametrize(("compiled", "share"), [(False, WIDENED_LAUNCHES), (True, COMPILED_LAUNCHES)])
 def test_no_block_takes_less_than_launching_it(compiled, share):
+    """And not compiled, what multiplies 8 bits takes longest to launch: there, weights are made wide instead."""
     hardware = measured(known_machine("h200-141gb"), cudnn=550.0)
     (card,) = hardware.accelerators
     slow = {kind: timing.replace(launch_seconds=figure(0.05)) for kind, timing in card.blocks.items()}
     hardware = hardware.replace(accelerators=(card.replace(blocks=slow),), versions={"triton": "3.6.0"})
-    made = plan(hardware, quality=Quality.BALANCED, compiled=compiled)
+    made = plan(hardware, quant=Precision.FLOAT8, compiled=compiled)
     launched = 0.05 * LAUNCHED_BESIDE * share
     assert made.predicted.block_seconds == pytest.approx({"double": launched, "single": launched})
+
+
+@pytest.mark.parametrize(
+    ("way", "share"),
+    [
+        (Way(arithmetic=Precision.BFLOAT16, storage=Precision.BFLOAT16), 1.0),
+        (Way(arithmetic=Precision.BFLOAT16, storage=Precision.FLOAT8), WIDENED_LAUNCHES),
+        (Way(arithmetic=Precision.BFLOAT16, storage=Precision.FLOAT8, native=True), NATIVE_LAUNCHES),
+        (Way(arithmetic=Precision.BFLOAT16, storage=Precision.FLOAT8, native=True, compiled=True), COMPILED_LAUNCHES),
+    ],
+)
+def test_launching_takes_as_long_as_a_block_has_operations(way, share):
+    priors = next(profile.priors for profile in PROFILES if profile.name == "cuda")
+    picture = plan(known_machine("h200-141gb")).predicted.picture
+    rates = Rates(
+        matmul_tflops=figure(1e4), narrow_tflops=figure(1e4), attention_tflops=figure(1e4),
+        link_gb_per_s=assumed(10), disk_gb_per_s=assumed(1), host_tflops=assumed(1),
+        launch_seconds={"double": 0.04, "single": 0.03},
+    )  # fmt: skip
+    seconds = block_seconds(FLUX, rates, priors, picture, way)
+    assert seconds == pytest.approx(
+        {"double": 0.04 * LAUNCHED_BESIDE * share, "single": 0.03 * LAUNCHED_BESIDE * share}
+    )
 
 
 def test_a_timed_block_takes_as_long_as_it_was_timed():

@@ -13,10 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoflux.hardware import page_cache
+from autoflux.runtime import pack_file
 from autoflux.runtime.pack_file import PAGE, PackFile, side_by_side
 
 NBYTES = 40 * PAGE + 1234
 DATA = random.Random(7).randbytes(NBYTES)
+
+
+def can_read_past_cache() -> bool:
+    try:
+        os.close(os.open(__file__, os.O_RDONLY | os.O_DIRECT))
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+needs_direct = pytest.mark.skipif(not can_read_past_cache(), reason="needs Linux and a file system with O_DIRECT")
 
 
 def drop(path: Path) -> None:
@@ -89,6 +101,52 @@ def test_threads_do_not_read_over_each_other(path, once):
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(matches, range(200)))
     file.close()
+
+
+class Timed:
+    """A clock by which reads past the cache and through it take as long as a disk says."""
+
+    def __init__(self, monkeypatch, *, past: float, through: float) -> None:
+        self.now = 0.0
+        self.past: list[bool] = []
+        self._seconds = {True: past, False: through}
+        self._real = os.preadv
+        monkeypatch.setattr(pack_file.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(pack_file.os, "preadv", self._read)
+        monkeypatch.setattr(pack_file, "is_cached", lambda *_: False)
+        monkeypatch.setattr(pack_file, "_PACES", {})
+        monkeypatch.setattr(pack_file, "SAMPLE_BYTES", 4 * PAGE)
+
+    def _read(self, descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        import fcntl  # not on Windows, and neither is O_DIRECT
+
+        self.past.append(bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT))
+        self.now += self._seconds[self.past[-1]]
+        return self._real(descriptor, buffers, offset)
+
+
+@needs_direct
+@pytest.mark.parametrize(("past", "through"), [(1.0, 2.0), (2.0, 1.0)])
+def test_a_disk_is_read_as_it_turns_out_to_be_faster(path, monkeypatch, past, through):
+    timed = Timed(monkeypatch, past=past, through=through)
+    for _ in range(2):  # another file of the same disk need not be tried again
+        file = PackFile(path, once=True)
+        for at in range(0, 20 * PAGE, PAGE):
+            assert bytes(file.read(at, at + PAGE)) == DATA[at : at + PAGE]
+        file.close()
+    assert timed.past[:8].count(True) == 4, "both are tried"
+    assert set(timed.past[8:]) == {past < through}
+
+
+@needs_direct
+def test_where_the_cache_has_no_room_it_is_left_alone(path, monkeypatch):
+    timed = Timed(monkeypatch, past=2.0, through=1.0)
+    monkeypatch.setattr(pack_file, "has_room", lambda _paths: False)
+    file = PackFile(path, once=True)
+    for at in range(0, 20 * PAGE, PAGE):
+        file.read(at, at + PAGE)
+    file.close()
+    assert all(timed.past)
 
 
 @pytest.mark.parametrize("once", [True, False])
