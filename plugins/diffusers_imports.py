@@ -3,7 +3,7 @@
 On a machine with 200 packages both took 9.0 s (measured on a Xeon server with files in the page cache): 2.1 s of it
 went into scikit-learn and SciPy, which transformers imports for assisted generation and losses of object detection,
 and 1.0 s in each library into reading which distribution every installed file is of. PEFT and torchvision take a
-tenth of what is left.
+tenth of what is left, and more than half of the rest is what `torch_imports` and `transformers_imports` spare.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import msgspec
 
 from autoflux import AutofluxError, cache_dir, collection_paused, write_atomic
 
-from .transformers_files import found_once
+from .torch_imports import import_compiler_later, without_distributed
+from .transformers_imports import found_once
 
 UNUSED = ("peft", "torchvision")
 """What both take when it is there, for adapters and for pictures that are given, and do without."""
@@ -56,11 +57,13 @@ class Distributions(msgspec.Struct, frozen=True):
 
 @contextmanager
 def lean_imports() -> Iterator[None]:
-    """Libraries that are imported in the context are told at once what others have to search all packages for."""
+    """Libraries that are imported in the context are told at once what others have to search for, and get torch without
+    what they do not use."""
     found = importlib.metadata.packages_distributions
     importlib.metadata.packages_distributions = packages_distributions
+    import_compiler_later()
     try:
-        with collection_paused(), found_once():
+        with collection_paused(), found_once(), without_distributed():
             yield
             gc.freeze()  # modules stay, and to go through all of them once takes a fifth of a second
     finally:

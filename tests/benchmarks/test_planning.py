@@ -49,7 +49,7 @@ def test_rows_are_planned_run_and_written_and_not_run_again(measure):
     assert {row["setting"]["batch"] for row in refused} == {2}
     assert all("needs 1.09 GB of device memory" in row["error"] for row in refused)
     run = [row for row in rows if not row["refused"]]
-    assert {row["way"]["storage"] for row in run} == {"bfloat16", "int8"}
+    assert {row["setting"]["quality"] for row in run} == {"exact", "balanced"}
     assert {row["way"]["offload"] for row in run} == {"stream"}
     assert all(row["error"] is None and row["measured"]["seconds_per_step"] > 0 for row in run)
     # All weights of the miniature lie in RAM beside, and are not counted.

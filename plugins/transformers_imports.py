@@ -1,4 +1,4 @@
-"""What transformers finds by reading all of its model files, 2,000 of them and twice, is kept for the next start.
+"""Importing transformers with what it found out the last time by reading all of its model files, 2,000 of them, twice.
 
 That takes 0.9 s of an import (a Xeon server, files in the page cache). What is kept holds for files of the same names,
 sizes and times of change; it is found anew when a file is another.
@@ -47,7 +47,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class _Finder(MetaPathFinder):
-    """Has a module changed once it is executed."""
+    """Has the module changed once it is executed."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target) if name == MODULE else None

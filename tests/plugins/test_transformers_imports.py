@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoflux.plugins import transformers_files
-from autoflux.plugins.transformers_files import found_once
+from autoflux.plugins import transformers_imports
+from autoflux.plugins.transformers_imports import found_once
 
 READS = '''
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_files_that_changed_are_read_again(package, how, monkeypatch):
 )
 def test_damaged_notes_are_written_anew(package, content):
     looked_up(package)
-    file = transformers_files.cache_dir() / transformers_files.CACHE
+    file = transformers_imports.cache_dir() / transformers_imports.CACHE
     file.write_text(content)
     assert looked_up(package)[0] == FOUND
     assert looked_up(package) == (FOUND, [])
