@@ -73,6 +73,7 @@ class Bench:
         cap = int(cap_gb * GB) if cap_gb else None
         wishes = Wishes(device="cuda", vram_bytes=cap, **size) if cap else Wishes(device="cpu", **size)
         plan = api.plan_for(self._model, wishes, load_plugins(), self._hardware, Findings(packs=self._weights.packs()))
+        self._weights.narrow(plan)
         self.card.release()
         if cap:
             self.card.cap(cap, plan.priors.context_bytes)

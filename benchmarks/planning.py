@@ -13,8 +13,8 @@ give (torch's reserve and what the driver takes beside it) and the most RAM. tor
 than the cap leaves beside the context, also while weights are loaded, so that a plan that counts wrongly fails. Caps
 above the card's memory are skipped. Weights are made once and lie in RAM, whence each plan's are copied as a loader
 would read them; that RAM is not counted, and neither is what plans before have left in the process. With `--direct`
-what is streamed is copied straight to where it waits, as from a pack, and planned so: quicker, but what a loader takes
-of RAM before that is not seen.
+what is streamed is copied straight to where it waits, as from a pack, also in 8 bits, and planned so: quicker, but what
+a loader takes of RAM before that is not seen.
 
 Rows are written as they come. Delete the file when the planner has changed: what is in it is not run again.
 """

@@ -148,8 +148,7 @@ class Bench:
         return plan.replace(device="cpu") if self._tiny else plan
 
     def _run(self, row: Row, plan: Plan) -> Row:
-        if self._weight_bytes is None:
-            self._weight_bytes = self._weights.draw()
+        weight_bytes = self._prepare(plan)
         loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
         session = Session(loaded.session.pipeline, plan, self._model)
         with HighWater() as ram:
@@ -163,12 +162,23 @@ class Bench:
                 seconds_per_step=taken["step"],
                 seconds_per_image=whole / batch,
                 peak_vram_bytes=self._card.peak_bytes(),
-                peak_ram_bytes=max(ram.nbytes, loaded.ram_bytes) - self._weight_bytes - self._left_bytes,
+                peak_ram_bytes=max(ram.nbytes, loaded.ram_bytes) - weight_bytes - self._left_bytes,
             ),
             allocated_bytes={phase: int(taken[f"{phase}_bytes"]) for phase in ("encode", "denoise", "decode")},
             context_bytes=self._card.context_bytes,
             setup_seconds=setup_seconds,
         )
+
+    def _prepare(self, plan: Plan) -> int:
+        """Have the weights that plans are loaded from; returns what they take of RAM."""
+        self._weight_bytes = self._weight_bytes or self._weights.draw()
+        if self._direct and not self._weights.are_there(plan):
+            self._unload()  # making them takes some of the card
+            made = self._weights.narrow(plan)
+            self._weight_bytes += made
+            if self._unloaded_bytes:
+                self._unloaded_bytes += made
+        return self._weight_bytes
 
     def _load(self, plan: Plan, cap_bytes: int) -> tuple[Loaded, float]:
         """The plan's weights where it wants them, and how long that took: no time if they are there already."""

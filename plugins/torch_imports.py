@@ -57,26 +57,26 @@ class CompilerLater(ModuleType):
         self._lock = threading.RLock()
         self._finder = _PartsFinder(self)
 
-    def allow_in_graph(self, function: Function) -> Function:
+    def allow_in_graph(self, fn: Function) -> Function:
         """See `torch.compiler.allow_in_graph`."""
-        self._marks.append(("allow_in_graph", function))
-        return function
+        self._marks.append(("allow_in_graph", fn))
+        return fn
 
-    def assume_constant_result(self, function: Function) -> Function:
+    def assume_constant_result(self, fn: Function) -> Function:
         """See `torch.compiler.assume_constant_result`."""
-        self._marks.append(("assume_constant_result", function))
-        return function
+        self._marks.append(("assume_constant_result", fn))
+        return fn
 
-    def disable(self, function: Any = None, *given: Any, **named: Any) -> Any:
+    def disable(self, fn: Any = None, *given: Any, **named: Any) -> Any:
         """See `torch.compiler.disable`."""
-        if function is None:
+        if fn is None:
             return lambda decorated: self.disable(decorated, *given, **named)
-        if not isinstance(function, FunctionType):
-            return self.real().disable(function, *given, **named)
-        held = _Disabled(function, given, named)
+        if not isinstance(fn, FunctionType):
+            return self.real().disable(fn, *given, **named)
+        held = _Disabled(fn, given, named)
         self._disabled.append(held)
 
-        @wraps(function)
+        @wraps(fn)
         def called(*args: Any, **kwargs: Any) -> Any:
             return held.call(*args, **kwargs)
 
@@ -94,7 +94,7 @@ class CompilerLater(ModuleType):
                 sys.meta_path.remove(self._finder)
                 del sys.modules[NAME]
                 self._tell(importlib.import_module(NAME))
-            return sys.modules[NAME]
+            return importlib.import_module(NAME)
 
     def _tell(self, compiler: ModuleType) -> None:
         for mark, function in self._marks:
@@ -148,7 +148,7 @@ class _ThereLoader(Loader):
 
 
 def import_compiler_later() -> None:
-    """From now on, torch's compiler is imported when it is used; at once if it is there already."""
+    """From now on, torch's compiler is imported when it is used, unless it is there already."""
     spec = importlib.util.find_spec(NAME) if NAME not in sys.modules else None
     if spec:
         CompilerLater(spec).install()

@@ -18,6 +18,7 @@ from autoflux.runtime.decoding import spare_memory
 from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.packed import PackStore, fill
+from autoflux.runtime.quantized import has_narrow_layers
 from autoflux.runtime.residence import OwnOffload, Residence, Visits
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
@@ -87,8 +88,9 @@ class Residences:
         later: bool = False,
     ) -> None:
         """Take a component over. Of a streamed one only `used` is streamed, if given, and the rest stays in RAM; its
-        weights come from `store`, if given, and are otherwise its own. If they are to be held in 8 bits, they are read
-        and narrowed now, and the store is closed. With `later`, the store is read when the component is first used.
+        weights come from `store`, if given, and are otherwise its own. If they are to be held in 8 bits, and are not
+        yet, they are read and narrowed now, and the store is closed. With `later`, the store is read when the component
+        is first used.
 
         Raises:
             ContradictoryWishes: the backend has no offload of its own that could hold the component as planned, or a
@@ -102,7 +104,7 @@ class Residences:
         if planned.placement == Placement.NATIVE:
             self._held[name] = self._left_to_backend(network, planned)
             return
-        if planned.is_narrow and not isinstance(store, PackStore):
+        if planned.is_narrow and not isinstance(store, PackStore) and not has_narrow_layers(network):
             check_narrow_on_disk(planned)
             self._narrow(network, planned, store)
             store = None

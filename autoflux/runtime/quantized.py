@@ -184,6 +184,11 @@ def quantize_linears(
     return undo
 
 
+def has_narrow_layers(module: nn.Module) -> bool:
+    """Whether something inside is quantized already."""
+    return any(isinstance(inside, QuantizedLinear) for inside in module.modules())
+
+
 def _check_formats(x: Tensor, weight: Tensor, scale: Tensor) -> None:
     if weight.dtype not in LARGEST or scale.dtype != torch.float32:
         formats = f"{weight.dtype} with scales in {scale.dtype}"

@@ -87,10 +87,11 @@ class HostUnits:
         at_once = 1 if isinstance(store, ModuleStore) else READ_AT_ONCE
         for unit, memory in in_order(store, missing, pinned, at_once=at_once):
             unit.point_at(memory)
+        for unit, buffer in zip(units, ahead, strict=True):
+            if buffer:
+                unit.point_at(buffer.tensor)
         read = iter(made)
         self._buffers = [buffer or next(read) for buffer in ahead]
-        for unit, buffer in zip(units, self._buffers, strict=True):
-            unit.point_at(buffer.tensor)
         self.pinned_bytes = sum(buffer.nbytes for buffer in self._buffers if buffer.pinned)
 
     def ready(self) -> bool:
