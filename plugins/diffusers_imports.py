@@ -9,7 +9,6 @@ tenth of what is left, and more than half of the rest is what `torch_imports` an
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import importlib.metadata
 import importlib.util
@@ -65,7 +64,6 @@ def lean_imports() -> Iterator[None]:
     try:
         with collection_paused(), found_once(), without_distributed():
             yield
-            gc.freeze()  # modules stay, and to go through all of them once takes a fifth of a second
     finally:
         importlib.metadata.packages_distributions = found
 

@@ -29,7 +29,6 @@ from autoflux.units import MIB
 PAGE = mmap.PAGESIZE
 """What reads past the cache begin and end at; disks ask for 512 or 4096 bytes."""
 
-
 SAMPLE_BYTES = 256 * MIB
 """What is read in each way before the faster is taken: a quarter of a second of a disk of 1 GB/s."""
 
@@ -152,9 +151,10 @@ class PackFile:
         return memoryview(kept)[:needed]
 
     def _fill_from_disk(self, memory: memoryview, begin: int, end: int) -> None:
-        past_cache = self._pace is None or self._pace.is_past_cache()
+        wanted = self._pace is None or self._pace.is_past_cache()
         began = time.perf_counter()
-        if not (past_cache and self._fill_past_cache(memory, begin, end)):
+        past_cache = wanted and self._fill_past_cache(memory, begin, end)
+        if not past_cache:
             self._fill(self._file.fileno(), memory, begin, end)
         if self._pace:
             self._pace.took(end - begin, time.perf_counter() - began, past_cache=past_cache)

@@ -124,6 +124,10 @@ def test_afterwards_everything_is_as_it_was():
         assert not gc.isenabled()
         raise RuntimeError("broken")
 
+    frozen = gc.get_freeze_count()
+    with lean_imports():
+        pass
+    assert gc.get_freeze_count() == frozen, "garbage of those who import would stay for good"
     with pytest.raises(RuntimeError, match="broken"), lean_imports():
         fail()
     assert importlib.metadata.packages_distributions is found

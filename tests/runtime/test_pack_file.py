@@ -139,6 +139,27 @@ def test_a_disk_is_read_as_it_turns_out_to_be_faster(path, monkeypatch, past, th
 
 
 @needs_direct
+def test_what_could_not_be_read_past_the_cache_is_no_sample_of_it(path, monkeypatch):
+    timed = Timed(monkeypatch, past=0.0, through=1.0)
+    read = timed._read
+
+    def refused(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        count = read(descriptor, buffers, offset)
+        if timed.past[-1]:
+            raise OSError("larger sectors")
+        return count
+
+    monkeypatch.setattr(pack_file.os, "preadv", refused)
+    file = PackFile(path, once=True)
+    assert bytes(file.read(0, PAGE)) == DATA[:PAGE]
+    assert bytes(file.read(PAGE, 2 * PAGE)) == DATA[PAGE : 2 * PAGE]
+    file.close()
+    assert timed.past == [True, False, False]
+    (pace,) = pack_file._PACES.values()
+    assert pace._nbytes[True] == 0
+
+
+@needs_direct
 def test_where_the_cache_has_no_room_it_is_left_alone(path, monkeypatch):
     timed = Timed(monkeypatch, past=2.0, through=1.0)
     monkeypatch.setattr(pack_file, "has_room", lambda _paths: False)
