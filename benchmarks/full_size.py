@@ -28,6 +28,8 @@ LATENT_CHANNELS = 64
 PIXELS_PER_TOKEN = 16
 """Along each side: the autoencoder makes 8 pixels one, and a patch makes two of those one."""
 WEIGHT_STD = 0.02
+BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks")
+"""Of the transformer, in the order they run."""
 
 
 class FluxSize(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,14 +21,11 @@ from autoflux.runtime.session import Session
 from autoflux.runtime.stores import make_empty
 from autoflux.runtime.streaming import NARROW, load_narrow, stays_wide
 from autoflux.runtime.units import Unit, block_atoms
-from benchmarks.full_size import fill_randomly
+from benchmarks.full_size import BLOCK_LISTS, fill_randomly
 from benchmarks.hollow_model import networks_on_meta, write_hollow_model
 
 if TYPE_CHECKING:
     from autoflux.plugins.diffusers_loading import Loaded
-
-
-BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks")
 
 
 class HostWeights:
@@ -54,7 +51,7 @@ class HostWeights:
     def are_there(self, plan: Plan) -> bool:
         """Whether there are weights in the precision of that plan."""
         planned = plan.component(TRANSFORMER)
-        return not planned.is_narrow or planned.storage in self._narrow
+        return not _is_narrowed(planned) or planned.storage in self._narrow
 
     def narrow(self, plan: Plan) -> int:
         """Make what that plan holds in 8 bits, if it is not there, as a pack has it; returns the bytes it takes."""
@@ -122,7 +119,7 @@ class HostWeights:
 
         for name in self._hollow:
             planned = plan.component(name)
-            narrow = self._narrow.get(planned.storage) if direct and name == TRANSFORMER else None
+            narrow = self._narrow.get(planned.storage) if direct and _is_narrowed(planned) else None
             if narrow:
                 network = narrow.made_empty(native=planned.native)
             else:
@@ -144,12 +141,10 @@ class Narrow(NamedTuple):
     weights: dict[str, Tensor]
 
     def made_empty(self, *, native: bool) -> nn.Module:
-        """The network, whose parameters take memory once something is written to them."""
+        """The network, without its weights in RAM."""
         network = copy.deepcopy(self.hollow)
+        make_empty(network)
         for module in network.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                made = torch.empty(parameter.shape, dtype=parameter.dtype)
-                module.register_parameter(name, nn.Parameter(made, requires_grad=False))
             if isinstance(module, QuantizedLinear):
                 module.native = native
         return network
@@ -158,7 +153,12 @@ class Narrow(NamedTuple):
 def _left_unread(planned: ComponentPlan) -> bool:
     """As the backend does: what is made narrow is read block by block, and what waits in files is not read at all."""
     on_disk = planned.placement == Placement.STREAMED and planned.waiting == Waiting.DISK
-    return on_disk or (planned.is_narrow and planned.placement != Placement.NATIVE)
+    return on_disk or _is_narrowed(planned)
+
+
+def _is_narrowed(planned: ComponentPlan) -> bool:
+    """Whether the engine holds it in 8 bits; libraries do so in their own way."""
+    return planned.is_narrow and planned.placement != Placement.NATIVE
 
 
 class WeightStore:

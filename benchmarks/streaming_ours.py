@@ -30,6 +30,7 @@ from autoflux.runtime.telemetry import SILENT, Recording
 from autoflux.runtime.units import block_atoms, make_units, sequence_atoms
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.full_size import (
+    BLOCK_LISTS,
     FLUX_DEV,
     FLUX_TINY,
     T5_TINY,
@@ -44,7 +45,6 @@ from benchmarks.full_size import (
 )
 
 GB = 1e9
-LISTS = ("transformer_blocks", "single_transformer_blocks")
 STEP_TFLOP = {1024: (59.5, 14.9)}
 """Linear and attention, FLUX.1-dev, one picture of 1024x1024 with 512 text tokens."""
 T5_TFLOP = 4.8
@@ -144,7 +144,7 @@ class Bench:
             output = self.step(inputs)()
         self.add(name, measured, batch=batch, bound_seconds=self.arithmetic_seconds("bfloat16", batch))
         if compiled:
-            for block in block_atoms(self.model, LISTS):
+            for block in block_atoms(self.model, BLOCK_LISTS):
                 block.module._compiled_call_impl = None  # noqa: SLF001 — there is no public way back
         return output
 
@@ -154,7 +154,7 @@ class Bench:
     ) -> Iterator[tuple[StreamedTransformer, Arena]]:
         """The transformer under the engine, those blocks resident that make the fastest pass in `resident_bytes`."""
         atoms = layer_atoms(self.model, self._traced) if layers else None
-        made = StreamedTransformer(self.model, LISTS, holding, self.device, atoms=atoms)
+        made = StreamedTransformer(self.model, BLOCK_LISTS, holding, self.device, atoms=atoms)
         link = self.ceilings.link_gb_per_s * GB
         if sum(aligned(unit.nbytes) for unit in made.blocks.units) <= resident_bytes:
             made.blocks.resident = frozenset(range(len(made.blocks.units)))
@@ -300,7 +300,7 @@ def run(bench: Bench) -> None:
     batch_four = bench.resident("resident, bf16, eager, batch 4", batch=4)
     compiled_reference = bench.resident("resident, bf16, compiled", compiled=True)
     bench.model.to("cpu")
-    whole = max(unit.nbytes for unit in make_units(block_atoms(bench.model, LISTS), 0))
+    whole = max(unit.nbytes for unit in make_units(block_atoms(bench.model, BLOCK_LISTS), 0))
     largest_layer = max(aligned(p.numel() * p.element_size()) for p in bench.model.parameters())
     plain, ring = Holding(hoist=False), int(2.01 * whole * UNHOISTED_SHARE)
     bench.streamed("bf16, nothing hoisted, all streamed", plain, reference, ring_bytes=2 * whole)

@@ -17,7 +17,7 @@ from autoflux.runtime.contradictions import check_narrow_on_disk, check_plan, ch
 from autoflux.runtime.decoding import spare_memory
 from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.order import layer_atoms
-from autoflux.runtime.packed import PackStore, fill
+from autoflux.runtime.packed import fill
 from autoflux.runtime.quantized import has_narrow_layers
 from autoflux.runtime.residence import OwnOffload, Residence, Visits
 from autoflux.runtime.ring import Arena
@@ -104,7 +104,7 @@ class Residences:
         if planned.placement == Placement.NATIVE:
             self._held[name] = self._left_to_backend(network, planned)
             return
-        if planned.is_narrow and not isinstance(store, PackStore) and not has_narrow_layers(network):
+        if planned.is_narrow and not has_narrow_layers(network):
             check_narrow_on_disk(planned)
             self._narrow(network, planned, store)
             store = None

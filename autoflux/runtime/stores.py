@@ -244,12 +244,13 @@ def read_tensors_of(store: Store, tensors: Iterable[Tensor]) -> None:
         unit.point_at(memory)
 
 
-def make_empty(network: nn.Module, dtype: torch.dtype) -> None:
-    """Make the parameters empty tensors of `dtype` in RAM. Until their pages are touched they take none."""
+def make_empty(network: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Make the parameters empty tensors in RAM, of `dtype` or each of its own. Until their pages are touched they take
+    none."""
     empty: dict[int, nn.Parameter] = {}
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            made = torch.empty(parameter.shape, dtype=dtype)
+            made = torch.empty(parameter.shape, dtype=dtype or parameter.dtype)
             module.register_parameter(name, empty.setdefault(id(parameter), nn.Parameter(made, requires_grad=False)))
 
 
