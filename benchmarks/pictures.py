@@ -164,6 +164,7 @@ def described(plan: Plan) -> dict[str, Any]:
         "storage": transformer.storage,
         "native": transformer.native,
         "compiled": plan.compiled,
+        "graphs": plan.graphs,
         "attention": plan.attention,
         "unit": plan.unit,
         "block_bytes": plan.block_bytes,

@@ -308,6 +308,7 @@ def _way(plan: Plan) -> dict[str, Any]:
         "storage": transformer.storage,
         "native": transformer.native,
         "compiled": plan.compiled,
+        "graphs": plan.graphs,
         "attention": plan.attention,
         "resident_blocks": len(transformer.resident),
         "ring_bytes": plan.ring_bytes,

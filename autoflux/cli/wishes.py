@@ -62,6 +62,12 @@ _WISHES = (
     _option("--cpu", multiple=True, metavar="COMPONENT", help="Leave a component to the processor. Repeat."),
     _option("--batch", type=click.IntRange(1, 64), help="Pictures that must fit at once."),
     _option("--compile/--no-compile", "compiled", default=None, help="Compile the transformer's blocks."),
+    _option(
+        "--graphs/--no-graphs",
+        "graphs",
+        default=None,
+        help="Replay the transformer's blocks from CUDA graphs instead of launching each operation.",
+    ),
     _option("--attention", type=click.Choice(ATTENTIONS), help="What computes attention."),
     _option("--vram", "vram_bytes", type=ByteSize(), help="Ceiling of device memory."),
     _option("--ram", "ram_bytes", type=ByteSize(), help="Ceiling of host memory."),
@@ -69,7 +75,7 @@ _WISHES = (
 
 NAMES = (
     "device", "backend", "profile", "quality", "offload", "precision", "quant", "block_size", "keep", "cpu", "batch",
-    "compiled", "attention", "vram_bytes", "ram_bytes",
+    "compiled", "graphs", "attention", "vram_bytes", "ram_bytes",
 )  # fmt: skip
 """Parameters of the options, in the order of the help page."""
 

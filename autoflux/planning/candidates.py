@@ -18,7 +18,7 @@ from autoflux.planning.streaming import pinned_bytes
 from autoflux.planning.terms import Offload, Quality
 from autoflux.planning.timeline import Timeline, timeline
 from autoflux.planning.values import Arrangement, Picture, Profile, Wishes
-from autoflux.planning.ways import Option, options
+from autoflux.planning.ways import Option, options, possible_graphs
 from autoflux.units import format_bytes
 
 MAX_BATCH = 16
@@ -188,8 +188,12 @@ def _fastest_of_a_size(
     """
 
     def seconds(option: Option) -> float:
-        rates = rates_for(hardware, site, option, wishes)
-        return sum(block_seconds(model, rates, site.profile.priors, picture, option.way).values())
+        rates, priors = rates_for(hardware, site, option, wishes), site.profile.priors
+        streamed = option.offload == Offload.STREAM
+        return min(
+            sum(block_seconds(model, rates, priors, picture, option.way, graphs=graphs).values())
+            for graphs in (possible_graphs(site, wishes) if streamed else (False,))
+        )
 
     def size(option: Option) -> tuple[str, ...]:
         way = option.way

@@ -78,6 +78,7 @@ class _Rivals:
             "weights": self._weights,
             "offload": self._offloads,
             "compiling": self._compiling,
+            "CUDA graphs": self._graphs,
             "attention": self._attentions,
             "block size": self._block_sizes,
             "decode": self._decodings,
@@ -112,6 +113,11 @@ class _Rivals:
     def _compiling(self) -> Iterator[Rival]:
         other = self.best.way.replace(compiled=not self.best.way.compiled)
         return ((yes(c.way.compiled), c) for c in self._alike if c.way == other)
+
+    def _graphs(self) -> Iterator[Rival]:
+        other = not self.best.arrangement.graphs
+        if self.wishes.unit != TransferUnit.LAYER:
+            yield yes(other), self._judged(self.wishes.replace(graphs=other))
 
     def _attentions(self) -> Iterator[Rival]:
         accelerator = self.best.site.accelerator

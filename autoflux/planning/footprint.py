@@ -30,6 +30,10 @@ ENCODE_HEAD = 64
 WIDE_BLOCKS = 2
 """That are in RAM while weights are narrowed: one is read, one is narrowed."""
 
+GRAPHS_BYTES = 50_000_000
+"""What CUDA graphs of all blocks take beside the memory in which blocks compute: 20 MB of the driver's and what torch
+keeps for cuBLAS, on one H200 (benchmarks/graphs.py)."""
+
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""
 
@@ -128,10 +132,13 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
 
 def activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
     """Peak bytes by phase beside the weights and the context."""
+    denoise = _denoise_activations(model, arrangement, priors, picture)
+    # Graphs keep the memory that blocks compute in, until what stays is parked.
+    kept = denoise if arrangement.graphs else 0
     return PhaseBytes(
-        encode=_encode_activations(model, arrangement, picture),
-        denoise=_denoise_activations(model, arrangement, priors, picture),
-        decode=_decode_activations(model, arrangement, priors, picture),
+        encode=_encode_activations(model, arrangement, picture) + kept,
+        denoise=denoise + GRAPHS_BYTES * arrangement.graphs,
+        decode=_decode_activations(model, arrangement, priors, picture) + kept * (not arrangement.park_for_decode),
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from autoflux.hardware.values import DeviceKind, Figure, Hardware, Size, Source
 from autoflux.models.values import Model
-from autoflux.planning.arranging import all_stay
+from autoflux.planning.arranging import WORTH_GRAPHS, all_stay
 from autoflux.planning.backends import ChosenBackend
 from autoflux.planning.candidates import HOST_AHEAD, Candidate
-from autoflux.planning.speed import FROM_PROFILE
+from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.values import Alternative, Arrangement, Choice, Correction, Wishes
 from autoflux.units import format_bytes, format_seconds
@@ -98,13 +98,18 @@ def _choices(
     most = "the most pictures of this size that fit at once"
     yield _choice("batch", f"up to {best.max_batch}", wishes.batch, most, known.memory)
     if streams:
-        yield from _streamed_choices(known, wishes, best, others)
+        yield from _streamed_choices(known, model, wishes, best, others)
 
 
-def _streamed_choices(known: _Known, wishes: Wishes, best: Candidate, others: Sequence[Candidate]) -> Iterator[Choice]:
+def _streamed_choices(
+    known: _Known, model: Model, wishes: Wishes, best: Candidate, others: Sequence[Candidate]
+) -> Iterator[Choice]:
     """What is to be decided only where weights are streamed."""
     reason = _compiling_reason(best, others, wishes)
     yield _choice("compiling", yes(best.way.compiled), wishes.compiled, reason, known.unless_exact(known.speed))
+    if best.kind == DeviceKind.CUDA:
+        reason = _graphs_reason(model, best)
+        yield _choice("CUDA graphs", yes(best.arrangement.graphs), wishes.graphs, reason, known.speed)
     reason = _attention_reason(best, wishes)
     attention = known.unless_exact(known.attention)
     yield _choice("attention", best.rates.attention, wishes.attention, reason, attention)
@@ -207,6 +212,19 @@ def _compiling_reason(best: Candidate, others: Sequence[Candidate], wishes: Wish
         return "it changes the last bits, and quality 'exact' allows none" if exact else "nothing here compiles for it"
     what = "without it" if best.way.compiled else "with it, and its time at the start spread over all pictures,"
     return _against(what, best, rivals)
+
+
+def _graphs_reason(model: Model, best: Candidate) -> str:
+    priors, way = best.profile.priors, best.way
+    launched, replayed = (
+        block_seconds(model, best.rates, priors, best.picture, way, graphs=graphs) for graphs in (False, True)
+    )
+    longer = sum(launched.values()) / sum(replayed.values())
+    if best.arrangement.graphs:
+        return f"launched one by one, the operations of a block take the host {longer:.3g} times as long as the device"
+    if longer > WORTH_GRAPHS:
+        return "the device would compute faster, but the copies would not, or their memory is worth more to weights"
+    return "the host launches operations faster than the device computes them"
 
 
 def _against(what: str, best: Candidate, rivals: Sequence[Candidate]) -> str:

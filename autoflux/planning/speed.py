@@ -60,6 +60,9 @@ activations narrow and gives scales along. One H200: steps that wait for nothing
 WIDENED_LAUNCHES = 1.2
 """The same where weights of 8 bits are made wide: three operations a layer instead of one, of 20 in all. Assumed."""
 
+GRAPH_SECONDS = 0.0001
+"""Of the host for a block that is replayed from a CUDA graph, whatever is in it (benchmarks/graphs.py)."""
+
 DEFAULT_ATTENTION = "default"
 """torch's own choice."""
 
@@ -142,8 +145,13 @@ def _launch_seconds(device: Accelerator | Host) -> dict[BlockKind, float]:
     return {kind: timing.launch_seconds.value for kind, timing in blocks.items() if timing.launch_seconds}
 
 
-def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, way: Way) -> dict[BlockKind, float]:
-    """What a double and a single block compute for, all pictures of the batch together."""
+def block_seconds(
+    model: Model, rates: Rates, priors: Priors, picture: Picture, way: Way, *, graphs: bool = False
+) -> dict[BlockKind, float]:
+    """What a double and a single block compute for, all pictures of the batch together.
+
+    With `graphs` their operations are launched together, for which the device never waits.
+    """
     architecture, batch = model.architecture, picture.batch
     hidden = architecture.hidden_size
     tokens = picture.text_tokens + image_tokens(architecture, picture.width, picture.height)
@@ -158,7 +166,8 @@ def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, 
         if kind in rates.rest_seconds:
             rest = rates.rest_seconds[kind] * batch * tokens * hidden / REST_UNIT
         # The device computes one block while the host prepares the next, so the slower of the two counts.
-        reckoned = max(products + attention + rest * _rest_factor(priors, way), _launching(kind, rates, priors, way))
+        launching = GRAPH_SECONDS if graphs else _launching(kind, rates, priors, way)
+        reckoned = max(products + attention + rest * _rest_factor(priors, way), launching)
         seconds[kind] = reckoned * rates.correction.blocks
     return seconds
 

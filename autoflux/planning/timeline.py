@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from autoflux.hardware.values import BlockKind
 from autoflux.models.flops import decode_flop, encode_flop
-from autoflux.models.values import Model
+from autoflux.models.values import Architecture, Model
 from autoflux.planning.footprint import PHASE_OF
 from autoflux.planning.packs import read_bytes
 from autoflux.planning.speed import Rates, Way, block_seconds
@@ -23,7 +26,7 @@ class Timeline(Value, frozen=True, kw_only=True):
     step: float
     decode: float
     visits: float
-    """Copies of whole components to the device, once a batch."""
+    """Once a batch: copies of whole components to the device, and recording graphs that do not stay."""
     start: float
 
     def image(self, picture: Picture) -> float:
@@ -48,11 +51,11 @@ def timeline(
     text = sum(seconds for name, seconds in copies.items() if PHASE_OF[name] == "encode")
     link = rates.link_gb_per_s.value * 1e9
     brought_back = staying_bytes(model, arrangement) / link if arrangement.park_for_decode else 0.0
-    step = streamed_step
-    if step is None:
-        seconds = block_seconds(model, rates, priors, picture, way)
-        blocks = architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
-        step = priors.pause_seconds + blocks
+    seconds = block_seconds(model, rates, priors, picture, way)
+    launched = priors.pause_seconds + _of_all_blocks(seconds, architecture)
+    step = launched if streamed_step is None else streamed_step
+    # Graphs that do not stay over a decode are recorded anew for each batch: a step is launched, and one is recorded.
+    recording = 2 * max(0.0, launched - step) if arrangement.graphs and arrangement.park_for_decode else 0.0
     reading = read_bytes(model, arrangement) / (rates.disk_gb_per_s.value * 1e9)
     narrowing = _narrowing_seconds(model, arrangement, rates)
     start = priors.start_seconds + reading + narrowing + priors.compile_seconds * way.compiled
@@ -61,9 +64,13 @@ def timeline(
         encode=ran.around * (_encode_seconds(model, arrangement, rates, priors, picture) + text),
         step=step,
         decode=ran.around * _decode_seconds(model, arrangement, rates, priors, picture),
-        visits=ran.around * (sum(copies.values()) - text + brought_back),
+        visits=ran.around * (sum(copies.values()) - text + brought_back) + recording,
         start=ran.start * start,
     )
+
+
+def _of_all_blocks(seconds: Mapping[BlockKind, float], architecture: Architecture) -> float:
+    return architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
 
 
 def _narrowing_seconds(model: Model, arrangement: Arrangement, rates: Rates) -> float:

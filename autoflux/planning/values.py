@@ -43,6 +43,8 @@ class Wishes(Value, frozen=True, kw_only=True):
     batch: int | None = None
     """Pictures that must fit at once."""
     compiled: bool | None = None
+    graphs: bool | None = None
+    """Replay blocks from CUDA graphs."""
     attention: str | None = None
     vram_bytes: int | None = None
     ram_bytes: int | None = None
@@ -197,6 +199,8 @@ class Arrangement(Value, frozen=True, kw_only=True):
     block_bytes: int = 0
     compiled: bool = False
     """Whether blocks are compiled, which leaves less beside the weights."""
+    graphs: bool = False
+    """Whether blocks are replayed from CUDA graphs, which keep the memory that blocks compute in."""
 
     def component(self, name: str) -> ComponentPlan:
         """The component of that name; KeyError if there is none."""
@@ -320,6 +324,8 @@ class Plan(Value, frozen=True, kw_only=True):
     block_bytes: int = 0
     compiled: bool = False
     """Compile the transformer's blocks, which takes its time at the first step."""
+    graphs: bool = False
+    """Replay the transformer's blocks from CUDA graphs, so that the device need not wait for the host's launches."""
     attention: str = "default"
     """What computes attention: `default`, torch's own choice, or `cudnn`."""
     quality: Quality = Quality.BALANCED
@@ -349,6 +355,7 @@ class Plan(Value, frozen=True, kw_only=True):
             unit=self.unit,
             block_bytes=self.block_bytes,
             compiled=self.compiled,
+            graphs=self.graphs,
         )
 
     @property

@@ -10,7 +10,7 @@ from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import DEFAULT_ATTENTION, Way
-from autoflux.planning.terms import Offload, Quality
+from autoflux.planning.terms import Offload, Quality, TransferUnit
 from autoflux.planning.values import Wishes
 
 LEAST_FOR_TRITON = (7, 0)
@@ -39,15 +39,28 @@ def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> lis
         for way in _ways(hardware, site, wishes, arithmetic, offload)
     ]
     if not found:
-        asked = f"--quant {wishes.quant} asks for blocks in 8 bits"
-        option = "--quant"
-        if not _is_narrow_wished(wishes):
-            asked, option = "--compile asks for compiled blocks", "--compile"
+        asked, option = _asked_of_streaming(wishes)
         raise ContradictoryWishes(
             f"{asked}, which {site.kind.value!r} has only when it streams",
             hint=f"drop {option}, --offload or --device",
         )
     return found
+
+
+def _asked_of_streaming(wishes: Wishes) -> tuple[str, str]:
+    """What is wished that only streamed weights have, in words, and its option."""
+    if _is_narrow_wished(wishes):
+        return f"--quant {wishes.quant} asks for blocks in 8 bits", "--quant"
+    if wishes.compiled:
+        return "--compile asks for compiled blocks", "--compile"
+    return "--graphs asks for CUDA graphs of blocks", "--graphs"
+
+
+def possible_graphs(site: Site, wishes: Wishes) -> tuple[bool, ...]:
+    """Whether streamed blocks may be replayed from CUDA graphs, which hold whole blocks."""
+    if wishes.graphs is not None:
+        return (wishes.graphs,)
+    return (False, True) if site.kind == DeviceKind.CUDA and wishes.unit != TransferUnit.LAYER else (False,)
 
 
 def wished_attention(wishes: Wishes) -> str | None:
@@ -60,6 +73,11 @@ def _check(wishes: Wishes) -> None:
     if wishes.quality == Quality.EXACT and _is_narrow_wished(wishes):
         raise ContradictoryWishes(
             f"--quality exact keeps weights as they are, and --quant {wishes.quant} makes them narrow",
+            hint="drop one of the two",
+        )
+    if wishes.graphs and wishes.unit == TransferUnit.LAYER:
+        raise ContradictoryWishes(
+            "--graphs replays whole blocks, and --block-size layer brings the layers of a block one by one",
             hint="drop one of the two",
         )
 
@@ -77,8 +95,10 @@ def _offloads(site: Site, wishes: Wishes, model: Model) -> Sequence[Offload]:
 def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision, offload: Offload) -> Iterator[Way]:
     narrow_wished = _is_narrow_wished(wishes)
     if offload != Offload.STREAM:
-        if not narrow_wished and not wishes.compiled:
+        if not (narrow_wished or wishes.compiled or wishes.graphs):
             yield Way(arithmetic=arithmetic, storage=arithmetic)
+        return
+    if wishes.graphs and site.kind != DeviceKind.CUDA:
         return
     for compiled in _compiled(hardware, site, wishes):
         if not narrow_wished:

@@ -84,6 +84,16 @@ def _of_plan(plan: Plan, transformer: ComponentPlan) -> Iterator[tuple[str, str]
     if placement != Placement.STREAMED:
         if plan.hoist_modulation:
             yield "modulation is to be hoisted out of a transformer that is not streamed", "plan again"
-    elif plan.compiled and plan.unit == TransferUnit.LAYER:
-        # What brings a layer would have to run inside of the compiled block.
+        if plan.graphs:
+            yield "blocks are to be replayed from CUDA graphs that are not streamed", "plan again"
+        return
+    # What brings a layer would have to run inside of the compiled block, or of the graph.
+    if plan.compiled and plan.unit == TransferUnit.LAYER:
         yield "blocks are to be compiled whose layers are brought one by one", "bring whole blocks, or drop --compile"
+    if plan.graphs and plan.unit == TransferUnit.LAYER:
+        yield (
+            "blocks are to be replayed from CUDA graphs whose layers are brought one by one",
+            "bring whole blocks, or drop --graphs",
+        )
+    if plan.graphs and torch.device(plan.device).type != "cuda":
+        yield f"there are no CUDA graphs on {plan.device!r}", "drop --graphs"

@@ -66,6 +66,7 @@ class Modulation(nn.Module):
         self._sites = tuple(sites)
         self.linears = nn.ModuleList(ModulationLinear(site.original) for site in sites)
         self.width = sites[-1].columns.stop if sites else 0
+        self._selected = torch.empty(0)
 
     @classmethod
     def taken_from(cls, blocks: Iterable[Atom]) -> Modulation:
@@ -95,9 +96,19 @@ class Modulation(nn.Module):
         return torch.cat([linear(embeddings) for linear in self.linears], dim=1)
 
     def select(self, rows: Tensor) -> None:
-        """Let the next pass use `rows`: (batch, width), one row a picture, of the step that picture is at."""
+        """Let the next pass use `rows`: (batch, width), one row a picture, of the step that picture is at.
+
+        They are copied to where those of the pass before were, which a CUDA graph may read them from.
+        """
+        before = self._selected
+        if (rows.shape, rows.dtype, rows.device) == (before.shape, before.dtype, before.device):
+            before.copy_(rows)
+            return
+        with torch.inference_mode(mode=False):
+            self._selected = torch.empty_like(rows)
+        self._selected.copy_(rows)
         for site in self._sites:
-            site.lookup.rows = rows[:, site.columns]
+            site.lookup.rows = self._selected[:, site.columns]
 
     def restore(self) -> None:
         """Put the linears back in their places."""

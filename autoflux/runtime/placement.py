@@ -151,6 +151,7 @@ class Residences:
             native=planned.native,
             hoist=self._plan.hoist_modulation,
             compiled=self._plan.compiled,
+            graphs=self._plan.graphs,
         )
         self._transformer = StreamedTransformer(
             network, self._block_lists, holding, self._device, atoms=self._layers(network)
@@ -230,6 +231,8 @@ class Residences:
             give_back_unused()
         arena = self._arena if self._plan.park_for_decode else None
         if arena:
+            if self._transformer:
+                self._transformer.forget_graphs()
             arena.park()
         try:
             with self._held["vae"].on_device() as vae:
@@ -256,7 +259,7 @@ class Residences:
     def close(self) -> None:
         """Drop the weights, on the device and in RAM, and close their files."""
         if self._transformer:
-            self._transformer.stop_compiling()
+            self._transformer.run_as_written()
         if self._stop_compiling:
             self._stop_compiling()
         if self._plan.compiled:

@@ -13,6 +13,7 @@ from autoflux.models.values import Precision
 from autoflux.planning.footprint import WIDE_BLOCKS
 from autoflux.planning.schedule import aligned
 from autoflux.runtime.compiling import compile_blocks
+from autoflux.runtime.graphs import BlockGraphs, CudaTape
 from autoflux.runtime.modulation import Modulation
 from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import quantize_linears
@@ -100,6 +101,8 @@ class Holding:
     hoist: bool = True
     """Compute the modulation of all steps before the first."""
     compiled: bool = False
+    graphs: bool = False
+    """Replay blocks from CUDA graphs, where the device has them."""
 
 
 class StreamedTransformer:
@@ -136,6 +139,9 @@ class StreamedTransformer:
         self._stop_compiling: Callable[[], None] | None = None
         if holding.compiled:
             self._stop_compiling = compile_blocks(block.module for block in self._blocks)
+        self._graphs: BlockGraphs | None = None
+        if holding.graphs and device.type == "cuda":
+            self._graphs = BlockGraphs((block.module for block in self._blocks), CudaTape(device))
 
     def _layers(self, transformer: nn.Module, atoms: Iterable[Atom]) -> list[Atom]:
         """What is in the places of these layers now, when modulation was taken out and linears were narrowed."""
@@ -168,15 +174,23 @@ class StreamedTransformer:
         assert self._modulation is not None, "not hoisted"  # noqa: S101
         self._modulation.select(rows)
 
-    def stop_compiling(self) -> None:
-        """From now on blocks run as they were written."""
+    def forget_graphs(self) -> None:
+        """Let go of the memory that graphs of blocks take, and of what they say about where weights are."""
+        if self._graphs:
+            self._graphs.forget()
+
+    def run_as_written(self) -> None:
+        """From now on blocks are neither compiled nor replayed."""
+        if self._graphs:
+            self._graphs.undo()
+            self._graphs = None
         if self._stop_compiling:
             self._stop_compiling()
             self._stop_compiling = None
 
     def detach(self) -> None:
         """Put everything back as it was, but for the precision of the weights."""
-        self.stop_compiling()
+        self.run_as_written()
         for part in reversed(self.parts):
             part.detach()
         if self._modulation:

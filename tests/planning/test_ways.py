@@ -11,8 +11,11 @@ from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import BlockTiming, Hardware
 from autoflux.models.values import Precision
-from autoflux.planning.footprint import activations
+from autoflux.planning.arranging import rates_for
+from autoflux.planning.findings import NO_FINDINGS
+from autoflux.planning.footprint import GRAPHS_BYTES, activations
 from autoflux.planning.planner import make_plan
+from autoflux.planning.sites import sites
 from autoflux.planning.speed import (
     COMPILED_LAUNCHES,
     LAUNCHED_BESIDE,
@@ -25,7 +28,9 @@ from autoflux.planning.speed import (
 )
 from autoflux.planning.streaming import block_kinds
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
+from autoflux.planning.timeline import timeline
 from autoflux.planning.values import Plan, Wishes
+from autoflux.planning.ways import Option
 from tests.conftest import GB, figure, size
 from tests.planning.test_planner import PROFILES
 from tests.planning.test_streaming import FLUX
@@ -176,6 +181,7 @@ def test_a_wish_that_the_processor_cannot_keep_leaves_the_card(wishes):
     [
         ({"quant": Precision.INT8}, "--quant int8 asks for blocks in 8 bits, which 'cpu' has only when it streams"),
         ({"compiled": True}, "--compile asks for compiled blocks, which 'cpu' has only when it streams"),
+        ({"graphs": True}, "--graphs asks for CUDA graphs of blocks, which 'cpu' has only when it streams"),
     ],
 )
 def test_where_only_the_processor_is_there_the_wish_is_refused_by_name(wishes, words):
@@ -236,9 +242,89 @@ def test_no_block_takes_less_than_launching_it(compiled, share):
     (card,) = hardware.accelerators
     slow = {kind: timing.replace(launch_seconds=figure(0.05)) for kind, timing in card.blocks.items()}
     hardware = hardware.replace(accelerators=(card.replace(blocks=slow),), versions={"triton": "3.6.0"})
-    made = plan(hardware, quant=Precision.FLOAT8, compiled=compiled)
+    made = plan(hardware, quant=Precision.FLOAT8, compiled=compiled, graphs=False)
     launched = 0.05 * LAUNCHED_BESIDE * share
     assert made.predicted.block_seconds == pytest.approx({"double": launched, "single": launched})
+
+
+def slow_to_launch(seconds: float = 0.05, name: str = "h200-141gb") -> Hardware:
+    """A machine whose processor takes so long to launch a block."""
+    hardware = measured(known_machine(name), cudnn=550.0)
+    (card,) = hardware.accelerators
+    slow = {kind: timing.replace(launch_seconds=figure(seconds)) for kind, timing in card.blocks.items()}
+    return without_triton(hardware.replace(accelerators=(card.replace(blocks=slow),)))
+
+
+def test_graphs_are_replayed_where_the_device_would_wait_for_launches():
+    """They change no bit, so quality 'exact' has them too."""
+    for quality in Quality:
+        made = plan(slow_to_launch(), quality=quality)
+        assert made.graphs
+        assert "times as long as the device" in reason(made, "CUDA graphs")
+        launched = plan(slow_to_launch(), quality=quality, graphs=False, offload=Offload.STREAM)
+        assert not launched.graphs
+        assert reason(launched, "CUDA graphs") == "you asked for it"
+        assert made.predicted.seconds_per_step < 0.2 * launched.predicted.seconds_per_step
+    quick = plan(slow_to_launch(1e-5))
+    assert not quick.graphs
+    assert reason(quick, "CUDA graphs") == "the host launches operations faster than the device computes them"
+    assert plan(slow_to_launch(1e-5), graphs=True).graphs
+
+
+def test_graphs_are_not_replayed_where_copies_take_longer_than_launches():
+    made = plan(slow_to_launch(0.003), quality=Quality.EXACT, vram_bytes=6 * GB)
+    assert made.predicted.streamed_bytes > 0
+    assert not made.graphs
+    assert "copies" in reason(made, "CUDA graphs")
+
+
+def test_graphs_keep_the_memory_that_blocks_compute_in():
+    hardware = slow_to_launch()
+    wishes = {"quality": Quality.EXACT, "offload": Offload.STREAM}
+    made, launched = (plan(hardware, SMALL, graphs=graphs, **wishes) for graphs in (True, False))
+    assert made.arrangement.replace(graphs=False) == launched.arrangement
+    picture, priors = made.predicted.picture, made.priors
+    working = activations(SMALL, launched.arrangement, priors, picture).denoise
+    more, less = made.predicted.peak_vram_bytes, launched.predicted.peak_vram_bytes
+    assert more.encode - less.encode == more.decode - less.decode == working
+    assert more.denoise - less.denoise == GRAPHS_BYTES
+    parked = activations(SMALL, made.arrangement.replace(park_for_decode=True), priors, picture)
+    assert parked.decode == activations(SMALL, launched.arrangement, priors, picture).decode
+
+
+def test_graphs_that_leave_for_each_decode_are_recorded_for_each_batch():
+    made = plan(slow_to_launch(), SMALL, graphs=True, offload=Offload.STREAM)
+    (site,) = sites(slow_to_launch(), PROFILES, Wishes(device="cuda"), NO_FINDINGS)
+    way = Way(arithmetic=Precision.BFLOAT16, storage=made.component("transformer").storage, native=True)
+    rates = rates_for(slow_to_launch(), site, Option(Offload.STREAM, way), Wishes())
+
+    def visits(**changes):
+        arrangement = made.arrangement.replace(**changes)
+        picture = made.predicted.picture
+        return timeline(SMALL, arrangement, rates, made.priors, picture, way, streamed_step=0.01).visits
+
+    extra = visits(park_for_decode=True) - visits(park_for_decode=True, graphs=False)
+    launched = sum(
+        block_seconds(SMALL, rates, made.priors, made.predicted.picture, way)[kind] * n
+        for kind, n in (("double", 3), ("single", 6))
+    )
+    assert extra == pytest.approx(2 * (made.priors.pause_seconds + launched - 0.01))
+    assert visits() == visits(graphs=False)
+
+
+def test_graphs_and_layers_one_by_one_exclude_each_other():
+    machine = known_machine("h200-141gb")
+    with pytest.raises(ContradictoryWishes, match="--graphs replays whole blocks, and --block-size layer"):
+        plan(machine, graphs=True, unit=TransferUnit.LAYER)
+    made = plan(slow_to_launch(), unit=TransferUnit.LAYER, offload=Offload.STREAM, quality=Quality.EXACT)
+    assert (made.unit, made.graphs) == (TransferUnit.LAYER, False)
+
+
+def test_graphs_are_refused_by_name_where_there_are_none():
+    with pytest.raises(
+        ContradictoryWishes, match="--graphs asks for CUDA graphs of blocks, which 'cuda' has only when"
+    ):
+        plan(known_machine("h200-141gb"), graphs=True, offload=Offload.COMPONENT)
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,9 @@ CONTRADICTIONS = {
     "own offload brings": lambda p: changed(p.replace(compiled=True), placement=Placement.NATIVE),
     "hoisted out of a transformer that is not streamed": lambda p: p.replace(hoist_modulation=True),
     "layers are brought one by one": lambda p: streamed(p).replace(compiled=True, unit=TransferUnit.LAYER),
+    "from CUDA graphs whose layers": lambda p: streamed(p).replace(graphs=True, unit=TransferUnit.LAYER),
+    "from CUDA graphs that are not streamed": lambda p: p.replace(graphs=True),
+    "there are no CUDA graphs on 'cpu'": lambda p: streamed(p).replace(graphs=True),
     "no attention of cuDNN": lambda p: p.replace(attention="cudnn"),
     "block 5 of 'transformer' is to stay": lambda p: streamed(p, resident=(0, 5)),
 }
@@ -277,7 +280,24 @@ def test_on_a_card_fields_of_a_plan_keep_the_picture(tiny_model, attention):
     with autoflux.load(str(tiny_model), wishes=Wishes(device="cuda")) as opened:
         wanted, plan = drawn(opened), opened.plan.replace(attention=attention)
     on_host = changed(streamed(plan), (*ENCODERS, "vae"), placement=Placement.HOST)
-    for arranged in (plan, streamed(plan), streamed(plan).replace(unit=TransferUnit.LAYER), on_host):
+    layers = streamed(plan).replace(unit=TransferUnit.LAYER, graphs=False)
+    for arranged in (plan, streamed(plan), layers, on_host):
         for compiled in (False, arranged.unit == TransferUnit.BLOCK):
             with autoflux.load(str(tiny_model), plan=arranged.replace(compiled=compiled)) as under_plan:
                 assert decibels(drawn(under_plan), wanted) > 30
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parked", [False, True])
+@pytest.mark.parametrize("backend", ["diffusers", "diffsynth"])
+def test_on_a_card_pictures_from_graphs_are_the_same_to_the_bit(tiny_model, backend, parked, caplog):
+    """Several in a row: graphs are kept over a decode, or recorded anew where what stays is parked."""
+    with autoflux.load(str(tiny_model), wishes=Wishes(device="cuda", backend=backend)) as opened:
+        plan = streamed(opened.plan, resident=(0, 2)).replace(park_for_decode=parked)
+    pictures = []
+    for graphs in (False, True):
+        with autoflux.load(str(tiny_model), plan=plan.replace(graphs=graphs)) as under_plan:
+            pictures.append([drawn(under_plan) for _ in range(3)])
+    for launched, replayed in zip(*pictures, strict=True):
+        assert np.array_equal(launched, replayed)
+    assert "not replayed" not in caplog.text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
 
 from autoflux.models.values import Precision
 from autoflux.planning.schedule import aligned
+from autoflux.runtime.graphs import BlockGraphs, CudaTape
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.streaming import Holding, StreamedModule, StreamedTransformer, arena_for
 from autoflux.runtime.telemetry import SILENT, Recording
@@ -111,6 +113,78 @@ def test_hoisted_and_watched_passes_have_the_same_bits_and_one_ring_serves_all()
     assert len(times) == 2 * len(streamer.streamed)
     assert all(t.copy_ended <= t.compute_began <= t.compute_ended for t in times)
     made.detach()
+
+
+@pytest.mark.parametrize("resident", [(), (0, 4, 5), range(9)])
+@pytest.mark.parametrize(
+    ("storage", "compiled"),
+    [(Precision.BFLOAT16, False), (Precision.FLOAT8, False), (Precision.INT8, False), (Precision.FLOAT8, True)],
+)
+@torch.no_grad()
+def test_blocks_replayed_from_graphs_have_the_same_bits_and_leave_nothing(storage, compiled, resident):
+    model = transformer()
+    sizes = [inputs_of(tokens, seed) for seed, tokens in enumerate((256, 1024))]
+    narrow = storage != Precision.BFLOAT16
+    held = Holding(frozenset(resident), storage=storage, native=narrow, compiled=compiled)
+    outputs = []
+    for graphs in (False, True):
+        made = StreamedTransformer(model, LISTS, replace(held, graphs=graphs), CARD)
+        made.attach(arena_for(made.parts, 0, CARD))
+        steps = [(size, time) for size in sizes for time in (0.9, 0.6, 0.3, 0.1)]
+        outputs.append([stepped(made, model, given, time) for given, time in steps])
+        allocated = torch.cuda.memory_allocated()
+        made.forget_graphs()
+        outputs[-1] += [stepped(made, model, sizes[0], time) for time in (0.8, 0.7, 0.2)]
+        made.detach()
+    for launched, replayed in zip(*outputs, strict=True):
+        # Of each size, something else may be compiled for the first time and later.
+        assert torch.equal(launched, replayed) or (compiled and relative(launched, replayed) < 0.05)
+    assert all(torch.isfinite(output).all() for output in outputs[0])
+    assert not any("forward" in vars(block.module) for block in block_atoms(model, LISTS))
+    gc.collect()
+    assert torch.cuda.memory_allocated() < allocated
+
+
+def relative(found, wanted):
+    return ((found.float() - wanted.float()).norm() / wanted.float().norm()).item()
+
+
+def stepped(made, model, inputs, time):
+    """A step at that time, with what it reads in memory of its own, as each step of a picture has."""
+    given = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    given["timestep"].fill_(time)
+    made.select(made.modulation([embedding_of(model, given)]))
+    return model(**given)[0].clone()
+
+
+@torch.inference_mode()
+def test_what_no_graph_holds_is_launched_with_a_warning(caplog):
+    """A block that asks the device for a number waits for it, which no recording can."""
+
+    class Asking(torch.nn.Module):
+        def forward(self, x):
+            return x * 2 if x.sum().item() > 0 else x
+
+    block = Asking()
+    BlockGraphs([block], CudaTape(CARD))
+    for number in (1.0, -1.0, 2.0, 3.0):
+        x = torch.full((4,), number, device=CARD)
+        assert torch.equal(block(x), x * 2 if number > 0 else x)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert torch.ones(1, device=CARD).item() == 1
+
+
+@torch.inference_mode()
+def test_what_fits_no_input_is_returned_from_memory_of_its_own():
+    class Slicing(torch.nn.Module):
+        def forward(self, x):
+            return x[:1], x[1:] + 1, 2
+
+    block = Slicing()
+    BlockGraphs([block], CudaTape(CARD))
+    for start in range(4):
+        first, others, count = block(torch.arange(start, start + 3.0, device=CARD))
+        assert (first.tolist(), others.tolist(), count) == ([start], [start + 2, start + 3], 2)
 
 
 @pytest.mark.parametrize("storage", [Precision.FLOAT8, Precision.INT8])
