@@ -25,6 +25,7 @@ from .errors import UsageError as UsageError
 from .errors import describe as describe
 from .files import check_writable as check_writable
 from .files import write_atomic as write_atomic
+from .hardware.rotation import rotate as rotate
 from .hardware.values import Accelerator as Accelerator
 from .hardware.values import DeviceKind as DeviceKind
 from .hardware.values import Hardware as Hardware

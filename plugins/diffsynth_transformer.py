@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from autoflux import Component, FileStore, OpenPack, Rows, cache_dir, leave_on_disk, weight_shapes
+from autoflux import Component, FileStore, OpenPack, Rows, cache_dir, leave_on_disk, rotate, weight_shapes
 
 from . import diffusers_loading  # noqa: F401 — sets what diffusers and transformers, which DiffSynth imports, read
 
@@ -25,6 +25,7 @@ os.environ.setdefault("DIFFSYNTH_MODEL_BASE_PATH", str(cache_dir() / "diffsynth"
 from diffsynth.models.flux_dit import (
     AdaLayerNormContinuous,
     FluxDiT,
+    FluxJointAttention,
     FluxJointTransformerBlock,
     FluxSingleTransformerBlock,
     RoPEEmbedding,
@@ -96,6 +97,33 @@ class Sizes:
         )
 
 
+class JointAttention(FluxJointAttention):  # type: ignore[misc]  # DiffSynth has no types
+    """Attention of a double block, with rotary positions in one pass over memory where the device can."""
+
+    def apply_rope(
+        self, xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_rotated`."""
+        return _rotated(xq, xk, freqs_cis)
+
+
+class SingleBlock(FluxSingleTransformerBlock):  # type: ignore[misc]  # DiffSynth has no types
+    """A single block, with the same."""
+
+    def apply_rope(
+        self, xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_rotated`."""
+        return _rotated(xq, xk, freqs_cis)
+
+
+def _rotated(query: torch.Tensor, key: torch.Tensor, matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch, heads, tokens, width) turned by matrices (1, 1, tokens, width / 2, 2, 2), to the bits of DiffSynth."""
+    cosine, sine = matrices[0, 0, :, :, 0, 0], matrices[0, 0, :, :, 1, 0]
+    turned = (rotate(x.transpose(1, 2), cosine, sine).transpose(1, 2) for x in (query, key))
+    return next(turned), next(turned)
+
+
 class SizedDiT(FluxDiT):  # type: ignore[misc]  # DiffSynth has no types
     """`FluxDiT`, whose own constructor knows the sizes of FLUX.1 only, of the same parts in other sizes."""
 
@@ -111,7 +139,9 @@ class SizedDiT(FluxDiT):  # type: ignore[misc]  # DiffSynth has no types
         self.context_embedder = nn.Linear(sizes.text_width, width)
         self.x_embedder = nn.Linear(sizes.latent_width, width)
         self.blocks = nn.ModuleList(FluxJointTransformerBlock(width, heads) for _ in range(sizes.double_blocks))
-        self.single_blocks = nn.ModuleList(FluxSingleTransformerBlock(width, heads) for _ in range(sizes.single_blocks))
+        for block in self.blocks:
+            block.attn = JointAttention(width, width, heads, sizes.head_width)
+        self.single_blocks = nn.ModuleList(SingleBlock(width, heads) for _ in range(sizes.single_blocks))
         self.final_norm_out = AdaLayerNormContinuous(width)
         self.final_proj_out = nn.Linear(width, sizes.output_width)
         self.input_dim = sizes.latent_width

@@ -32,7 +32,7 @@ WIDE_BLOCKS = 2
 
 GRAPHS_BYTES = 50_000_000
 """What CUDA graphs of all blocks take beside the memory in which blocks compute: 20 MB of the driver's and what torch
-keeps for cuBLAS, on one H200 (benchmarks/graphs.py)."""
+keeps for cuBLAS, on one H200 (benchmarks/eager_steps.py)."""
 
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""

@@ -61,7 +61,7 @@ WIDENED_LAUNCHES = 1.2
 """The same where weights of 8 bits are made wide: three operations a layer instead of one, of 20 in all. Assumed."""
 
 GRAPH_SECONDS = 0.0001
-"""Of the host for a block that is replayed from a CUDA graph, whatever is in it (benchmarks/graphs.py)."""
+"""Of the host for a block that is replayed from a CUDA graph, whatever is in it (benchmarks/eager_steps.py)."""
 
 DEFAULT_ATTENTION = "default"
 """torch's own choice."""

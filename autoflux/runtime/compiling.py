@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoflux.runtime.quantized import runs_kernels
+from autoflux.hardware.kernels import runs_kernels
 
 RECOMPILATIONS = 64
 """Most compilations of one kind of block. At torch's limit of 8 a picture would break off: FLUX's single blocks are

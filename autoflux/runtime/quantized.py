@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoflux.hardware.kernels import kernels, launching_on, runs_kernels
 from autoflux.hardware.measure import LEAST_CAPABILITY
 from autoflux.models.values import Precision
 from autoflux.units import MIB
@@ -41,9 +40,6 @@ FEW_RESULTS = 2**18
 CHUNK_BYTES = 64 * MIB
 """Weights are quantized in pieces of this size in float32, so that a large layer needs little beside itself."""
 
-LEAST_KERNEL_CAPABILITY = (8, 0)
-"""The oldest cards that Triton supports, by its README."""
-
 WIDE_ROW = 8192
 """Numbers of a row from which on a compiled layer, too, has them made narrow by a kernel of its own. Inductor computes
 what comes before a row twice if the row is too long to be held: once for the largest number and once to divide. One
@@ -51,7 +47,7 @@ H200, of a single block of FLUX.1-dev at 1024x1024: 140 + 117 us."""
 
 _WIDE = (torch.bfloat16, torch.float16, torch.float32)
 
-_KERNEL = import_module("autoflux.runtime.narrow_kernel") if torch.cuda.is_available() and find_spec("triton") else None
+_KERNEL = kernels("autoflux.runtime.narrow_kernel")
 
 _CPU_MULTIPLIES_INT8: bool = torch.cpu._is_vnni_supported()  # noqa: SLF001 — torch asks the same; no public name in 2.11
 
@@ -250,29 +246,16 @@ def _narrowed_activations(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     least = WIDE_ROW if compiling else 1
     if _KERNEL and x.is_cuda and least <= x.shape[1] <= _KERNEL.LARGEST_ROW and runs_kernels(x.device):
         numbers = x if x.stride(1) == 1 else x.contiguous()
-        # Triton launches on the current one, of which inductor takes care itself.
-        if compiling or x.device.index == torch.cuda.current_device():
+        if compiling:  # inductor takes care of the current device itself
             return _by_kernel(numbers, dtype)
-        with torch.cuda.device(x.device):
+        with launching_on(x.device):
             return _by_kernel(numbers, dtype)
     return _narrowed(x, dtype)
 
 
 def _by_kernel(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    narrow, scale = _KERNEL.narrow_rows(x, dtype, LARGEST[dtype], SMALLEST_SCALE)  # type: ignore[union-attr]
+    narrow, scale = _KERNEL.narrow_rows(x, dtype, LARGEST[dtype], SMALLEST_SCALE)
     return narrow, scale
-
-
-def runs_kernels(device: torch.device) -> bool:
-    """Whether it runs what Triton compiles; always the same of a device, as `compile_blocks` tells the compiler."""
-    runs = _RUNS_KERNELS.get(device)
-    if runs is None:
-        runs = torch.version.hip is None and torch.cuda.get_device_capability(device) >= LEAST_KERNEL_CAPABILITY
-        _RUNS_KERNELS[device] = runs
-    return runs
-
-
-_RUNS_KERNELS: dict[torch.device, bool] = {}
 
 
 def _widened_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

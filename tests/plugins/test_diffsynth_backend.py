@@ -48,6 +48,12 @@ from autoflux.plugins.diffsynth_transformer import (
     open_transformer,
 )
 from autoflux.plugins.diffusers_pipeline import HOISTED_STEPS
+from diffsynth.models.flux_dit import (
+    FluxJointAttention,
+    FluxJointTransformerBlock,
+    FluxSingleTransformerBlock,
+    RoPEEmbedding,
+)
 
 PROMPTS = ("a red circle", "two large green squares above the small yellow star")
 WISHES = {name: Wishes(device="cpu", backend=name) for name in ("diffusers", "diffsynth")}
@@ -158,7 +164,13 @@ def test_in_full_size_it_is_diffsynth_s_own_transformer():
     with torch.device("meta"):
         wanted, found = FluxDiT(), SizedDiT(sizes)
     told = re.sub(r"RMSNorm\(.*\)", "RMSNorm()", repr(found))  # torch's
-    assert told.replace("SizedDiT", "FluxDiT") == repr(wanted)
+    theirs = {
+        "SizedDiT": "FluxDiT",
+        "JointAttention": "FluxJointAttention",
+        "SingleBlock": "FluxSingleTransformerBlock",
+    }
+    told = re.sub(r"\b(SizedDiT|JointAttention|SingleBlock)\b", lambda ours: theirs[ours[0]], told)
+    assert told == repr(wanted)
     assert [(n, w.shape) for n, w in found.named_parameters()] == [(n, w.shape) for n, w in wanted.named_parameters()]
     assert vars(found.pos_embedder)["axes_dim"] == vars(wanted.pos_embedder)["axes_dim"]
     assert vars(found.pos_embedder)["theta"] == vars(wanted.pos_embedder)["theta"]
@@ -279,10 +291,21 @@ def test_states_at_different_timesteps_share_a_step(session):
 def test_block_lists_are_diffsynth_s(session):
     lists = session.pipeline.block_lists()
     assert {name: len(blocks) for name, blocks in lists.items()} == {"blocks": 2, "single_blocks": 3}
-    assert {type(block).__name__ for blocks in lists.values() for block in blocks} == {
-        "FluxJointTransformerBlock",
-        "FluxSingleTransformerBlock",
-    }
+    kinds = {"blocks": FluxJointTransformerBlock, "single_blocks": FluxSingleTransformerBlock}
+    assert all(isinstance(block, kinds[name]) for name, blocks in lists.items() for block in blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rotary_positions_are_diffsynth_s_to_the_bit(session, dtype):
+    dit = session.pipeline.block_lists()
+    block, attention = dit["single_blocks"][0], dit["blocks"][0].attn
+    matrices = RoPEEmbedding(32, 10000, [4, 6, 6])(torch.randint(0, 50, (1, 9, 3)))
+    query, key = torch.randn(2, 2, 3, 9, 16).to(dtype)
+    for ours, theirs in ((block, FluxSingleTransformerBlock), (attention, FluxJointAttention)):
+        assert type(ours) is not theirs
+        wanted = theirs.apply_rope(ours, query, key, matrices)
+        for found, expected in zip(ours.apply_rope(query, key, matrices), wanted, strict=True):
+            assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("resident", [(), (0, 3), (0, 1, 2, 3, 4)])

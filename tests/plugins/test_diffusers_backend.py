@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autoflux.plugins.diffusers_attention import RotatedAttention
 from autoflux.plugins.diffusers_pipeline import HOISTED_STEPS
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +30,7 @@ from autoflux.runtime import placement
 from autoflux.runtime.picture import read_request
 from autoflux.runtime.residence import Residence, Visits
 from tests.plugins.plans import streamed
+from tests.runtime.fakes import output_of, tiny_inputs, tiny_transformer
 from tests.tiny_model import TEXT_TOKENS, write_tiny_flux
 
 PROMPTS = ("a red circle", "two large green squares above the small yellow star")
@@ -74,6 +77,17 @@ def test_positions_are_computed_once_for_each_size(session, tiny_model):
         assert np.array_equal(np.asarray(picture.image), reference(tiny_model, PROMPTS[0], 1, 3, width, height))
     hook.remove()
     assert computed == [TEXT_TOKENS + 32] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_attention_is_diffusers_to_the_bit(dtype):
+    ours, theirs = tiny_transformer(dtype=dtype), tiny_transformer(dtype=dtype)
+    RotatedAttention.placed_in(ours)
+    assert {type(made) for made in ours.attn_processors.values()} == {RotatedAttention}
+    assert {type(made) for made in theirs.attn_processors.values()} == {FluxAttnProcessor}
+    for batch in (1, 3):
+        given = tiny_inputs(batch, dtype=dtype)
+        assert torch.equal(output_of(ours, **given), output_of(theirs, **given))
 
 
 def test_what_torch_keeps_is_given_back_when_the_size_changes(session, monkeypatch):

@@ -1,11 +1,12 @@
-"""A step of FLUX.1-dev's transformer (random weights), its blocks launched or replayed from CUDA graphs.
+"""A step of FLUX.1-dev's transformer (random weights) as diffusers computes it, and as autoflux does.
 
-    python -m benchmarks.graphs --json out.json    # needs a CUDA card of 40 GB; 2 minutes
-    python -m benchmarks.graphs --tiny             # the same code on a small transformer; wants a card, too
+    python -m benchmarks.eager_steps --json out.json    # needs a CUDA card of 40 GB; 2 minutes
+    python -m benchmarks.eager_steps --tiny             # the same code on a small transformer; wants a card, too
 
+Three ways: diffusers' blocks; the same with rotary positions turned by one kernel; and these replayed from CUDA graphs.
 All weights are on the card, in bfloat16 and in 8 bits, or pass through it in 8 bits while a third of the blocks stay.
 Memory counts beside the weights: what torch had reserved, in units of tokens x hidden size x two bytes, and what the
-driver took beyond that. Says whether both ways give the same bits; the exit code is 1 if not.
+driver took beyond that. Says whether all ways give the same bits; the exit code is 1 if not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ WARM = 4
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Steps of one size in one way."""
 
+    way: str
+    """`diffusers`, `rotated` or `replayed`."""
     storage: str
     resident_blocks: int
     side: int
     batch: int
-    graphs: bool
     seconds: float
     host_seconds: float
     """Until the host has launched a step, when nothing else is to be waited for."""
@@ -47,11 +49,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     driver_gb: float
     """On the card beside what torch had reserved."""
     same_bits: bool | None = None
-    """As without graphs."""
+    """As diffusers'."""
 
 
 def measure_all(options: argparse.Namespace) -> Iterator[Row]:
-    """Every size both ways, with all blocks on the card, and the narrow ones with a third of them."""
+    """Every size in every way, with all blocks on the card, and the narrow ones with a third of them."""
     from autoflux.models.values import Precision
     from autoflux.runtime.streaming import Holding, StreamedTransformer, arena_for
     from benchmarks.full_size import BLOCK_LISTS, FLUX_DEV, FLUX_TINY, best_device, transformer
@@ -66,14 +68,16 @@ def measure_all(options: argparse.Namespace) -> Iterator[Row]:
         made.attach(arena_for(made.parts, 2 * made.blocks.largest_streamed, device))
         try:
             for side, batch in ((64, 1),) if options.tiny else PICTURES:
-                yield from both_ways(made, model, size, side=side, batch=batch, count=options.steps)
+                yield from all_ways(made, model, size, side=side, batch=batch, count=options.steps)
         finally:
             made.detach()
 
 
-def both_ways(made: Any, model: Any, size: Any, *, side: int, batch: int, count: int) -> Iterator[Row]:
-    """Steps of one size, launched and replayed."""
+def all_ways(made: Any, model: Any, size: Any, *, side: int, batch: int, count: int) -> Iterator[Row]:
+    """Steps of one size in all ways."""
     import torch
+    from autoflux.plugins.diffusers_attention import RotatedAttention
+    from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
     from autoflux.runtime.graphs import BlockGraphs, CudaTape
     from autoflux.runtime.units import block_atoms
@@ -91,19 +95,22 @@ def both_ways(made: Any, model: Any, size: Any, *, side: int, batch: int, count:
         output: torch.Tensor = model(**inputs, return_dict=False)[0]
         return output
 
-    launched, row = measured_steps(step, made.holding, side=side, batch=batch, width=size.heads * 128, count=count)
+    measured = partial(measured_steps, step, made.holding, side=side, batch=batch, width=size.heads * 128, count=count)
+    model.set_attn_processor(FluxAttnProcessor())
+    wanted, row = measured("diffusers")
     yield row
-    if device.type != "cuda":
-        return
-    graphs = BlockGraphs((atom.module for atom in block_atoms(model, BLOCK_LISTS)), CudaTape(device))
-    holding = replace(made.holding, graphs=True)
-    replayed, row = measured_steps(step, holding, side=side, batch=batch, width=size.heads * 128, count=count)
-    graphs.undo()
-    yield msgspec.structs.replace(row, same_bits=bool(torch.equal(launched, replayed)))
+    RotatedAttention.placed_in(model)
+    found, row = measured("rotated")
+    yield msgspec.structs.replace(row, same_bits=bool(torch.equal(wanted, found)))
+    if device.type == "cuda":
+        graphs = BlockGraphs((atom.module for atom in block_atoms(model, BLOCK_LISTS)), CudaTape(device))
+        found, row = measured("replayed")
+        graphs.undo()
+        yield msgspec.structs.replace(row, same_bits=bool(torch.equal(wanted, found)))
 
 
 def measured_steps(
-    step: Callable[[], Any], holding: Any, *, side: int, batch: int, width: int, count: int
+    step: Callable[[], Any], holding: Any, way: str, *, side: int, batch: int, width: int, count: int
 ) -> tuple[Any, Row]:
     """What the last of the steps gave, and what they took."""
     import torch
@@ -123,11 +130,11 @@ def measured_steps(
         output = output.clone()
     unit = ((side // 16) ** 2 + 512) * batch * width * 2
     return output, Row(
+        way=way,
         storage=holding.storage.value,
         resident_blocks=len(holding.resident),
         side=side,
         batch=batch,
-        graphs=holding.graphs,
         seconds=measured.median_seconds,
         host_seconds=host_seconds,
         reserved_units=(measured.reserved_bytes - before) / unit,
@@ -140,7 +147,7 @@ def told(row: Row) -> str:
     same = {True: "same bits", False: "OTHER BITS", None: ""}[row.same_bits]
     return (
         f"{row.storage:14} {row.resident_blocks:2} blocks resident, {row.side:5} x{row.batch}"
-        f" {'replayed' if row.graphs else 'launched'} {row.seconds:7.4f} s,"
+        f" {row.way:9} {row.seconds:7.4f} s,"
         f" host {row.host_seconds:7.4f} s,"
         f" reserved {row.reserved_units:5.1f} units, driver {row.driver_gb:.2f} GB {same}"
     )

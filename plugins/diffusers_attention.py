@@ -1,0 +1,68 @@
+"""Attention of diffusers' FLUX blocks, with rotary positions in one pass over memory where the device can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor
+
+from autoflux import rotate
+
+
+class RotatedAttention:
+    """In the place of `FluxAttnProcessor`, for blocks whose projections are not joined: the same bits.
+
+    Attributes and arguments are what diffusers asks of a processor.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    @classmethod
+    def placed_in(cls, transformer: Any) -> None:
+        """Have all blocks of a transformer use it."""
+        transformer.set_attn_processor(cls())
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(batch, tokens, width) of the image or of all, and of the text in a double block; the same of each back."""
+        heads = _projected(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
+        if encoder_hidden_states is not None:
+            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q, attn.norm_added_k)
+            text = _projected(attn, encoder_hidden_states, *added)
+            heads = [torch.cat(pair, dim=1) for pair in zip(text, heads, strict=True)]
+        query, key, value = heads
+        if image_rotary_emb is not None:
+            # diffusers has each angle twice, once for each number of a pair.
+            angles = [angle[:, ::2].to(query.device) for angle in image_rotary_emb]
+            query, key = (rotate(x, *angles) for x in (query, key))
+        attended = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        of_all: Tensor = attended.flatten(2, 3).to(query.dtype)
+        if encoder_hidden_states is None:
+            return of_all
+        tokens = encoder_hidden_states.shape[1]
+        of_image: Tensor = attn.to_out[1](attn.to_out[0](of_all[:, tokens:].contiguous()))
+        return of_image, attn.to_add_out(of_all[:, :tokens].contiguous())
+
+
+def _projected(
+    attn: Any, x: Tensor, to_query: Any, to_key: Any, to_value: Any, norm_query: Any, norm_key: Any
+) -> list[Tensor]:
+    """Queries, keys and values, each (batch, tokens, heads, head width), the first two normed."""
+    query, key, value = (layer(x).unflatten(-1, (-1, attn.head_dim)) for layer in (to_query, to_key, to_value))
+    return [norm_query(query), norm_key(key), value]

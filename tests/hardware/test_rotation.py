@@ -1,0 +1,112 @@
+"""Rotary positions: the bits of the libraries, and a kernel that is interpreted here, where there is no card.
+
+Triton's interpreter rounds to bfloat16 towards zero, which cards do not.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from autoflux.hardware.rotation import rotate
+
+WIDE = (torch.bfloat16, torch.float16, torch.float32)
+
+COMPARE = """
+import torch
+from autoflux.hardware.rotation import rotate
+from autoflux.hardware.rotation_kernel import rotate_pairs
+
+generator = torch.Generator().manual_seed(0)
+for shape in ((2, 5, 3, 16), (1, 3, 24, 128), (2, 2, 40, 128), (1, 1, 1, 2)):
+    angles = torch.rand(shape[1], shape[3], generator=generator) * 7
+    cosine, sine = angles.cos()[:, ::2], angles[:, : shape[3] // 2].sin()
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        x = torch.randn(shape, generator=generator).to(dtype)
+        padded = torch.cat([x, x], dim=2)[:, :, : shape[2]]
+        for laid_out in (x, x.transpose(1, 2).contiguous().transpose(1, 2), padded):
+            found = rotate_pairs(laid_out, cosine, sine)
+            expected = rotate(laid_out.float(), cosine, sine)
+            if dtype == torch.bfloat16:
+                expected = (expected.view(torch.int32) & -65536).view(torch.float32)
+            assert found.dtype == dtype and torch.equal(found, expected.to(dtype)), (shape, dtype, laid_out.stride())
+"""
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from autoflux.hardware import rotation_kernel
+
+kernel = rotation_kernel._rotate_token
+types = ["*bf16", "*bf16", "*fp32", "*fp32", *["i32"] * 11, "constexpr", "constexpr"]
+signature = dict(zip(kernel.arg_names, types, strict=True))
+source = ASTSource(fn=kernel, signature=signature, constexprs={"HALF": 64, "BLOCK": 2048})
+options = {"num_warps": 4, "enable_fp_fusion": False}
+made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options).asm["ptx"]
+assert "fma.rn.f32" not in made, "a rounding is left out"
+assert ".f64" not in made, "float64 is slow everywhere"
+assert ".local" not in made, "it does not fit the registers"
+"""
+
+
+def run(script: str, *arguments: str, folder, interpreted: bool) -> None:
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder), "TRITON_INTERPRET": "1" if interpreted else "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this system")
+
+
+@needs_triton
+def test_the_kernel_turns_pairs_as_torch_does(tmp_path):
+    run(COMPARE, folder=tmp_path, interpreted=True)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
+def test_it_compiles_for_every_card_and_leaves_out_no_rounding(tmp_path, capability):
+    run(COMPILE, str(capability), folder=tmp_path, interpreted=False)
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+def test_pairs_are_turned_by_their_angles(dtype):
+    x = torch.tensor([3.0, 4.0, 1.0, 0.0], dtype=dtype).view(1, 1, 1, 4)
+    quarter, half = torch.tensor([[0.0, -1.0]]), torch.tensor([[1.0, 0.0]])
+    turned = rotate(x, quarter, half)
+    assert turned.flatten().tolist() == [-4.0, 3.0, -1.0, 0.0]
+    assert turned.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+def test_bits_are_those_of_diffusers(dtype):
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 37, 3, 16, generator=generator).to(dtype)
+    angles = torch.rand(37, 8, generator=generator).repeat_interleave(2, dim=1) * 7
+    cosine, sine = angles.cos(), angles.sin()
+    wanted = embeddings.apply_rotary_emb(x, (cosine, sine), sequence_dim=1)
+    assert torch.equal(rotate(x, cosine[:, ::2], sine[:, ::2]), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", WIDE)
+def test_on_a_card_bits_are_those_of_torch(dtype):
+    generator = torch.Generator("cuda").manual_seed(0)
+    angles = torch.rand(4608, 64, generator=generator, device="cuda") * 7
+    cosine, sine = angles.cos(), angles.sin()
+    for batch, heads in ((1, 24), (4, 24), (2, 3)):
+        x = torch.randn(batch, 4608, heads, 128, generator=generator, device="cuda").mul_(3).to(dtype)
+        for laid_out in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
+            even, odd = laid_out.float().unflatten(-1, (-1, 2)).unbind(-1)
+            pairs = even * cosine[:, None] - odd * sine[:, None], odd * cosine[:, None] + even * sine[:, None]
+            assert torch.equal(rotate(laid_out, cosine, sine), torch.stack(pairs, dim=-1).flatten(-2).to(dtype))
