@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -178,8 +178,10 @@ def assemble(
         plan, block_lists=library.block_lists, own_offload=library.own_offload(plan), run_once=library.run_once
     )
     held: dict[str, Any] = {}
+    deferred = False
     for name, network, store, later in networks:
         held[name] = network
+        deferred = deferred or later
         used = _decoder(network) if name == "vae" else None
         residences.hold(name, network, used=used, store=store, later=later)
     transformer = held.pop("transformer")
@@ -188,6 +190,8 @@ def assemble(
     pipe.set_progress_bar_config(disable=True)
     if plan.tile_decode:
         _decode_in_tiles(pipe.vae)
+    if not deferred:
+        _rehearse(pipe, plan)
     residences.settle()
     return Components(pipe, transformer, residences)
 
@@ -204,7 +208,7 @@ def _networks(
 ) -> Iterator[Loaded]:
     """Every component; the packs that are read once go into `read`."""
     folder, done = Path(model.path), 0
-    for component in model.components:
+    for component in model.in_loading_order:
         if waits := _not_yet(component, plan, later, packed=packed):
             with _damage_named(_place(component, folder)):
                 yield waits
@@ -225,6 +229,19 @@ def _networks(
                 network, store = make(DTYPES[planned.arithmetic])
         yield Loaded(component.name, network, store)
         done += component.disk_bytes
+
+
+def _rehearse(pipe: FluxPipeline, plan: Plan) -> None:
+    """Encode on a card whose encoders are there, while the transformer still comes: the first time takes long.
+
+    What fails here fails again with the first prompt, and is told then.
+    """
+    there = all(plan.component(name).placement == Placement.DEVICE for name in ("text_encoder", "text_encoder_2"))
+    if not (there and plan.device.startswith("cuda")):
+        return
+    tokens = plan.predicted.picture.text_tokens
+    with suppress(Exception), torch.inference_mode():
+        pipe.encode_prompt("", prompt_2=None, device=torch.device(plan.device), max_sequence_length=tokens)
 
 
 def _not_yet(component: Component, plan: Plan, later: Collection[str], *, packed: bool) -> Loaded | None:

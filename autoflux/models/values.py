@@ -233,6 +233,11 @@ class Model(Value, frozen=True, kw_only=True):
         return {c.name: c for c in self.components}[name]
 
     @property
+    def in_loading_order(self) -> tuple[Component, ...]:
+        """Text encoders first, which a picture needs first; the transformer last: while it comes, all else is made."""
+        return tuple(sorted(self.components, key=lambda component: component.name == "transformer"))
+
+    @property
     def disk_bytes(self) -> int:
         return sum(c.disk_bytes for c in self.components)
 

@@ -239,7 +239,7 @@ def bringing_ahead(plan: Plan, model: Model, unread: Collection[str] = ()) -> It
     turn = sys.getswitchinterval()
     sys.setswitchinterval(TURN_SECONDS)
     _current = ahead = Ahead(portions, torch.device(plan.device))
-    _warm_up(plan)
+    _warm_up(plan, model)
     try:
         with ahead.pinned.offered():
             yield True
@@ -250,11 +250,11 @@ def bringing_ahead(plan: Plan, model: Model, unread: Collection[str] = ()) -> It
         give_back_unused()  # what was copied to its place
 
 
-def _warm_up(plan: Plan) -> None:
+def _warm_up(plan: Plan, model: Model) -> None:
     device, transformer = torch.device(plan.device), plan.component(TRANSFORMER)
     if device.type == "cuda":
         dtype = getattr(torch, transformer.arithmetic.value)
-        warm_up(device, dtype, transformer.storage if transformer.native else None)
+        warm_up(device, dtype, transformer.storage if transformer.native else None, model.architecture.hidden_size)
 
 
 def weights_ahead(key: str) -> Brought:
@@ -263,7 +263,7 @@ def weights_ahead(key: str) -> Brought:
 
 
 def _portions(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[tuple[OpenPack, Portion]]:
-    for component in model.components:
+    for component in model.in_loading_order:
         planned = plan.component(component.name)
         opened = open_pack(component, planned) if component.name not in unread else None
         if opened is None:

@@ -69,7 +69,7 @@ def _weights_coming(plan: Plan, model: Model, unread: Collection[str], meanwhile
 def _files(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[Path]:
     """What is read, in order: packs where there are, and the model's own files."""
     shelf = Shelf()
-    for component in model.components:
+    for component in model.in_loading_order:
         if component.name in unread:
             continue
         recipe = recipe_for(component, plan.component(component.name)) if packs_wanted() else None

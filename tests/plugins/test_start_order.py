@@ -14,7 +14,7 @@ from tests.plugins.test_packs import flip, packed, planned
 
 KNOWN, NEW = "a red circle", "two large green squares above the small yellow star"
 ENCODERS = ["loading text encoder", "loading text encoder 2"]
-OTHERS = ["loading transformer", "loading vae"]
+OTHERS = ["loading vae", "loading transformer"]
 
 
 pytestmark = pytest.mark.usefixtures("shelf")

@@ -70,7 +70,7 @@ def test_files_are_read_ahead_until_the_backend_begins_with_the_first(plan, mode
     backend = Backend(ahead)
     assert open_with(backend, plan, model) == ["loading"]
     assert backend.stopped == [False, True]
-    assert ahead[0].wanted == [Path(file) for component in model.components for file in component.files]
+    assert ahead[0].wanted == [Path(file) for component in model.in_loading_order for file in component.files]
 
 
 def test_nothing_is_read_any_more_when_opening_has_failed(plan, model, ahead):
@@ -83,7 +83,7 @@ def test_packs_are_read_where_there_are(model, plan, shelf, ahead, monkeypatch):
     packed(model, shelf, Precision.BFLOAT16)
     packs = [
         shelf.folder(recipe.key()) / WEIGHTS
-        for component in model.components
+        for component in model.in_loading_order
         if (recipe := recipe_for(component, plan.component(component.name)))
     ]
     open_with(Backend(ahead), plan, model)
@@ -95,7 +95,7 @@ def test_packs_are_read_where_there_are(model, plan, shelf, ahead, monkeypatch):
 
 def test_text_encoders_are_left_out_where_the_prompts_are_known(plan, model, ahead, monkeypatch):
     monkeypatch.setattr(opening.PromptCache, "knows", lambda _self, prompt: prompt == "known")
-    encoders = {Path(f) for part in model.components if part.name.startswith("text_encoder") for f in part.files}
+    encoders = {Path(f) for part in model.in_loading_order if part.name.startswith("text_encoder") for f in part.files}
     for prompts, left_out in {("known",): True, ("known", "new"): False}.items():
         open_with(Backend(ahead), plan, model, *prompts)
         assert encoders.isdisjoint(ahead[-1].wanted) == left_out
