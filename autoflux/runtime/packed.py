@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -80,10 +81,10 @@ class PackStore:
         joined: Joined | None = None,
         *,
         once: bool = False,
-        ahead: Brought | None = None,
+        coming: Callable[[], Brought] | None = None,
     ) -> None:
         """For a network whose parameters have the formats of the pack, see `make_fitting`. `once` says that each unit
-        is read once only; `ahead` is what of the pack is there already.
+        is read once only; `coming` waits for what of the pack comes by itself, and is called when that is needed.
 
         Raises:
             DamagedPack: the pack lacks a weight of the network, or cannot be opened.
@@ -104,12 +105,17 @@ class PackStore:
         # Buffers that are computed and not saved, as they are before anything is re-pointed.
         self._computed = {id(t): t.data for t in network.buffers() if id(t) not in self._places}
         self._checked: set[int] = set()
-        self._ahead, self._buffers = ahead or Brought({}, {})
+        self._coming = coming
         try:
             self._file = PackFile(opened.weights, once=once)
         except OSError as error:
             raise self._damaged(error.strerror or str(error)) from error
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="pack")
+
+    @cached_property
+    def _brought(self) -> Brought:
+        """What is there without having been read by this store."""
+        return self._coming() if self._coming else Brought({}, {})
 
     def read(self, unit: Unit, target: Tensor) -> None:
         """See `Store.read`.
@@ -139,30 +145,32 @@ class PackStore:
             assert place  # noqa: S101
             memory, at = view.reshape(-1).view(torch.uint8), 0
             for packed, begin, end in place:
-                memory[at : at + end - begin].copy_(self._ahead[packed.name][begin:end])
+                memory[at : at + end - begin].copy_(self._brought.tensors[packed.name][begin:end])
                 at += end - begin
         for name in {part.packed.name for place in places if place for part in place}:
-            del self._ahead[name]
+            del self._brought.tensors[name]
         return True
 
     def point_ahead(self, network: nn.Module, device: torch.device) -> bool:
         """Let the network's tensors be what is there already, if that is all of them, and each in one piece."""
         tensors = {id(t): t for t in (*network.parameters(), *network.buffers())}
         saved = {key: places for key, places in self._places.items() if key in tensors}
-        if not all(self._are_there(p) and len(p) == 1 and p[0].is_whole for p in saved.values()) or not self._ahead:
+        if not all(self._are_there(p) and len(p) == 1 and p[0].is_whole for p in saved.values()):
+            return False
+        if not self._brought.tensors:
             return False
         for key, tensor in tensors.items():
             if key in saved:
-                memory = self._ahead[saved[key][0].packed.name]
+                memory = self._brought.tensors[saved[key][0].packed.name]
                 tensor.data = memory.view(tensor.dtype).view(tensor.shape)
             else:
                 tensor.data = self._computed[key].to(device)
-        self._ahead.clear()
+        self._brought.tensors.clear()
         return True
 
     def forget_ahead(self) -> None:
         """Give up the device's memory of what is there and was not asked for."""
-        self._ahead.clear()
+        self._brought.tensors.clear()
 
     def buffer_ahead(self, unit: Unit) -> PinnedBuffer | None:
         """The unit's bytes in memory of their own, which is the caller's then; None if they are not there."""
@@ -170,16 +178,17 @@ class PackStore:
         if not all(len(place) == 1 and place[0].is_whole for place in places):
             return None
         names = tuple(place[0].packed.name for place in places)
-        buffer = self._buffers.get(names)
-        return self._buffers.pop(names) if buffer and buffer.nbytes == unit.nbytes else None
+        units = self._brought.units
+        buffer = units.get(names)
+        return units.pop(names) if buffer and buffer.nbytes == unit.nbytes else None
 
     def _are_there(self, places: Sequence[_Slice]) -> bool:
-        return all(place.packed.name in self._ahead for place in places)
+        return all(place.packed.name in self._brought.tensors for place in places)
 
     def close(self) -> None:
         """Close the file and let others remove the pack."""
-        self._ahead.clear()
-        self._buffers.clear()
+        self._coming = None
+        self._brought.clear()
         self._pool.shutdown()
         self._file.close()
         self._opened.close()
@@ -231,7 +240,8 @@ def load_packed(
     network.eval().requires_grad_(requires_grad=False)
     streamed = planned.placement == Placement.STREAMED
     once = not (streamed and planned.waiting == Waiting.DISK)
-    store = PackStore(network, opened, joined, once=once, ahead=None if later else weights_ahead(opened.pack.key))
+    coming = None if later else partial(weights_ahead, opened.pack.key)
+    store = PackStore(network, opened, joined, once=once, coming=coming)
     if later or (streamed and planned.waiting != Waiting.PAGEABLE):
         return network, store
     try:

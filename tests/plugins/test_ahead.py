@@ -167,7 +167,7 @@ def test_a_unit_is_copied_only_if_all_of_it_is_there(model, shelf):
         owner.register_parameter(
             last, torch.nn.Parameter(torch.empty(tensor.shape, dtype=torch.bfloat16), requires_grad=False)
         )
-    store = packed.PackStore(network, opened, ahead=ahead.Brought(there, {}))
+    store = packed.PackStore(network, opened, coming=lambda: ahead.Brought(there, {}))
     whole = packed.rest_of(network, ())
     parts = list(bringing.parts_of(whole, 1))
     targets = [torch.full((part.unit.nbytes,), 255, dtype=torch.uint8) for part in parts]
