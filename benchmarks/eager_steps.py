@@ -12,18 +12,15 @@ driver took beyond that. Says whether all ways give the same bits; the exit code
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from autoflux.runtime import allocator
+from benchmarks.report import told_and_kept
 
 GB = 1e9
 PICTURES = ((512, 1), (1024, 1), (1024, 4))
@@ -153,29 +150,5 @@ def told(row: Row) -> str:
     )
 
 
-def main() -> int:
-    """Measure and write down."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    allocator.apply(os.environ)  # torch reads it when it is imported
-    rows = []
-    for row in measure_all(options):
-        rows.append(row)
-        print(told(row), flush=True)
-    if options.json:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"versions": _versions(), "rows": rows})))
-    return 0 if all(row.same_bits is not False for row in rows) else 1
-
-
-def _versions() -> dict[str, str]:
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"device": device, **{name: version(name) for name in ("torch", "diffusers")}}
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(told_and_kept(__doc__, measure_all, told, steps=8))

@@ -34,12 +34,14 @@ class RotatedAttention:
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """(batch, tokens, width) of the image or of all, and of the text in a double block; the same of each back."""
-        heads = _projected(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k)
-        if encoder_hidden_states is not None:
-            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, attn.norm_added_q, attn.norm_added_k)
-            text = _projected(attn, encoder_hidden_states, *added)
-            heads = [torch.cat(pair, dim=1) for pair in zip(text, heads, strict=True)]
-        query, key, value = heads
+        query, key, value = _projected(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v)
+        if encoder_hidden_states is None:
+            query, key = attn.norm_q(query), attn.norm_k(key)
+        else:
+            of_text = _projected(attn, encoder_hidden_states, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            query = torch.cat([attn.norm_added_q(of_text[0]), attn.norm_q(query)], dim=1)
+            key = torch.cat([attn.norm_added_k(of_text[1]), attn.norm_k(key)], dim=1)
+            value = torch.cat([of_text[2], value], dim=1)
         if image_rotary_emb is not None:
             # diffusers has each angle twice, once for each number of a pair.
             angles = [angle[:, ::2].to(query.device) for angle in image_rotary_emb]
@@ -60,9 +62,6 @@ class RotatedAttention:
         return of_image, attn.to_add_out(of_all[:, :tokens].contiguous())
 
 
-def _projected(
-    attn: Any, x: Tensor, to_query: Any, to_key: Any, to_value: Any, norm_query: Any, norm_key: Any
-) -> list[Tensor]:
-    """Queries, keys and values, each (batch, tokens, heads, head width), the first two normed."""
-    query, key, value = (layer(x).unflatten(-1, (-1, attn.head_dim)) for layer in (to_query, to_key, to_value))
-    return [norm_query(query), norm_key(key), value]
+def _projected(attn: Any, x: Tensor, *layers: Any) -> list[Tensor]:
+    """Queries, keys and values, each (batch, tokens, heads, head width)."""
+    return [layer(x).unflatten(-1, (-1, attn.head_dim)) for layer in layers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,14 +48,16 @@ from .diffusers_imports import LOOKING, RARE, UNUSED, UNUSED_BY_ENCODERS, hidden
 with lean_imports(), hidden(*UNUSED, before=LOOKING):
     with hidden(*UNUSED_BY_ENCODERS, before=LOOKING):
         import transformers
-        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+        from transformers import CLIPTextModel, T5EncoderModel
     import_later(*RARE)
     import diffusers
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from diffusers.models.attention_dispatch import attention_backend
 
 from . import diffusers_files
+from .diffusers_attention import RotatedAttention
 from .diffusers_offload import GroupOffload
+from .diffusers_parts import encode_once, load_small_parts
 
 DTYPES = {
     Precision.FLOAT32: torch.float32,
@@ -95,6 +97,8 @@ class Library:
     """Calls the transformer with small inputs, to see in which order its layers run."""
     attending: Callable[[str], AbstractContextManager[None]]
     """Has the transformer's attention computed in the way of that name, for the time of the context."""
+    prepare: Callable[[Any], None] = lambda _transformer: None
+    """Changes the transformer, with or without weights, before anything is known of it."""
     refuses: Callable[[Component], str] = lambda _component: ""
     """Why it cannot read the transformer from where it is; "" if it can."""
 
@@ -178,20 +182,23 @@ def assemble(
         plan, block_lists=library.block_lists, own_offload=library.own_offload(plan), run_once=library.run_once
     )
     held: dict[str, Any] = {}
-    deferred = False
+    coming = deferred = False
     for name, network, store, later in networks:
         held[name] = network
         deferred = deferred or later
+        if name == "transformer":
+            library.prepare(network)
+            coming = store is not None and plan.component(name).packed_bytes > 0
         used = _decoder(network) if name == "vae" else None
         residences.hold(name, network, used=used, store=store, later=later)
     transformer = held.pop("transformer")
     with _damage_named(folder):
-        pipe = FluxPipeline(**held, transformer=None, **_load_small_parts(folder))
+        pipe = FluxPipeline(**held, transformer=None, **load_small_parts(folder))
     pipe.set_progress_bar_config(disable=True)
     if plan.tile_decode:
         _decode_in_tiles(pipe.vae)
-    if not deferred:
-        _rehearse(pipe, plan)
+    if coming and not deferred:
+        encode_once(pipe, plan)
     residences.settle()
     return Components(pipe, transformer, residences)
 
@@ -229,19 +236,6 @@ def _networks(
                 network, store = make(DTYPES[planned.arithmetic])
         yield Loaded(component.name, network, store)
         done += component.disk_bytes
-
-
-def _rehearse(pipe: FluxPipeline, plan: Plan) -> None:
-    """Encode on a card whose encoders are there, while the transformer still comes: the first time takes long.
-
-    What fails here fails again with the first prompt, and is told then.
-    """
-    there = all(plan.component(name).placement == Placement.DEVICE for name in ("text_encoder", "text_encoder_2"))
-    if not (there and plan.device.startswith("cuda")):
-        return
-    tokens = plan.predicted.picture.text_tokens
-    with suppress(Exception), torch.inference_mode():
-        pipe.encode_prompt("", prompt_2=None, device=torch.device(plan.device), max_sequence_length=tokens)
 
 
 def _not_yet(component: Component, plan: Plan, later: Collection[str], *, packed: bool) -> Loaded | None:
@@ -370,16 +364,8 @@ DIFFUSERS = Library(
     own_offload=GroupOffload,
     run_once=_run_once,
     attending=_attending,
+    prepare=RotatedAttention.placed_in,
 )
-
-
-def _load_small_parts(folder: Path) -> dict[str, Any]:
-    local = {"local_files_only": True}
-    return {
-        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
-        "tokenizer_2": T5TokenizerFast.from_pretrained(folder / "tokenizer_2", **local),
-        "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", **local),
-    }
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from torch import nn
 
 from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State, give_back_unused
 
-from .diffusers_attention import RotatedAttention
 from .diffusers_loading import DIFFUSERS, DTYPES, Components, Library
 from .diffusers_positions import KeptPositions
 
@@ -78,8 +77,6 @@ class DiffusersPipeline:
         self._pipe = components.pipe
         self._transformer: Any = components.transformer
         self._positions = KeptPositions.placed_in(self._transformer) if self.library is DIFFUSERS else None
-        if self.library is DIFFUSERS:
-            RotatedAttention.placed_in(self._transformer)
         self._residences = components.residences
         self._architecture = model.architecture
         self._device = torch.device(plan.device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from autoflux.errors import ContradictoryWishes, UnknownName
-from autoflux.hardware.values import BlockKind, Figure, Hardware
+from autoflux.hardware.values import Figure, Hardware
 from autoflux.models.values import Model
 from autoflux.planning.footprint import activations
 from autoflux.planning.native import passing_bytes
@@ -17,7 +17,7 @@ from autoflux.planning.streaming import Room, block_bytes_of, pinned_bytes, stre
 from autoflux.planning.terms import Offload, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.timeline import copy_gb_per_s, timeline
 from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Wishes
-from autoflux.planning.ways import Option, possible_graphs, wished_attention
+from autoflux.planning.ways import Option, wished_attention
 
 PLACEMENTS = {
     Offload.NONE: Placement.DEVICE,
@@ -43,10 +43,6 @@ ELSEWHERE = (
 )
 """Where else components may be beside a streamed transformer, in the order that is tried."""
 
-
-WORTH_GRAPHS = 1.03
-"""How many times as long a block must take to launch as to compute for graphs to be looked at. They cost memory and the
-first two steps of a picture size, and predictions are no more exact than that."""
 
 HOST_TFLOPS = 0.1
 """Assumed of a processor that was not measured: two cores with AVX2, as in the profile 'cpu'."""
@@ -77,10 +73,6 @@ class _Task:
     picture: Picture
     wishes: Wishes
     rates: Rates
-
-    def block_seconds(self, *, graphs: bool) -> dict[BlockKind, float]:
-        priors = self.site.profile.priors
-        return block_seconds(self.model, self.rates, priors, self.picture, self.way, graphs=graphs)
 
     def fits(self, held: Held) -> bool:
         return self.missing_bytes(held) <= 0
@@ -134,27 +126,12 @@ def arrange(
     if arrangement is not None:
         return _streamed(task, arrangement)
     components = tuple(_planned(task, option, c.name) for c in model.components)
-    plain = Arrangement(components=components, compiled=option.way.compiled)
+    plain = Arrangement(components=components, compiled=option.way.compiled, graphs=option.way.graphs)
     if option.offload == Offload.NATIVE:
         return _native(task, plain)
     if option.offload != Offload.STREAM:
         return Held(plain, rates)
     plain = plain.replace(unit=wishes.unit or TransferUnit.BLOCK, block_bytes=wishes.block_bytes or 0)
-    found = [_best_streaming(task, plain.replace(graphs=graphs)) for graphs in _graphs(task)]
-    return min(found, key=lambda held: (max(0, task.missing_bytes(held)), task.preference(held)))
-
-
-def _graphs(task: _Task) -> tuple[bool, ...]:
-    """Whether blocks are replayed from CUDA graphs; both if the device would otherwise wait for the host."""
-    possible = possible_graphs(task.site, task.wishes)
-    if len(possible) == 1:
-        return possible
-    launched, replayed = task.block_seconds(graphs=False), task.block_seconds(graphs=True)
-    waits = any(launched[kind] > WORTH_GRAPHS * replayed[kind] for kind in launched)
-    return possible if waits else (False,)
-
-
-def _best_streaming(task: _Task, plain: Arrangement) -> Held:
     found = _streaming(task, plain)
     for smaller in _smaller(task, plain):
         if task.fits(found[0]):
@@ -172,7 +149,7 @@ def _smaller(task: _Task, plain: Arrangement) -> Iterator[Arrangement]:
     left = placed(plain, "text_encoder_2", Placement.HOST) if free else plain
     if free:
         yield left
-    if task.wishes.unit is None and not (task.way.is_narrow or task.way.compiled or plain.graphs):
+    if task.wishes.unit is None and not (task.way.is_narrow or task.way.compiled or task.way.graphs):
         yield left.replace(unit=TransferUnit.LAYER)
 
 
@@ -247,7 +224,7 @@ def _native(task: _Task, plain: Arrangement) -> Held:
     working = activations(model, plain, priors, task.picture).peak
     room = (task.site.vram_limit_bytes or 0) - priors.context_bytes - working - passing_bytes(model, plain.components)
     copied = model.component("transformer").bytes_as(task.way.storage) / (task.rates.link_gb_per_s.value * 1e9)
-    seconds = task.block_seconds(graphs=False)
+    seconds = block_seconds(model, task.rates, priors, task.picture, task.way)
     architecture = model.architecture
     computed = architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
     return Held(plain.replace(ring_bytes=max(0, room)), task.rates, copied + computed)
@@ -318,7 +295,7 @@ def _streamed(task: _Task, arrangement: Arrangement) -> Held:
         model,
         arrangement,
         Room(room - beside, room - working.decode),
-        seconds=task.block_seconds(graphs=arrangement.graphs),
+        seconds=block_seconds(model, task.rates, priors, task.picture, task.way),
         pause=priors.pause_seconds,
         bytes_per_second=copy_gb_per_s(waiting, task.rates) * 1e9,
     )

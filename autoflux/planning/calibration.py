@@ -64,7 +64,8 @@ class Setting(Value, frozen=True, kw_only=True):
             held += ", multiplied so" if self.way.native else f", widened to {self.way.arithmetic.value}"
         attention = "" if self.attention == DEFAULT_ATTENTION else f", {self.attention} attention"
         compiled = ", compiled" if self.way.compiled else ""
-        return f"{self.backend} on {self.device}, {_HELD[self.offload]}, {held}{compiled}{attention}"
+        graphs = ", from CUDA graphs" if self.way.graphs else ""
+        return f"{self.backend} on {self.device}, {_HELD[self.offload]}, {held}{compiled}{graphs}{attention}"
 
 
 class BlockTimes(Value, frozen=True, kw_only=True):
@@ -191,9 +192,11 @@ class Calibration(Value, frozen=True, kw_only=True):
 
     def _block_factor(self, device: str, way: Way, attention: str) -> float:
         here = [b for b in self.blocks if b.device == device]
-        for times in here:
-            if (times.way, times.attention) == (way, attention):
-                return times.factor
+        # The device does the same for a block that is replayed as for one that is launched.
+        for alike in (way, way.replace(graphs=not way.graphs)):
+            for times in here:
+                if (times.way, times.attention) == (alike, attention):
+                    return times.factor
         product = 1.0
         for times in here:
             product *= times.factor ** (SHARED / len(here))
@@ -217,4 +220,5 @@ def way_of(plan: Plan) -> Way:
         storage=Precision(transformer.storage),
         native=transformer.native,
         compiled=plan.compiled,
+        graphs=plan.graphs,
     )

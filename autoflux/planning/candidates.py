@@ -18,7 +18,7 @@ from autoflux.planning.streaming import pinned_bytes
 from autoflux.planning.terms import Offload, Quality
 from autoflux.planning.timeline import Timeline, timeline
 from autoflux.planning.values import Arrangement, Picture, Profile, Wishes
-from autoflux.planning.ways import Option, options, possible_graphs
+from autoflux.planning.ways import Option, options
 from autoflux.units import format_bytes
 
 MAX_BATCH = 16
@@ -27,6 +27,10 @@ MAX_BATCH = 16
 PICTURES = 100
 """Over how many pictures the time to start is spread, if the user does not say how many are to be drawn."""
 
+
+WORTH_GRAPHS = 1.03
+"""How many times as long blocks must take launched as replayed for graphs to be looked at: they cost memory and the
+first two steps of a picture size, and predictions are no more exact than that."""
 
 HOST_AHEAD = 2.0
 """How much less time a picture must be predicted to take on the processor than on an accelerator for it to be taken.
@@ -158,7 +162,7 @@ def candidates(
     return [
         judge(hardware, model, site, option, picture, wishes)
         for site, ways in _possible(hardware, model, places, wishes)
-        for option in (ways if every else _fastest_of_a_size(hardware, model, site, picture, wishes, ways))
+        for option in _worth_judging(hardware, model, site, picture, wishes, ways, every=every)
     ]
 
 
@@ -178,33 +182,44 @@ def _possible(
     return found
 
 
-def _fastest_of_a_size(
-    hardware: Hardware, model: Model, site: Site, picture: Picture, wishes: Wishes, every: Sequence[Option]
+def _worth_judging(
+    hardware: Hardware,
+    model: Model,
+    site: Site,
+    picture: Picture,
+    wishes: Wishes,
+    ways: Sequence[Option],
+    *,
+    every: bool,
 ) -> Iterator[Option]:
-    """Of the ways that differ in nothing but how fast blocks compute, only the fastest; of equals the first.
+    """Of the ways that differ in nothing but how fast blocks compute, only the fastest, or `every` one; of equals the
+    first. Graphs are left out where the device does not wait for launches.
 
     Weights that are packed can wait where others cannot. Ways that have proved themselves in runs stay, however they
     are predicted.
     """
 
     def seconds(option: Option) -> float:
-        rates, priors = rates_for(hardware, site, option, wishes), site.profile.priors
-        streamed = option.offload == Offload.STREAM
-        return min(
-            sum(block_seconds(model, rates, priors, picture, option.way, graphs=graphs).values())
-            for graphs in (possible_graphs(site, wishes) if streamed else (False,))
-        )
+        rates = rates_for(hardware, site, option, wishes)
+        return sum(block_seconds(model, rates, site.profile.priors, picture, option.way).values())
 
     def size(option: Option) -> tuple[str, ...]:
         way = option.way
         packed = site.packs.find("transformer", way.storage, way.arithmetic) is not None
-        return option.offload, way.arithmetic, str(way.storage.item_bytes), str(way.compiled), str(packed)
+        narrow = str(way.storage.item_bytes)
+        return option.offload, way.arithmetic, narrow, str(way.compiled), str(way.graphs), str(packed)
 
-    for kind in dict.fromkeys(map(size, every)):
-        alike = [option for option in every if size(option) == kind]
+    def is_idle(option: Option) -> bool:
+        launched = option._replace(way=option.way.replace(graphs=False))
+        if not option.way.graphs or launched not in ways or _is_proven(site, option):
+            return False
+        return seconds(launched) <= WORTH_GRAPHS * seconds(option)
+
+    left = [option for option in ways if not is_idle(option)]
+    for kind in dict.fromkeys(map(size, left)):
+        alike = [option for option in left if size(option) == kind]
         fastest = min(alike, key=seconds)
-        yield fastest
-        yield from (option for option in alike if option != fastest and _is_proven(site, option))
+        yield from (option for option in alike if every or option == fastest or _is_proven(site, option))
 
 
 def _is_proven(site: Site, option: Option) -> bool:

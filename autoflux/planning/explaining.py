@@ -13,6 +13,7 @@ from autoflux.planning.candidates import Candidate, judge
 from autoflux.planning.reasons import decoding, weights, yes
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit
 from autoflux.planning.values import Arrangement, Choice, Instead, Wishes
+from autoflux.planning.ways import Option
 from autoflux.units import GB, format_bytes
 
 Rival = tuple[str, Candidate]
@@ -112,12 +113,14 @@ class _Rivals:
 
     def _compiling(self) -> Iterator[Rival]:
         other = self.best.way.replace(compiled=not self.best.way.compiled)
-        return ((yes(c.way.compiled), c) for c in self._alike if c.way == other)
+        return ((yes(c.way.compiled), c) for c in self._alike if c.way.replace(graphs=other.graphs) == other)
 
     def _graphs(self) -> Iterator[Rival]:
-        other = not self.best.arrangement.graphs
-        if self.wishes.unit != TransferUnit.LAYER:
-            yield yes(other), self._judged(self.wishes.replace(graphs=other))
+        best = self.best
+        if best.arrangement.unit != TransferUnit.LAYER:
+            other = Option(best.offload, best.way.replace(graphs=not best.way.graphs))
+            judged = judge(self.hardware, self.model, best.site, other, best.picture, self.wishes)
+            yield yes(other.way.graphs), judged
 
     def _attentions(self) -> Iterator[Rival]:
         accelerator = self.best.site.accelerator
@@ -132,7 +135,7 @@ class _Rivals:
             yield "a block", self._judged(plain.replace(unit=TransferUnit.BLOCK))
             return
         yield f"blocks up to {format_bytes(JOINED_BYTES)}", self._judged(plain.replace(block_bytes=JOINED_BYTES))
-        if not (way.is_narrow or way.compiled):
+        if not (way.is_narrow or way.compiled or way.graphs):
             yield "a layer", self._judged(plain.replace(unit=TransferUnit.LAYER))
 
     def _decodings(self) -> Iterator[Rival]:

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from autoflux.models.values import Model
 from autoflux.planning.calibration import BlockTimes, Calibration, CopyRates, FixedCosts, Working, way_of
-from autoflux.planning.footprint import activations
+from autoflux.planning.footprint import activations, kept_by_graphs
 from autoflux.planning.replay import step_seconds, weighted_mean
 from autoflux.planning.speed import Way
 from autoflux.planning.terms import Offload, Waiting
@@ -64,13 +64,16 @@ class Measured(Value, frozen=True, kw_only=True):
     peak_vram_bytes: PhaseBytes | None = None
     """Everything the process had on the device; None where that cannot be asked."""
     peak_ram_bytes: int | None = None
+    unsettled: int = 1
+    """Steps at the beginning that are unlike the others: the first brings weights and compiles, and where graphs are
+    replayed the second is recorded."""
     processor_share: float | None = None
     """Of the processors, what this process had or could have had meanwhile; None where that cannot be known."""
 
     @property
     def settled(self) -> tuple[float, ...]:
-        """The steps but for the first, which also brings weights and compiles."""
-        return self.step_seconds[1:] or self.step_seconds
+        """The steps but for those at the beginning; of too few the last."""
+        return self.step_seconds[self.unsettled :] or self.step_seconds[-1:]
 
     @property
     def typical_step(self) -> float:
@@ -79,12 +82,14 @@ class Measured(Value, frozen=True, kw_only=True):
 
     @property
     def first_excess(self) -> float:
-        """What the first step took beyond a typical one."""
-        return max(0.0, self.step_seconds[0] - self.typical_step)
+        """What the steps at the beginning took beyond typical ones."""
+        first = self.step_seconds[: self.unsettled]
+        return max(0.0, sum(first) - len(first) * self.typical_step)
 
     def seconds_per_image(self, plan: Plan) -> float:
         """A picture of as many steps as the plan is for, drawn in such batches."""
-        first = 0.0 if plan.compiled else self.first_excess
+        only_once = plan.compiled or (plan.graphs and not plan.park_for_decode)
+        first = 0.0 if only_once else self.first_excess
         steps = plan.predicted.picture.steps * self.typical_step
         return (self.begin_seconds + first + steps + self.finish_seconds) / self.batch
 
@@ -283,9 +288,10 @@ def _constants(model: Model, run: Run) -> tuple[float, float] | None:
         return None
     priors, planned = plan.priors, plan.predicted.peak_vram_bytes
     counted = activations(model, plan.arrangement, priors, plan.predicted.picture)
+    kept = kept_by_graphs(model, plan.arrangement, priors, plan.predicted.picture)
     return (
-        _constant(priors.denoise_activations, counted.denoise, peaks.denoise - planned.denoise),
-        _constant(priors.decode_activations, counted.decode, peaks.decode - planned.decode),
+        _constant(priors.denoise_activations, counted.denoise - kept.denoise, peaks.denoise - planned.denoise),
+        _constant(priors.decode_activations, counted.decode - kept.decode, peaks.decode - planned.decode),
     )
 
 

@@ -132,14 +132,21 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
 
 def activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
     """Peak bytes by phase beside the weights and the context."""
-    denoise = _denoise_activations(model, arrangement, priors, picture)
-    # Graphs keep the memory that blocks compute in, until what stays is parked.
-    kept = denoise if arrangement.graphs else 0
+    kept = kept_by_graphs(model, arrangement, priors, picture)
     return PhaseBytes(
-        encode=_encode_activations(model, arrangement, picture) + kept,
-        denoise=denoise + GRAPHS_BYTES * arrangement.graphs,
-        decode=_decode_activations(model, arrangement, priors, picture) + kept * (not arrangement.park_for_decode),
+        encode=_encode_activations(model, arrangement, picture) + kept.encode,
+        denoise=_denoise_activations(model, arrangement, priors, picture) + kept.denoise,
+        decode=_decode_activations(model, arrangement, priors, picture) + kept.decode,
     )
+
+
+def kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
+    """What CUDA graphs keep by phase: the memory that blocks compute in, until what stays is parked, and their own."""
+    if not arrangement.graphs:
+        return PhaseBytes(encode=0, denoise=0, decode=0)
+    computing = _denoise_activations(model, arrangement, priors, picture)
+    over_decode = 0 if arrangement.park_for_decode else computing
+    return PhaseBytes(encode=computing + GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=over_decode + GRAPHS_BYTES)
 
 
 def _denoise_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:

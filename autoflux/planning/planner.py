@@ -188,7 +188,7 @@ def _plan(
     priors, waiting = best.profile.priors, held.component("transformer").waiting
     predicted = Predicted(
         picture=best.picture,
-        block_seconds=block_seconds(model, best.rates, priors, best.picture, best.way, graphs=held.graphs),
+        block_seconds=block_seconds(model, best.rates, priors, best.picture, best.way),
         copy_gb_per_s=copy_gb_per_s(waiting, best.rates) if held.streamed else 0.0,
         streamed_bytes=streamed_bytes(model, held),
         seconds_per_step=best.timeline.step,
@@ -217,7 +217,7 @@ def _plan(
         unit=held.unit,
         block_bytes=held.block_bytes,
         compiled=best.way.compiled,
-        graphs=held.graphs,
+        graphs=best.way.graphs,
         attention=best.rates.attention,
         quality=wishes.quality or Quality.BALANCED,
         max_batch=best.max_batch,

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from autoflux.hardware.values import DeviceKind, Figure, Hardware, Size, Source
 from autoflux.models.values import Model
-from autoflux.planning.arranging import WORTH_GRAPHS, all_stay
+from autoflux.planning.arranging import all_stay
 from autoflux.planning.backends import ChosenBackend
-from autoflux.planning.candidates import HOST_AHEAD, Candidate
+from autoflux.planning.candidates import HOST_AHEAD, WORTH_GRAPHS, Candidate
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.values import Alternative, Arrangement, Choice, Correction, Wishes
@@ -109,7 +109,7 @@ def _streamed_choices(
     yield _choice("compiling", yes(best.way.compiled), wishes.compiled, reason, known.unless_exact(known.speed))
     if best.kind == DeviceKind.CUDA:
         reason = _graphs_reason(model, best)
-        yield _choice("CUDA graphs", yes(best.arrangement.graphs), wishes.graphs, reason, known.speed)
+        yield _choice("CUDA graphs", yes(best.way.graphs), wishes.graphs, reason, known.speed)
     reason = _attention_reason(best, wishes)
     attention = known.unless_exact(known.attention)
     yield _choice("attention", best.rates.attention, wishes.attention, reason, attention)
@@ -205,7 +205,8 @@ def _weights_reason(best: Candidate, others: Sequence[Candidate], wishes: Wishes
 
 
 def _compiling_reason(best: Candidate, others: Sequence[Candidate], wishes: Wishes) -> str:
-    here = [c for c in others if c.device == best.device and c.way.replace(compiled=best.way.compiled) == best.way]
+    same = {"compiled": best.way.compiled, "graphs": best.way.graphs}
+    here = [c for c in others if c.device == best.device and c.way.replace(**same) == best.way]
     rivals = [c for c in here if c.offload == best.offload and c.way.compiled != best.way.compiled]
     if not rivals:
         exact = wishes.quality == Quality.EXACT
@@ -216,11 +217,13 @@ def _compiling_reason(best: Candidate, others: Sequence[Candidate], wishes: Wish
 
 def _graphs_reason(model: Model, best: Candidate) -> str:
     priors, way = best.profile.priors, best.way
+    if best.arrangement.unit == TransferUnit.LAYER:
+        return "a graph holds a whole block, and layers are brought one by one"
     launched, replayed = (
-        block_seconds(model, best.rates, priors, best.picture, way, graphs=graphs) for graphs in (False, True)
+        block_seconds(model, best.rates, priors, best.picture, way.replace(graphs=graphs)) for graphs in (False, True)
     )
     longer = sum(launched.values()) / sum(replayed.values())
-    if best.arrangement.graphs:
+    if way.graphs:
         return f"launched one by one, the operations of a block take the host {longer:.3g} times as long as the device"
     if longer > WORTH_GRAPHS:
         return "the device would compute faster, but the copies would not, or their memory is worth more to weights"

@@ -77,6 +77,8 @@ class Way(Value, frozen=True, kw_only=True):
     storage: Precision
     native: bool = False
     compiled: bool = False
+    graphs: bool = False
+    """Whether blocks are replayed from CUDA graphs."""
 
     @property
     def is_narrow(self) -> bool:
@@ -145,13 +147,8 @@ def _launch_seconds(device: Accelerator | Host) -> dict[BlockKind, float]:
     return {kind: timing.launch_seconds.value for kind, timing in blocks.items() if timing.launch_seconds}
 
 
-def block_seconds(
-    model: Model, rates: Rates, priors: Priors, picture: Picture, way: Way, *, graphs: bool = False
-) -> dict[BlockKind, float]:
-    """What a double and a single block compute for, all pictures of the batch together.
-
-    With `graphs` their operations are launched together, for which the device never waits.
-    """
+def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, way: Way) -> dict[BlockKind, float]:
+    """What a double and a single block compute for, all pictures of the batch together."""
     architecture, batch = model.architecture, picture.batch
     hidden = architecture.hidden_size
     tokens = picture.text_tokens + image_tokens(architecture, picture.width, picture.height)
@@ -166,8 +163,7 @@ def block_seconds(
         if kind in rates.rest_seconds:
             rest = rates.rest_seconds[kind] * batch * tokens * hidden / REST_UNIT
         # The device computes one block while the host prepares the next, so the slower of the two counts.
-        launching = GRAPH_SECONDS if graphs else _launching(kind, rates, priors, way)
-        reckoned = max(products + attention + rest * _rest_factor(priors, way), launching)
+        reckoned = max(products + attention + rest * _rest_factor(priors, way), _launching(kind, rates, priors, way))
         seconds[kind] = reckoned * rates.correction.blocks
     return seconds
 
@@ -183,6 +179,8 @@ def _product_seconds(multiplying: float, wide: float, rates: Rates, priors: Prio
 
 def _launching(kind: BlockKind, rates: Rates, priors: Priors, way: Way) -> float:
     """What the host takes for a block."""
+    if way.graphs:
+        return GRAPH_SECONDS
     bare = rates.launch_seconds.get(kind)
     whole = bare * LAUNCHED_BESIDE if bare is not None else priors.block_seconds
     if way.compiled:

@@ -51,7 +51,7 @@ def timeline(
     text = sum(seconds for name, seconds in copies.items() if PHASE_OF[name] == "encode")
     link = rates.link_gb_per_s.value * 1e9
     brought_back = staying_bytes(model, arrangement) / link if arrangement.park_for_decode else 0.0
-    seconds = block_seconds(model, rates, priors, picture, way)
+    seconds = block_seconds(model, rates, priors, picture, way.replace(graphs=False))
     launched = priors.pause_seconds + _of_all_blocks(seconds, architecture)
     step = launched if streamed_step is None else streamed_step
     # Graphs that do not stay over a decode are recorded anew for each batch: a step is launched, and one is recorded.
@@ -64,7 +64,7 @@ def timeline(
         encode=ran.around * (_encode_seconds(model, arrangement, rates, priors, picture) + text),
         step=step,
         decode=ran.around * _decode_seconds(model, arrangement, rates, priors, picture),
-        visits=ran.around * (sum(copies.values()) - text + brought_back) + recording,
+        visits=ran.around * (sum(copies.values()) - text + brought_back + recording),
         start=ran.start * start,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from autoflux.errors import ContradictoryWishes
@@ -12,6 +13,9 @@ from autoflux.planning.sites import Site
 from autoflux.planning.speed import DEFAULT_ATTENTION, Way
 from autoflux.planning.terms import Offload, Quality, TransferUnit
 from autoflux.planning.values import Wishes
+
+ROCM = "torch_hip"
+"""Of the versions on a machine that of ROCm, whose cards torch calls CUDA's."""
 
 LEAST_FOR_TRITON = (7, 0)
 """Compute capability from which triton compiles."""
@@ -31,6 +35,8 @@ def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> lis
         ContradictoryWishes: two wishes exclude each other.
     """
     _check(wishes)
+    if wishes.graphs and site.kind != DeviceKind.CUDA:
+        raise ContradictoryWishes(f"there are no CUDA graphs on {site.kind.value!r}", hint="drop --graphs or --device")
     offloads = _offloads(site, wishes, model)
     found = [
         Option(offload, way)
@@ -54,13 +60,6 @@ def _asked_of_streaming(wishes: Wishes) -> tuple[str, str]:
     if wishes.compiled:
         return "--compile asks for compiled blocks", "--compile"
     return "--graphs asks for CUDA graphs of blocks", "--graphs"
-
-
-def possible_graphs(site: Site, wishes: Wishes) -> tuple[bool, ...]:
-    """Whether streamed blocks may be replayed from CUDA graphs, which hold whole blocks."""
-    if wishes.graphs is not None:
-        return (wishes.graphs,)
-    return (False, True) if site.kind == DeviceKind.CUDA and wishes.unit != TransferUnit.LAYER else (False,)
 
 
 def wished_attention(wishes: Wishes) -> str | None:
@@ -98,14 +97,12 @@ def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision,
         if not (narrow_wished or wishes.compiled or wishes.graphs):
             yield Way(arithmetic=arithmetic, storage=arithmetic)
         return
-    if wishes.graphs and site.kind != DeviceKind.CUDA:
-        return
-    for compiled in _compiled(hardware, site, wishes):
+    for compiled, graphs in product(_compiled(hardware, site, wishes), _graphs(hardware, site, wishes)):
         if not narrow_wished:
-            yield Way(arithmetic=arithmetic, storage=arithmetic, compiled=compiled)
+            yield Way(arithmetic=arithmetic, storage=arithmetic, compiled=compiled, graphs=graphs)
         for storage in _narrow(site, wishes):
             for native in (True, False) if _multiplies(site, storage) else (False,):
-                yield Way(arithmetic=arithmetic, storage=storage, native=native, compiled=compiled)
+                yield Way(arithmetic=arithmetic, storage=storage, native=native, compiled=compiled, graphs=graphs)
 
 
 def _is_narrow_wished(wishes: Wishes) -> bool:
@@ -129,6 +126,14 @@ def _compiled(hardware: Hardware, site: Site, wishes: Wishes) -> Sequence[bool]:
     if wishes.quality == Quality.EXACT or site.kind != DeviceKind.CUDA:
         return (False,)
     return (False, True) if _compiles(hardware, site) else (False,)
+
+
+def _graphs(hardware: Hardware, site: Site, wishes: Wishes) -> Sequence[bool]:
+    """Whether blocks are replayed from CUDA graphs: these hold whole blocks. On ROCm they were not tried."""
+    if wishes.graphs is not None:
+        return (wishes.graphs,)
+    there = site.kind == DeviceKind.CUDA and ROCM not in hardware.versions
+    return (False, True) if there and wishes.unit != TransferUnit.LAYER else (False,)
 
 
 def _compiles(hardware: Hardware, site: Site) -> bool:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -41,11 +41,8 @@ class CudaTape:
     """Records CUDA graphs, all in one pool of memory: replayed in turn, one may use what another leaves."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _capture_stream(device)
         self._pool: Any = None
-        with torch.cuda.stream(self._stream):
-            # cuBLAS keeps memory for each stream from its first product on; it must not come from the pool.
-            torch.mm(x := torch.zeros(16, 16, device=device, dtype=torch.bfloat16), x)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         if self._pool is None:
@@ -67,6 +64,16 @@ class CudaTape:
     def rewind(self) -> None:
         self._pool = None
         give_back_unused()  # which waits until none of them is running
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device: cuBLAS keeps memory for each stream from its first product on, which must not come from a
+    pool that is let go."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        torch.mm(x := torch.zeros(16, 16, device=device, dtype=torch.bfloat16), x)
+    return stream
 
 
 class BlockGraphs:
@@ -116,8 +123,8 @@ class BlockGraphs:
         shape = (structure, *map(_shape, leaves))
         recording = self._recordings.get(number)
         if recording and recording.shape != shape:
+            recording = None  # or its memory would be kept
             self.forget()
-            recording = None
         if not recording and self._works and self._seen.get(number) == shape:
             recording = self._record(number, forward, leaves, shape)
         self._seen[number] = shape
@@ -148,7 +155,7 @@ class BlockGraphs:
         return [place for place in found if place]
 
     def _new_place(self, tensor: Tensor) -> _Place:
-        with torch.inference_mode(mode=False):
+        with torch.inference_mode(mode=tensor.is_inference()):
             place = _Place(torch.empty_like(tensor))
         self._places.append(place)
         self._memory.add(place.tensor.untyped_storage().data_ptr())
@@ -265,4 +272,5 @@ def _apart(tensor: Tensor, memory: AbstractSet[int]) -> Tensor:
 
 
 def _shape(leaf: Any) -> Any:
-    return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+    """What must be the same for a recording to do; what is compiled is not the same for inference tensors."""
+    return (leaf.shape, leaf.dtype, leaf.device, leaf.is_inference()) if isinstance(leaf, Tensor) else leaf

@@ -28,6 +28,7 @@ class Meter:
     def __init__(self, plan: Plan, *, on: bool) -> None:
         self._on = on
         self._gauge = _Gauge(plan) if on else None
+        self._unsettled = 2 if plan.graphs else 1
         self._begun = load.moment() if on else None
         self._steps: list[float] = []
         self._seconds = {"encode": 0.0, "decode": 0.0}
@@ -66,6 +67,7 @@ class Meter:
             encoded=encoded,
             peak_vram_bytes=self._phases(),
             peak_ram_bytes=peak_ram_bytes(),
+            unsettled=self._unsettled,
             processor_share=self._processor_share(),
         )
 

@@ -54,9 +54,10 @@ def _compute(x: Tensor) -> None:
 
 def _run_kernels(x: Tensor, narrow: Precision | None) -> None:
     """`x` is (tokens, hidden size)."""
-    angles = torch.ones(len(x), HEAD_SIZE // 2, device=x.device)
-    rotate(x.view(1, len(x), -1, HEAD_SIZE), angles, angles)
     if narrow:
         for times in (1, 4, 5):  # widths of the rows that a block's layers are given
             wide = x.repeat(1, times)
             QuantizedLinear(*quantize(wide, narrow), None, native=True)(wide)
+    # Another kernel is compiled for numbers that lie side by side, which those of the libraries do not.
+    angles = torch.ones(len(x), HEAD_SIZE, device=x.device)[:, ::2]
+    rotate(x.view(1, len(x), -1, HEAD_SIZE), angles, angles)

@@ -5,21 +5,22 @@ Triton's interpreter rounds to bfloat16 towards zero, which cards do not.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
 import torch
 
+from autoflux.hardware import kernels as hardware_kernels
 from autoflux.hardware.rotation import rotate
+from tests.triton_scripts import run
 
 WIDE = (torch.bfloat16, torch.float16, torch.float32)
 
 COMPARE = """
 import torch
 from autoflux.hardware.rotation import rotate
+from tests.triton_scripts import run
 from autoflux.hardware.rotation_kernel import rotate_pairs
 
 generator = torch.Generator().manual_seed(0)
@@ -56,14 +57,6 @@ assert ".local" not in made, "it does not fit the registers"
 """
 
 
-def run(script: str, *arguments: str, folder, interpreted: bool) -> None:
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder), "TRITON_INTERPRET": "1" if interpreted else "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this system")
 
 
@@ -96,6 +89,38 @@ def test_bits_are_those_of_diffusers(dtype):
     cosine, sine = angles.cos(), angles.sin()
     wanted = embeddings.apply_rotary_emb(x, (cosine, sine), sequence_dim=1)
     assert torch.equal(rotate(x, cosine[:, ::2], sine[:, ::2]), wanted)
+
+
+class FailingTrial:
+    @staticmethod
+    def write_one(_to):
+        raise RuntimeError("Failed to find C compiler")
+
+
+def test_where_no_kernel_runs_torch_does_without_and_says_so_once(monkeypatch, caplog):
+    device = torch.device("cpu")
+    monkeypatch.setattr(hardware_kernels, "_RUNS_KERNELS", {})
+    monkeypatch.setattr(hardware_kernels, "kernels", lambda _name: FailingTrial)
+    monkeypatch.setattr(hardware_kernels, "launching_on", lambda _device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    assert [hardware_kernels.runs_kernels(device) for _ in range(2)] == [False, False]
+    (told,) = caplog.records
+    assert "Failed to find C compiler" in told.getMessage()
+
+
+def test_a_triton_that_cannot_be_imported_is_no_error(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware_kernels, "find_spec", lambda _name: object())
+    assert hardware_kernels.kernels("autoflux.hardware.no_such_kernel") is None
+    assert "no_such_kernel" in caplog.text
+
+
+@needs_triton
+def test_the_kernel_that_is_tried_runs(tmp_path):
+    script = (
+        "import torch; from autoflux.hardware.trial_kernel import write_one; write_one(x := torch.zeros(1)); assert x"
+    )
+    run(script, folder=tmp_path, interpreted=True)
 
 
 @pytest.mark.gpu

@@ -174,6 +174,15 @@ def test_the_plans_worth_running_differ_begin_with_the_best_and_try_other_backen
     assert {made.backend for made in wished} == {"diffsynth"}
 
 
+def test_what_was_launched_says_as_much_of_what_is_replayed():
+    known = NOTHING.replace(blocks=(ran(1.5),))
+    (times,) = known.blocks
+    for graphs, factor in ((False, 1.5), (True, 1.5)):
+        way = times.way.replace(graphs=graphs)
+        assert known.correction(times.device, Offload.STREAM, way, times.attention).blocks == factor
+    assert not plan(known, **STREAMED).graphs, "it is not launching that takes long"
+
+
 def test_what_ran_slowly_is_run_again_and_does_not_hide_what_never_ran():
     machine, wishes = known_machine("rtx-3060-12gb"), Wishes(device="cuda", attention="default", **STREAMED)
     known = NOTHING.replace(blocks=(ran(5.0),))

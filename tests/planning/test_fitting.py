@@ -13,6 +13,7 @@ from autoflux.models.values import Precision
 from autoflux.planning.calibration import Calibration
 from autoflux.planning.findings import Findings
 from autoflux.planning.fitting import LIMIT, RESERVE, Measured, Run, calibrate
+from autoflux.planning.footprint import activations
 from autoflux.planning.planner import make_plan
 from autoflux.planning.replay import step_seconds
 from autoflux.planning.terms import Offload, Waiting
@@ -55,6 +56,28 @@ def fitted(*runs: Run, known: Calibration | None = None) -> Calibration:
 def ran(made: Plan, **factors: float) -> Run:
     """As if blocks and copies had had those factors."""
     return Run(plan=made, measured=measured(step_seconds(made, SMALL, **factors), made))
+
+
+def test_what_the_first_steps_take_is_not_typical():
+    recorded = measured(0.3, step_seconds=(0.8, 0.6, 0.3, 0.3), unsettled=2)
+    assert recorded.typical_step == 0.3
+    assert recorded.first_excess == pytest.approx(0.8)
+    assert measured(0.3, step_seconds=(0.8, 0.6), unsettled=2).typical_step == 0.6
+    kept, anew = (ALL_STAY.replace(graphs=True, park_for_decode=parked) for parked in (False, True))
+    assert recorded.seconds_per_image(anew) - recorded.seconds_per_image(kept) == pytest.approx(0.8)
+
+
+def test_memory_that_graphs_keep_is_not_taken_for_the_decoder_s():
+    plain = ALL_STAY.replace(graphs=False)
+    kept = plain.replace(graphs=True)
+    more = activations(SMALL, kept.arrangement, kept.priors, kept.predicted.picture)
+    less = activations(SMALL, plain.arrangement, plain.priors, plain.predicted.picture)
+    assert more.decode > less.decode
+    for made in (plain, kept):
+        planned = made.predicted.peak_vram_bytes
+        peaks = planned.replace(decode=planned.decode + less.decode // 10)
+        (working,) = fitted(Run(plan=made, measured=measured(0.3, made, peak_vram_bytes=peaks))).working
+        assert working.decode_activations == pytest.approx(RESERVE * 1.1 * made.priors.decode_activations, rel=1e-3)
 
 
 def test_the_plans_of_these_tests_are_bound_by_different_things():

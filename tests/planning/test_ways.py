@@ -181,7 +181,6 @@ def test_a_wish_that_the_processor_cannot_keep_leaves_the_card(wishes):
     [
         ({"quant": Precision.INT8}, "--quant int8 asks for blocks in 8 bits, which 'cpu' has only when it streams"),
         ({"compiled": True}, "--compile asks for compiled blocks, which 'cpu' has only when it streams"),
-        ({"graphs": True}, "--graphs asks for CUDA graphs of blocks, which 'cpu' has only when it streams"),
     ],
 )
 def test_where_only_the_processor_is_there_the_wish_is_refused_by_name(wishes, words):
@@ -286,10 +285,10 @@ def test_graphs_keep_the_memory_that_blocks_compute_in():
     picture, priors = made.predicted.picture, made.priors
     working = activations(SMALL, launched.arrangement, priors, picture).denoise
     more, less = made.predicted.peak_vram_bytes, launched.predicted.peak_vram_bytes
-    assert more.encode - less.encode == more.decode - less.decode == working
+    assert more.encode - less.encode == more.decode - less.decode == working + GRAPHS_BYTES
     assert more.denoise - less.denoise == GRAPHS_BYTES
     parked = activations(SMALL, made.arrangement.replace(park_for_decode=True), priors, picture)
-    assert parked.decode == activations(SMALL, launched.arrangement, priors, picture).decode
+    assert parked.decode == activations(SMALL, launched.arrangement, priors, picture).decode + GRAPHS_BYTES
 
 
 def test_graphs_that_leave_for_each_decode_are_recorded_for_each_batch():
@@ -320,7 +319,22 @@ def test_graphs_and_layers_one_by_one_exclude_each_other():
     assert (made.unit, made.graphs) == (TransferUnit.LAYER, False)
 
 
+def test_graphs_are_not_taken_on_rocm_unless_wished():
+    machine = slow_to_launch()
+    rocm = machine.replace(versions={"torch_hip": "7.0"})
+    assert plan(machine, quality=Quality.EXACT).graphs
+    assert not plan(rocm, quality=Quality.EXACT).graphs
+    assert plan(rocm, quality=Quality.EXACT, graphs=True).graphs
+
+
+def test_why_layers_are_not_replayed_is_told():
+    made = plan(slow_to_launch(), unit=TransferUnit.LAYER, offload=Offload.STREAM, quality=Quality.EXACT)
+    assert reason(made, "CUDA graphs") == "a graph holds a whole block, and layers are brought one by one"
+
+
 def test_graphs_are_refused_by_name_where_there_are_none():
+    with pytest.raises(ContradictoryWishes, match="there are no CUDA graphs on 'cpu'"):
+        plan(known_machine("cpu-12-core-64gb"), graphs=True, device="cpu")
     with pytest.raises(
         ContradictoryWishes, match="--graphs asks for CUDA graphs of blocks, which 'cuda' has only when"
     ):

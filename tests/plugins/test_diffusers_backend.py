@@ -27,6 +27,7 @@ from autoflux import (
 )
 from autoflux.models.request import make_requests
 from autoflux.runtime import placement
+from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.picture import read_request
 from autoflux.runtime.residence import Residence, Visits
 from tests.plugins.plans import streamed
@@ -88,6 +89,17 @@ def test_attention_is_diffusers_to_the_bit(dtype):
     for batch in (1, 3):
         given = tiny_inputs(batch, dtype=dtype)
         assert torch.equal(output_of(ours, **given), output_of(theirs, **given))
+
+
+def test_attention_is_compiled_without_leaving_the_graph():
+    torch.compiler.reset()
+    model, given = tiny_transformer(), tiny_inputs()
+    wanted = output_of(model, **given)
+    RotatedAttention.placed_in(model)
+    undo = compile_blocks([*model.transformer_blocks, *model.single_transformer_blocks], backend="eager")
+    assert torch.equal(output_of(model, **given), wanted)
+    undo()
+    torch.compiler.reset()
 
 
 def test_what_torch_keeps_is_given_back_when_the_size_changes(session, monkeypatch):

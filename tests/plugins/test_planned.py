@@ -16,6 +16,7 @@ from autoflux.models.pack_shelf import NO_PACK
 from autoflux.planning.terms import TransferUnit
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import HostUnits, StagedUnits
+from autoflux.runtime.streamer import Streamer
 from tests.plugins.plans import changed, streamed
 
 PROMPT = "two large green squares above the small yellow star"
@@ -185,6 +186,31 @@ def test_layer_by_layer_pictures_are_the_same(session, same, resident, waiting, 
     inside = [name for name in names if name.startswith(tuple(f"{block}." for block in blocks))]
     # Embedders are called for the modulation too, outside of the pass.
     assert (inside == names) == hoist
+
+
+def test_layers_are_brought_in_the_order_they_run(session, load, monkeypatch):
+    """Or the ring would begin anew, and nothing come ahead."""
+    begun = []
+    begin = Streamer._begin
+
+    def noted(streamer, number):
+        begun.append(streamer)
+        begin(streamer, number)
+
+    monkeypatch.setattr(Streamer, "_begin", noted)
+    by_layer = load(streamed(session.plan).replace(unit=TransferUnit.LAYER))
+    drawn(by_layer)
+    assert begun.count(residences(by_layer)._transformer.blocks.streamer) == 1
+
+
+def test_graphs_are_forgotten_before_what_they_read_leaves_the_device(session, load, monkeypatch):
+    done = []
+    opened = load(streamed(session.plan, resident=(0, 2)).replace(park_for_decode=True))
+    held = residences(opened)
+    monkeypatch.setattr(held._transformer, "forget_graphs", lambda: done.append("forgotten"))
+    monkeypatch.setattr(held._arena, "park", lambda: done.append("parked"))
+    drawn(opened)
+    assert done == ["forgotten", "parked"]
 
 
 def test_layers_in_eight_bits_are_streamed_as_blocks_are(session, load):

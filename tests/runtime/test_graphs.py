@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ class FakeTape:
     """Does the recorded work again when it is replayed; recording it leaves everything, as on a card, as it was."""
 
     def __init__(self, fails_at: int | None = None) -> None:
+        self._alive = []
         self.recorded = self.replayed = self.rewound = 0
         self._fails_at = fails_at
 
@@ -53,10 +55,12 @@ class FakeTape:
             self.replayed += 1
             work()
 
+        self._alive.append(weakref.ref(replay))
         return replay
 
     def rewind(self):
         self.rewound += 1
+        assert not any(replay() for replay in self._alive), "its memory is still held"
 
 
 @pytest.fixture

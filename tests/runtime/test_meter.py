@@ -44,6 +44,13 @@ def test_every_part_is_timed(session: Session):
     assert measured.peak_ram_bytes > 10**7
 
 
+def test_where_graphs_are_replayed_two_steps_are_unlike_the_others(session: Session):
+    for graphs, unsettled in ((False, 1), (True, 2)):
+        meter = Meter(session.plan.replace(graphs=graphs), on=True)
+        measured = meter.measured(drawn(session, meter), encoded=True)
+        assert measured.settled == measured.step_seconds[unsettled:]
+
+
 @pytest.mark.parametrize(("idle", "own", "share"), [(4.0, 4.0, 1.0), (0.0, 4.0, 0.5)])
 def test_what_others_left_of_the_processors_is_told(session: Session, monkeypatch, idle, own, share):
     moments = iter([Moment(0.0, 0.0, 0.0, 0.0), Moment(4.0, idle, own, 8.0)])

@@ -6,12 +6,11 @@ rounds it.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
+
+from tests.triton_scripts import run
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this system")
 
@@ -61,14 +60,6 @@ made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), op
 assert ".f64" not in made, "float64 is slow everywhere"
 assert ".local" not in made, "a row does not fit the registers"
 """
-
-
-def run(script: str, *arguments: str, folder, interpreted: bool) -> None:
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder), "TRITON_INTERPRET": "1" if interpreted else "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_rows_are_what_torch_makes_of_them(tmp_path):

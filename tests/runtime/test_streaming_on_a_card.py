@@ -120,10 +120,11 @@ def test_hoisted_and_watched_passes_have_the_same_bits_and_one_ring_serves_all()
     ("storage", "compiled"),
     [(Precision.BFLOAT16, False), (Precision.FLOAT8, False), (Precision.INT8, False), (Precision.FLOAT8, True)],
 )
-@torch.no_grad()
-def test_blocks_replayed_from_graphs_have_the_same_bits_and_leave_nothing(storage, compiled, resident):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_blocks_replayed_from_graphs_have_the_same_bits_and_leave_nothing(storage, compiled, resident, mode, caplog):
     model = transformer()
-    sizes = [inputs_of(tokens, seed) for seed, tokens in enumerate((256, 1024))]
+    with mode():
+        sizes = [inputs_of(tokens, seed) for seed, tokens in enumerate((256, 1024))]
     narrow = storage != Precision.BFLOAT16
     held = Holding(frozenset(resident), storage=storage, native=narrow, compiled=compiled)
     outputs = []
@@ -131,11 +132,13 @@ def test_blocks_replayed_from_graphs_have_the_same_bits_and_leave_nothing(storag
         made = StreamedTransformer(model, LISTS, replace(held, graphs=graphs), CARD)
         made.attach(arena_for(made.parts, 0, CARD))
         steps = [(size, time) for size in sizes for time in (0.9, 0.6, 0.3, 0.1)]
-        outputs.append([stepped(made, model, given, time) for given, time in steps])
-        allocated = torch.cuda.memory_allocated()
-        made.forget_graphs()
-        outputs[-1] += [stepped(made, model, sizes[0], time) for time in (0.8, 0.7, 0.2)]
+        with mode():
+            outputs.append([stepped(made, model, given, time) for given, time in steps])
+            allocated = torch.cuda.memory_allocated()
+            made.forget_graphs()
+            outputs[-1] += [stepped(made, model, sizes[0], time) for time in (0.8, 0.7, 0.2)]
         made.detach()
+    assert "not replayed" not in caplog.text
     for launched, replayed in zip(*outputs, strict=True):
         # Of each size, something else may be compiled for the first time and later.
         assert torch.equal(launched, replayed) or (compiled and relative(launched, replayed) < 0.05)
