@@ -26,6 +26,7 @@ from .errors import describe as describe
 from .files import check_writable as check_writable
 from .files import write_atomic as write_atomic
 from .hardware.rotation import rotate as rotate
+from .hardware.rotation import rotates as rotates
 from .hardware.values import Accelerator as Accelerator
 from .hardware.values import DeviceKind as DeviceKind
 from .hardware.values import Hardware as Hardware

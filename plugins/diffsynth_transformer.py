@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from autoflux import Component, FileStore, OpenPack, Rows, cache_dir, leave_on_disk, rotate, weight_shapes
+from autoflux import Component, FileStore, OpenPack, Rows, cache_dir, leave_on_disk, rotate, rotates, weight_shapes
 
 from . import diffusers_loading  # noqa: F401 — sets what diffusers and transformers, which DiffSynth imports, read
 
@@ -104,7 +104,7 @@ class JointAttention(FluxJointAttention):  # type: ignore[misc]  # DiffSynth has
         self, xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `_rotated`."""
-        return _rotated(xq, xk, freqs_cis)
+        return _rotated(xq, xk, freqs_cis, super().apply_rope)
 
 
 class SingleBlock(FluxSingleTransformerBlock):  # type: ignore[misc]  # DiffSynth has no types
@@ -114,11 +114,18 @@ class SingleBlock(FluxSingleTransformerBlock):  # type: ignore[misc]  # DiffSynt
         self, xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `_rotated`."""
-        return _rotated(xq, xk, freqs_cis)
+        return _rotated(xq, xk, freqs_cis, super().apply_rope)
 
 
-def _rotated(query: torch.Tensor, key: torch.Tensor, matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotated(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    matrices: torch.Tensor,
+    otherwise: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(batch, heads, tokens, width) turned by matrices (1, 1, tokens, width / 2, 2, 2), to the bits of DiffSynth."""
+    if not (rotates(query) and rotates(key)):
+        return otherwise(query, key, matrices)
     cosine, sine = matrices[0, 0, :, :, 0, 0], matrices[0, 0, :, :, 1, 0]
     turned = (rotate(x.transpose(1, 2), cosine, sine).transpose(1, 2) for x in (query, key))
     return next(turned), next(turned)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from autoflux import rotate
+from autoflux import rotate, rotates
 
 
 class RotatedAttention:
@@ -43,9 +44,7 @@ class RotatedAttention:
             key = torch.cat([attn.norm_added_k(of_text[1]), attn.norm_k(key)], dim=1)
             value = torch.cat([of_text[2], value], dim=1)
         if image_rotary_emb is not None:
-            # diffusers has each angle twice, once for each number of a pair.
-            angles = [angle[:, ::2].to(query.device) for angle in image_rotary_emb]
-            query, key = (rotate(x, *angles) for x in (query, key))
+            query, key = (_rotated(x, image_rotary_emb) for x in (query, key))
         attended = dispatch_attention_fn(
             query,
             key,
@@ -60,6 +59,14 @@ class RotatedAttention:
         tokens = encoder_hidden_states.shape[1]
         of_image: Tensor = attn.to_out[1](attn.to_out[0](of_all[:, tokens:].contiguous()))
         return of_image, attn.to_add_out(of_all[:, :tokens].contiguous())
+
+
+def _rotated(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    if rotates(x) and x.device == rotary[0].device:
+        # diffusers has each angle twice, once for each number of a pair.
+        return rotate(x, *(angle[:, ::2] for angle in rotary))
+    turned: Tensor = apply_rotary_emb(x, rotary, sequence_dim=1)
+    return turned
 
 
 def _projected(attn: Any, x: Tensor, *layers: Any) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from autoflux.hardware.device import Device, Findings, measured
 from autoflux.hardware.products import FLUX_HIDDEN, HEAD_SIZE
-from autoflux.hardware.rotation import rotate
+from autoflux.hardware.rotation import rotate, rotates
 from autoflux.hardware.timing import Call, climb, launch_seconds
 from autoflux.hardware.values import (
     FLUX_IMAGE_TOKENS,
@@ -34,7 +34,7 @@ LARGEST_BLOCK_SECONDS = 0.5
 """At full size a block is 1.3 * 10^12 operations, and worth some waiting for: all else follows from it."""
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines (tokens, 64) in float32."""
+"""Cosines and sines (tokens, 128) in float32, each angle twice."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,18 @@ def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
     """(1, tokens, heads, 128) each to (1, tokens, h)."""
-    query, key, value = (x.transpose(1, 2) for x in (rotate(query, *rotation), rotate(key, *rotation), value))
+    query, key, value = (x.transpose(1, 2) for x in (_rotated(query, rotation), _rotated(key, rotation), value))
     return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
+    """Each pair of numbers turned by its angle, in float32."""
+    if rotates(x):
+        return rotate(x, *(angle[:, ::2] for angle in rotation))
+    cosine, sine = (angle[None, :, None] for angle in rotation)
+    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return (x.float() * cosine + turned.float() * sine).to(x.dtype)
 
 
 BLOCKS: dict[BlockKind, Callable[..., nn.Module]] = {"double": DoubleBlock, "single": SingleBlock}
@@ -183,5 +193,5 @@ def _timing(device: Device, precision: str, kind: BlockKind, sizes: Sequence[Tok
 def _call(block: nn.Module, options: dict[str, Any], tokens: Tokens) -> Call:
     image, text = (torch.randn(1, count, tokens.hidden_size, **options) for count in (tokens.image, tokens.text))
     modulations = [[torch.randn(1, 1, tokens.hidden_size, **options) for _ in range(6)] for _ in range(2)]
-    angles = torch.rand(tokens.image + tokens.text, HEAD_SIZE // 2, device=options["device"])
+    angles = torch.rand(tokens.image + tokens.text, HEAD_SIZE, device=options["device"])
     return partial(block, image, text, modulations, (angles.cos(), angles.sin()))

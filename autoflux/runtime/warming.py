@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from autoflux.hardware.products import HEAD_SIZE
-from autoflux.hardware.rotation import rotate
+from autoflux.hardware.rotation import rotate, rotates
 from autoflux.models.values import Precision
 from autoflux.runtime.quantized import QuantizedLinear, quantize
 
@@ -60,4 +60,6 @@ def _run_kernels(x: Tensor, narrow: Precision | None) -> None:
             QuantizedLinear(*quantize(wide, narrow), None, native=True)(wide)
     # Another kernel is compiled for numbers that lie side by side, which those of the libraries do not.
     angles = torch.ones(len(x), HEAD_SIZE, device=x.device)[:, ::2]
-    rotate(x.view(1, len(x), -1, HEAD_SIZE), angles, angles)
+    heads = x.view(1, len(x), -1, HEAD_SIZE)
+    if rotates(heads):
+        rotate(heads, angles, angles)

@@ -53,13 +53,9 @@ def take_weights(ours: nn.Module, theirs: nn.Module, names: dict[str, str]) -> N
 
 def given() -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
-    angles = torch.rand(TEXT + IMAGE, 64).repeat_interleave(2, dim=1) * 6  # diffusers has each twice
+    angles = torch.rand(TEXT + IMAGE, 64).repeat_interleave(2, dim=1) * 6
     image, text = torch.randn(1, IMAGE, HIDDEN), torch.randn(1, TEXT, HIDDEN)
     return image, text, torch.randn(1, HIDDEN), (angles.cos(), angles.sin())
-
-
-def halved(rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return rotation[0][:, ::2], rotation[1][:, ::2]
 
 
 def modulation(norm: nn.Module, condition: Tensor, count: int) -> list[Tensor]:
@@ -74,7 +70,7 @@ def test_a_double_block_is_diffusers():
     take_weights(ours, theirs, DOUBLE)
     text_expected, image_expected = theirs(image, text, condition, rotation)
     modulations = [modulation(norm, condition, 6) for norm in (theirs.norm1, theirs.norm1_context)]
-    image_found, text_found = ours(image, text, modulations, halved(rotation))
+    image_found, text_found = ours(image, text, modulations, rotation)
     assert torch.equal(image_found, image_expected)
     assert torch.equal(text_found, text_expected)
 
@@ -86,7 +82,7 @@ def test_a_single_block_is_diffusers():
     ours = SingleBlock(HIDDEN)
     take_weights(ours, theirs, SINGLE)
     text_expected, image_expected = theirs(image, text, condition, rotation)
-    image_found, text_found = ours(image, text, [modulation(theirs.norm, condition, 3)], halved(rotation))
+    image_found, text_found = ours(image, text, [modulation(theirs.norm, condition, 3)], rotation)
     assert torch.equal(image_found, image_expected)
     assert torch.equal(text_found, text_expected)
 

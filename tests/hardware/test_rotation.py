@@ -12,16 +12,15 @@ import pytest
 import torch
 
 from autoflux.hardware import kernels as hardware_kernels
-from autoflux.hardware.rotation import rotate
+from autoflux.hardware.rotation import rotate, rotates
 from tests.triton_scripts import run
 
 WIDE = (torch.bfloat16, torch.float16, torch.float32)
 
 COMPARE = """
 import torch
-from autoflux.hardware.rotation import rotate
-from tests.triton_scripts import run
 from autoflux.hardware.rotation_kernel import rotate_pairs
+from tests.hardware.test_rotation import rotated
 
 generator = torch.Generator().manual_seed(0)
 for shape in ((2, 5, 3, 16), (1, 3, 24, 128), (2, 2, 40, 128), (1, 1, 1, 2)):
@@ -32,7 +31,7 @@ for shape in ((2, 5, 3, 16), (1, 3, 24, 128), (2, 2, 40, 128), (1, 1, 1, 2)):
         padded = torch.cat([x, x], dim=2)[:, :, : shape[2]]
         for laid_out in (x, x.transpose(1, 2).contiguous().transpose(1, 2), padded):
             found = rotate_pairs(laid_out, cosine, sine)
-            expected = rotate(laid_out.float(), cosine, sine)
+            expected = rotated(laid_out.float(), cosine, sine)
             if dtype == torch.bfloat16:
                 expected = (expected.view(torch.int32) & -65536).view(torch.float32)
             assert found.dtype == dtype and torch.equal(found, expected.to(dtype)), (shape, dtype, laid_out.stride())
@@ -71,24 +70,26 @@ def test_it_compiles_for_every_card_and_leaves_out_no_rounding(tmp_path, capabil
     run(COMPILE, str(capability), folder=tmp_path, interpreted=False)
 
 
-@pytest.mark.parametrize("dtype", WIDE)
-def test_pairs_are_turned_by_their_angles(dtype):
-    x = torch.tensor([3.0, 4.0, 1.0, 0.0], dtype=dtype).view(1, 1, 1, 4)
-    quarter, half = torch.tensor([[0.0, -1.0]]), torch.tensor([[1.0, 0.0]])
-    turned = rotate(x, quarter, half)
-    assert turned.flatten().tolist() == [-4.0, 3.0, -1.0, 0.0]
-    assert turned.dtype == dtype
+def rotated(x, cosine, sine):
+    """As diffusers computes it."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = even * cosine[:, None] - odd * sine[:, None], odd * cosine[:, None] + even * sine[:, None]
+    return torch.stack(pairs, dim=-1).flatten(-2).to(x.dtype)
 
 
 @pytest.mark.parametrize("dtype", WIDE)
-def test_bits_are_those_of_diffusers(dtype):
+def test_what_the_kernel_is_held_to_has_the_bits_of_diffusers(dtype):
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 37, 3, 16, generator=generator).to(dtype)
     angles = torch.rand(37, 8, generator=generator).repeat_interleave(2, dim=1) * 7
     cosine, sine = angles.cos(), angles.sin()
     wanted = embeddings.apply_rotary_emb(x, (cosine, sine), sequence_dim=1)
-    assert torch.equal(rotate(x, cosine[:, ::2], sine[:, ::2]), wanted)
+    assert torch.equal(rotated(x, cosine[:, ::2], sine[:, ::2]), wanted)
+
+
+def test_a_processor_has_no_kernel():
+    assert not rotates(torch.ones(1, 2, 3, 4))
 
 
 class FailingTrial:
@@ -132,6 +133,5 @@ def test_on_a_card_bits_are_those_of_torch(dtype):
     for batch, heads in ((1, 24), (4, 24), (2, 3)):
         x = torch.randn(batch, 4608, heads, 128, generator=generator, device="cuda").mul_(3).to(dtype)
         for laid_out in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
-            even, odd = laid_out.float().unflatten(-1, (-1, 2)).unbind(-1)
-            pairs = even * cosine[:, None] - odd * sine[:, None], odd * cosine[:, None] + even * sine[:, None]
-            assert torch.equal(rotate(laid_out, cosine, sine), torch.stack(pairs, dim=-1).flatten(-2).to(dtype))
+            assert rotates(laid_out)
+            assert torch.equal(rotate(laid_out, cosine, sine), rotated(laid_out, cosine, sine))

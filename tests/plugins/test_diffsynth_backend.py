@@ -29,12 +29,14 @@ from autoflux.models.request import make_requests
 from autoflux.models.weights import weight_shapes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.streaming import Holding, StreamedTransformer, arena_for
+from tests.hardware.test_rotation import rotated
 from tests.plugins.plans import streamed
 from tests.runtime.fakes import CPU, hooks_of, tiny_inputs, tiny_transformer
 from tests.tiny_model import TRANSFORMER, write_tiny_flux
 
 pytest.importorskip("diffsynth", reason="needs the extra: pip install 'autoflux[diffsynth]'")
 
+from autoflux.plugins import diffsynth_transformer
 from autoflux.plugins.diffsynth_backend import INSTALL, DiffSynthBackend
 from autoflux.plugins.diffsynth_pipeline import model_fn_flux_image
 from autoflux.plugins.diffsynth_transformer import (
@@ -295,8 +297,12 @@ def test_block_lists_are_diffsynth_s(session):
     assert all(isinstance(block, kinds[name]) for name, blocks in lists.items() for block in blocks)
 
 
+@pytest.mark.parametrize("by_kernel", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_rotary_positions_are_diffsynth_s_to_the_bit(session, dtype):
+def test_rotary_positions_are_diffsynth_s_to_the_bit(session, dtype, by_kernel, monkeypatch):
+    if by_kernel:
+        monkeypatch.setattr(diffsynth_transformer, "rotates", lambda _x: True)
+        monkeypatch.setattr(diffsynth_transformer, "rotate", rotated)
     dit = session.pipeline.block_lists()
     block, attention = dit["single_blocks"][0], dit["blocks"][0].attn
     matrices = RoPEEmbedding(32, 10000, [4, 6, 6])(torch.randint(0, 50, (1, 9, 3)))

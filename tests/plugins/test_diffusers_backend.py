@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autoflux.plugins import diffusers_attention
 from autoflux.plugins.diffusers_attention import RotatedAttention
 from autoflux.plugins.diffusers_pipeline import HOISTED_STEPS
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
@@ -30,6 +31,7 @@ from autoflux.runtime import placement
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.picture import read_request
 from autoflux.runtime.residence import Residence, Visits
+from tests.hardware.test_rotation import rotated
 from tests.plugins.plans import streamed
 from tests.runtime.fakes import output_of, tiny_inputs, tiny_transformer
 from tests.tiny_model import TEXT_TOKENS, write_tiny_flux
@@ -80,8 +82,12 @@ def test_positions_are_computed_once_for_each_size(session, tiny_model):
     assert computed == [TEXT_TOKENS + 32] * 3
 
 
+@pytest.mark.parametrize("by_kernel", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_attention_is_diffusers_to_the_bit(dtype):
+def test_attention_is_diffusers_to_the_bit(dtype, by_kernel, monkeypatch):
+    if by_kernel:
+        monkeypatch.setattr(diffusers_attention, "rotates", lambda _x: True)
+        monkeypatch.setattr(diffusers_attention, "rotate", rotated)
     ours, theirs = tiny_transformer(dtype=dtype), tiny_transformer(dtype=dtype)
     RotatedAttention.placed_in(ours)
     assert {type(made) for made in ours.attn_processors.values()} == {RotatedAttention}
