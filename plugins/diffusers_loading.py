@@ -48,7 +48,7 @@ from .diffusers_imports import LOOKING, RARE, UNUSED, UNUSED_BY_ENCODERS, hidden
 with lean_imports(), hidden(*UNUSED, before=LOOKING):
     with hidden(*UNUSED_BY_ENCODERS, before=LOOKING):
         import transformers
-        from transformers import CLIPTextModel, T5EncoderModel
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
     import_later(*RARE)
     import diffusers
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -57,7 +57,7 @@ with lean_imports(), hidden(*UNUSED, before=LOOKING):
 from . import diffusers_files
 from .diffusers_attention import RotatedAttention
 from .diffusers_offload import GroupOffload
-from .diffusers_parts import encode_once, load_small_parts
+from .diffusers_rehearsal import encode_once
 
 DTYPES = {
     Precision.FLOAT32: torch.float32,
@@ -193,7 +193,7 @@ def assemble(
         residences.hold(name, network, used=used, store=store, later=later)
     transformer = held.pop("transformer")
     with _damage_named(folder):
-        pipe = FluxPipeline(**held, transformer=None, **load_small_parts(folder))
+        pipe = FluxPipeline(**held, transformer=None, **_load_small_parts(folder))
     pipe.set_progress_bar_config(disable=True)
     if plan.tile_decode:
         _decode_in_tiles(pipe.vae)
@@ -366,6 +366,15 @@ DIFFUSERS = Library(
     attending=_attending,
     prepare=RotatedAttention.placed_in,
 )
+
+
+def _load_small_parts(folder: Path) -> dict[str, Any]:
+    local = {"local_files_only": True}
+    return {
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
+        "tokenizer_2": T5TokenizerFast.from_pretrained(folder / "tokenizer_2", **local),
+        "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", **local),
+    }
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def footprint(
 def _in_ram(model: Model, arrangement: Arrangement) -> int:
     """At the worst moment: when all is loaded, or while a component is read in the width of its files, or when what is
     read straight to where it waits joins the others. That is the last to be read."""
-    components = sorted(arrangement.components, key=lambda c: c.name == "transformer")  # as they are loaded
+    components = [arrangement.component(c.name) for c in model.in_loading_order]
     kept = {c.name: _kept_in_ram(model, arrangement, c) for c in components}
     stage = stage_bytes(model, [c for c in arrangement.streamed if c.waiting != Waiting.PINNED])
     peak, loaded, last = sum(kept.values()) + stage, 0, 0
