@@ -12,7 +12,7 @@ from autoflux.models.values import Model
 from autoflux.planning.footprint import activations
 from autoflux.planning.native import passing_bytes
 from autoflux.planning.sites import Site
-from autoflux.planning.speed import Rates, Way, assumed, block_seconds, choose_rates
+from autoflux.planning.speed import Rates, Way, all_blocks_seconds, assumed, block_seconds, choose_rates
 from autoflux.planning.streaming import Room, block_bytes_of, pinned_bytes, stream_layout
 from autoflux.planning.terms import Offload, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.timeline import copy_gb_per_s, timeline
@@ -224,9 +224,7 @@ def _native(task: _Task, plain: Arrangement) -> Held:
     working = activations(model, plain, priors, task.picture).peak
     room = (task.site.vram_limit_bytes or 0) - priors.context_bytes - working - passing_bytes(model, plain.components)
     copied = model.component("transformer").bytes_as(task.way.storage) / (task.rates.link_gb_per_s.value * 1e9)
-    seconds = block_seconds(model, task.rates, priors, task.picture, task.way)
-    architecture = model.architecture
-    computed = architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
+    computed = all_blocks_seconds(model, task.rates, priors, task.picture, task.way)
     return Held(plain.replace(ring_bytes=max(0, room)), task.rates, copied + computed)
 
 

@@ -168,6 +168,12 @@ def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, 
     return seconds
 
 
+def all_blocks_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, way: Way) -> float:
+    """What all blocks of a step compute for."""
+    seconds, architecture = block_seconds(model, rates, priors, picture, way), model.architecture
+    return architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
+
+
 def _product_seconds(multiplying: float, wide: float, rates: Rates, priors: Priors, way: Way, hidden: int) -> float:
     if not way.is_narrow:
         return wide

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from autoflux.hardware.values import BlockKind
 from autoflux.models.flops import decode_flop, encode_flop
-from autoflux.models.values import Architecture, Model
+from autoflux.models.values import Model
 from autoflux.planning.footprint import PHASE_OF
 from autoflux.planning.packs import read_bytes
-from autoflux.planning.speed import Rates, Way, block_seconds
+from autoflux.planning.speed import Rates, Way, all_blocks_seconds
 from autoflux.planning.streaming import block_bytes_of, modulation_bytes, staying_bytes
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Priors
@@ -46,16 +43,18 @@ def timeline(
     streamed_step: float | None = None,
 ) -> Timeline:
     """What each part takes when the weights are arranged so; `streamed_step` is what a schedule gives a step."""
-    architecture = model.architecture
     copies = {c.name: _copy_seconds(model, c, rates) for c in arrangement.components}
     text = sum(seconds for name, seconds in copies.items() if PHASE_OF[name] == "encode")
     link = rates.link_gb_per_s.value * 1e9
     brought_back = staying_bytes(model, arrangement) / link if arrangement.park_for_decode else 0.0
-    seconds = block_seconds(model, rates, priors, picture, way.replace(graphs=False))
-    launched = priors.pause_seconds + _of_all_blocks(seconds, architecture)
-    step = launched if streamed_step is None else streamed_step
-    # Graphs that do not stay over a decode are recorded anew for each batch: a step is launched, and one is recorded.
-    recording = 2 * max(0.0, launched - step) if arrangement.graphs and arrangement.park_for_decode else 0.0
+    step = streamed_step
+    if step is None:
+        step = priors.pause_seconds + all_blocks_seconds(model, rates, priors, picture, way)
+    recording = 0.0
+    if arrangement.graphs and arrangement.park_for_decode:
+        # They do not stay over a decode, and for each batch a step is launched, and one is recorded.
+        launched = all_blocks_seconds(model, rates, priors, picture, way.replace(graphs=False))
+        recording = 2 * max(0.0, priors.pause_seconds + launched - step)
     reading = read_bytes(model, arrangement) / (rates.disk_gb_per_s.value * 1e9)
     narrowing = _narrowing_seconds(model, arrangement, rates)
     start = priors.start_seconds + reading + narrowing + priors.compile_seconds * way.compiled
@@ -67,10 +66,6 @@ def timeline(
         visits=ran.around * (sum(copies.values()) - text + brought_back + recording),
         start=ran.start * start,
     )
-
-
-def _of_all_blocks(seconds: Mapping[BlockKind, float], architecture: Architecture) -> float:
-    return architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
 
 
 def _narrowing_seconds(model: Model, arrangement: Arrangement, rates: Rates) -> float:

@@ -104,6 +104,8 @@ class BlockGraphs:
     def forget(self) -> None:
         """Let go of all recordings and their memory. They are made anew as soon as blocks run twice."""
         self._seen.clear()
+        if not self._places:
+            return
         self._recordings.clear()
         self._places.clear()
         self._memory = set()
