@@ -77,6 +77,7 @@ from .runtime.pipeline import State as State
 from .runtime.placement import Residences as Residences
 from .runtime.residence import OwnOffload as OwnOffload
 from .runtime.session import Session as Session
+from .runtime.stores import AheadStore as AheadStore
 from .runtime.stores import FileStore as FileStore
 from .runtime.stores import Rows as Rows
 from .runtime.stores import Store as Store

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -36,8 +37,17 @@ UNUSED_BY_ENCODERS = ("sklearn", "scipy")
 LOOKING = ("transformers", "diffusers")
 """Libraries that look once what is installed, and go by it ever after."""
 
-RARE = ("scipy.integrate", "scipy.stats")
-"""What diffusers' schedulers import for what few models ask for: multistep coefficients, sigmas of a distribution."""
+RARE = (
+    "scipy.integrate",
+    "scipy.stats",
+    "torch.nn.attention.flex_attention",
+    "diffusers.models.autoencoders",
+    "diffusers.models.controlnets",
+    "diffusers.models.transformers",
+    "diffusers.models.unets",
+)
+"""What diffusers imports for what few models ask for: multistep coefficients, sigmas of a distribution, attention with
+masks that are compiled, and packages that import all of a hundred models when one of them is."""
 
 CACHE = "distributions.json"
 
@@ -85,7 +95,8 @@ def hidden(*names: str, before: Collection[str] = ()) -> Iterator[None]:
 
 
 def import_later(*names: str) -> None:
-    """Have modules of packages imported when something of them is used for the first time.
+    """Have modules of packages imported when something of them is used for the first time. What is imported of one that
+    is a package does not need it.
 
     Not by `importlib.util.LazyLoader`, whose modules are imported as soon as `inspect` goes through all that are there.
     """
@@ -108,6 +119,9 @@ def _stand_in(spec: ModuleSpec) -> None:
         if sys.modules.get(name) is module:
             del sys.modules[name]
         real = importlib.import_module(name)
+        for part, imported in vars(module).items():  # of a package, meanwhile
+            if isinstance(imported, ModuleType):
+                vars(real).setdefault(part, imported)
         setattr(sys.modules[package], own, real)
         return getattr(real, attribute)
 

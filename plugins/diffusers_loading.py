@@ -15,6 +15,7 @@ import torch
 from autoflux import (
     DEFAULT_ATTENTION,
     TILE_PIXELS,
+    AheadStore,
     Component,
     ComponentPlan,
     DamagedCheckpoint,
@@ -188,7 +189,7 @@ def assemble(
         deferred = deferred or later
         if name == "transformer":
             library.prepare(network)
-            coming = store is not None and plan.component(name).packed_bytes > 0
+            coming = isinstance(store, AheadStore)
         used = _decoder(network) if name == "vae" else None
         residences.hold(name, network, used=used, store=store, later=later)
     transformer = held.pop("transformer")

@@ -1,7 +1,8 @@
-"""Importing transformers with what it found out the last time by reading all of its model files, 2,000 of them, twice.
+"""Importing transformers with what it found out the last time by reading all of its model files, 2,000 of them, twice,
+and without one way of attending.
 
-That takes 0.9 s of an import (a Xeon server, files in the page cache). What is kept holds for files of the same names,
-sizes and times of change; it is found anew when a file is another.
+To read them takes 0.9 s of an import (a Xeon server, files in the page cache). What is kept holds for files of the same
+names, sizes and times of change; it is found anew when a file is another.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from autoflux import AutofluxError, cache_dir, write_atomic
 
 MODULE, FUNCTION = "transformers.utils.import_utils", "create_import_structure_from_path"
 """What reads them."""
+
+HAS_FLEX_ATTENTION = "is_torch_flex_attn_available"
+"""Says whether torch has attention with masks that are compiled. To import it takes half a second, most of it SymPy's;
+text encoders do not attend so."""
 
 FOLDER = ("transformers", "models")
 CACHE = "transformers_files.json"
@@ -58,6 +63,8 @@ class _Finder(MetaPathFinder):
                 execute(module)
                 if find := getattr(module, FUNCTION, None):
                     setattr(module, FUNCTION, _keeping(find))
+                if hasattr(module, HAS_FLEX_ATTENTION):
+                    setattr(module, HAS_FLEX_ATTENTION, lambda: False)
 
             spec.loader.exec_module = executed  # type: ignore[method-assign]
         return spec
@@ -65,7 +72,7 @@ class _Finder(MetaPathFinder):
 
 @contextmanager
 def found_once() -> Iterator[None]:
-    """If transformers is imported in the context, it takes what was found before."""
+    """If transformers is imported in the context, it takes what was found before, and compiles no masks."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:

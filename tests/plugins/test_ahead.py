@@ -15,7 +15,7 @@ from autoflux import Model, Placement, Plan, Precision, Waiting
 from autoflux.models.finding import find
 from autoflux.models.packs import WEIGHTS, Packed
 from autoflux.runtime import ahead, bringing, packed, portions, sources
-from autoflux.runtime.ahead import bringing_ahead, weights_ahead
+from autoflux.runtime.ahead import Brought, bringing_ahead, weights_ahead
 from autoflux.runtime.pack_file import open_pack
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, exact_buffer
 from autoflux.runtime.portions import Portion, portion
@@ -329,7 +329,7 @@ def test_on_a_card_what_comes_ahead_draws_the_same_picture(model, shelf, storage
             continue
         plan = planned(model, storage, backend=backend, placement=placement, resident=resident)
         plan = plan.replace(device="cuda:0", hoist_modulation=placement == Placement.STREAMED)
-        monkeypatch.setattr(packed, "weights_ahead", lambda _key: None)
+        monkeypatch.setattr(packed, "weights_ahead", lambda _key: Brought({}, {}))
         wanted = drawn(plan, model)
         monkeypatch.setattr(packed, "weights_ahead", noted)
         assert np.array_equal(drawn(plan, model), wanted)

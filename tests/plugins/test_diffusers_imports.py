@@ -25,8 +25,8 @@ def package(tmp_path, monkeypatch) -> Path:
     (folder / "part.py").write_text("answer = 42\n")
     monkeypatch.syspath_prepend(str(folder.parent))
     yield folder
-    for name in ("heavy", "heavy.part"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "heavy"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -84,6 +84,26 @@ def test_a_module_that_is_there_stays_what_it_is(package):
     assert sys.modules["heavy.part"] is there
 
 
+def test_parts_of_a_package_come_without_the_whole_of_it(package):
+    (package / "__init__.py").write_text("")
+    (package / "parts").mkdir()
+    (package / "parts" / "__init__.py").write_text("from .other import many\n")
+    (package / "parts" / "one.py").write_text("answer = 42\n")
+    (package / "parts" / "other.py").write_text("many = 1000\n")
+    import_later("heavy.parts")
+    import heavy.parts
+    from heavy.parts.one import answer
+
+    assert answer == 42
+    assert heavy.parts.one.answer == 42
+    assert "heavy.parts.other" not in sys.modules
+    one = sys.modules["heavy.parts.one"]
+    assert heavy.parts.many == 1000
+    assert "many" in vars(heavy.parts)
+    assert heavy.parts.one is one is sys.modules["heavy.parts.one"]
+    assert heavy.parts.other.many == 1000
+
+
 def test_packages_are_searched_once_until_one_comes(package, searched):
     expected = importlib.metadata.packages_distributions()
     assert packages_distributions() == expected
@@ -139,7 +159,14 @@ def test_libraries_come_without_what_takes_longest_and_find_it_when_it_is_used()
     script = """
 import sys
 import autoflux.plugins.diffusers_loading
-assert not {"sklearn", "scipy.optimize", "scipy.stats._stats_py", "peft", "torchvision"} & set(sys.modules)
+assert not {"sklearn", "scipy.optimize", "scipy.stats._stats_py", "peft", "torchvision", "sympy"} & set(sys.modules)
+assert not [name for name in sys.modules if name.startswith("diffusers.") and "stable_cascade" in name]
+from diffusers import StableCascadeUNet
+from diffusers.models.unets import StableCascadeUNet as Same
+from diffusers.models.attention_dispatch import flex_attention
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.utils import is_torch_flex_attn_available
+assert StableCascadeUNet is Same and flex_attention.BlockMask is BlockMask and not is_torch_flex_attn_available()
 from diffusers import FlowMatchEulerDiscreteScheduler, LMSDiscreteScheduler
 beta = FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True)
 beta.set_timesteps(4)

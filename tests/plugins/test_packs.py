@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from autoflux.plugins import diffusers_loading
 from safetensors.torch import load_file, save_file
 
 from autoflux import ContradictoryWishes, DamagedPack, Model, Offload, Placement, Plan, Precision, Waiting
@@ -97,6 +98,18 @@ def test_multiplied_in_8_bits_it_is_the_same_picture_too(tiny_copy, shelf, stora
     packed(model, shelf, storage)
     spoil_sources(tiny_copy)
     assert np.array_equal(drawn(plan, model), wanted)
+
+
+def test_text_encoders_are_tried_while_the_transformer_comes_from_its_pack(tiny_copy, shelf, monkeypatch):
+    tried: list[Plan] = []
+    monkeypatch.setattr(diffusers_loading, "encode_once", lambda _pipe, plan: tried.append(plan))
+    model = find(str(tiny_copy), {})
+    plan = planned(model, Precision.INT8, resident=(0, 1))
+    drawn(plan, model)
+    assert not tried, "nothing else is to be waited for"
+    packed(model, shelf, Precision.INT8)
+    drawn(plan, model)
+    assert tried == [plan]
 
 
 def test_eight_bits_wait_on_the_disk_only_in_a_pack(tiny_copy, shelf):
