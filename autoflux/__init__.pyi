@@ -46,8 +46,9 @@ from .models.values import Precision as Precision
 from .models.weights import weight_shapes as weight_shapes
 from .paths import cache_dir as cache_dir
 from .paths import config_dir as config_dir
+from .planning.activations import HOISTED_STEPS as HOISTED_STEPS
+from .planning.activations import TILE_PIXELS as TILE_PIXELS
 from .planning.backends import BackendFacts as BackendFacts
-from .planning.footprint import TILE_PIXELS as TILE_PIXELS
 from .planning.profile_files import parse_profile as parse_profile
 from .planning.profile_files import parse_profiles as parse_profiles
 from .planning.terms import Offload as Offload

@@ -67,6 +67,8 @@ class Bench:
         self._pictures = 0
         self._unloaded_bytes: int | None = None
         """RAM of the process when the weights of the first plan were let go."""
+        self._drawn_bytes = 0
+        """What drawing for the first time added to the process: libraries behind kernels, and their memory."""
         self._left_bytes = 0
         """How much more it was before the weights of this one came: other plans have left it, code above all."""
 
@@ -152,8 +154,11 @@ class Bench:
         loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
         session = Session(loaded.session.pipeline, plan, self._model)
         with HighWater() as ram:
-            self._draw(session, row.setting, WARM_STEPS)
-            taken = self._draw(session, row.setting, 1 + self._steps)
+            began = _resident_bytes() if self._pictures == 0 else None
+            self._draw(session, row.setting, WARM_STEPS, of=plan.predicted.picture.steps)
+            if began is not None:
+                self._drawn_bytes = max(0, _resident_bytes() - began)
+            taken = self._draw(session, row.setting, 1 + self._steps, of=plan.predicted.picture.steps)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         whole = taken["encode"] + taken["first"] + (steps - 1) * taken["step"] + taken["decode"]
         return msgspec.structs.replace(
@@ -194,7 +199,8 @@ class Bench:
         with HighWater() as ram:
             session = self._weights.session(plan, self._model, direct=self._direct)
         seconds = time.perf_counter() - began
-        self._loaded = Loaded(key=_key(plan), session=session, ram_bytes=ram.nbytes, seconds=seconds)
+        taken = ram.nbytes - self._drawn_bytes
+        self._loaded = Loaded(key=_key(plan), session=session, ram_bytes=taken, seconds=seconds)
         return self._loaded, seconds
 
     def _unload(self) -> None:
@@ -203,15 +209,16 @@ class Bench:
             self._loaded = None
         self._card.release()
         if self._pictures:
-            now = psutil.Process().memory_info().rss
+            now = _resident_bytes()
             self._unloaded_bytes = self._unloaded_bytes or now
             self._left_bytes = max(0, now - self._unloaded_bytes)
 
-    def _draw(self, session: Session, setting: Setting, steps: int) -> dict[str, float]:
-        """Draw a batch; seconds of encoding, of the first step, of each other one, and of decoding."""
+    def _draw(self, session: Session, setting: Setting, steps: int, *, of: int) -> dict[str, float]:
+        """Draw a batch, but so many steps only of those that it is begun for, whose modulation is computed beforehand;
+        seconds of encoding, of the first step, of each other one, and of decoding."""
         taken: dict[str, float] = {}
         with self._timed(taken, "encode"):
-            drawings = [session.begin(self._request(setting, steps)) for _ in range(setting.batch)]
+            drawings = [session.begin(self._request(setting, of)) for _ in range(setting.batch)]
         taken["encode_bytes"] = self._card.allocated_bytes()
         with self._timed(taken, "first"):
             session.advance(drawings)
@@ -244,6 +251,10 @@ class Bench:
         yield
         self._card.synchronize()
         taken[name] = time.perf_counter() - began
+
+
+def _resident_bytes() -> int:
+    return psutil.Process().memory_info().rss
 
 
 def _made_up() -> Hardware:

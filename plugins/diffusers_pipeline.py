@@ -14,13 +14,10 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from PIL.Image import Image
 from torch import nn
 
-from autoflux import Conditioning, Model, Plan, PluginFailure, Request, State, give_back_unused
+from autoflux import HOISTED_STEPS, Conditioning, Model, Plan, PluginFailure, Request, State, give_back_unused
 
 from .diffusers_loading import DIFFUSERS, DTYPES, Components, Library
 from .diffusers_positions import KeptPositions
-
-HOISTED_STEPS = 32
-"""Steps whose modulation is computed at once; FLUX.1-dev's takes 2.1 MB a step and picture."""
 
 PACKED = ("tokens", "pooled", "token_ids")
 """The tensors of a `FluxConditioning`."""
@@ -138,6 +135,8 @@ class DiffusersPipeline:
     def decode(self, states: Sequence[State]) -> list[Image]:
         """Decode one picture at a time: the VAE's memory peak is the largest of the pipeline."""
         flux = [state for state in states if isinstance(state, FluxState)]
+        for state in flux:
+            state.modulation = None  # not needed any more
         with self._residences.decoding(flux[0].request.width, flux[0].request.height):
             return [self._decode(state) for state in flux]
 

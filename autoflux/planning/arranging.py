@@ -9,7 +9,7 @@ from itertools import product
 from autoflux.errors import ContradictoryWishes, UnknownName
 from autoflux.hardware.values import Figure, Hardware
 from autoflux.models.values import Model
-from autoflux.planning.footprint import activations
+from autoflux.planning.activations import working_bytes
 from autoflux.planning.native import passing_bytes
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import Rates, Way, all_blocks_seconds, assumed, block_seconds, choose_rates
@@ -221,7 +221,7 @@ def _planned(task: _Task, option: Option, name: str) -> ComponentPlan:
 def _native(task: _Task, plain: Arrangement) -> Held:
     """As if the library copied all weights in each step, from memory that is not pinned, before it computes."""
     model, priors = task.model, task.site.profile.priors
-    working = activations(model, plain, priors, task.picture).peak
+    working = working_bytes(model, plain, priors, task.picture).peak
     room = (task.site.vram_limit_bytes or 0) - priors.context_bytes - working - passing_bytes(model, plain.components)
     copied = model.component("transformer").bytes_as(task.way.storage) / (task.rates.link_gb_per_s.value * 1e9)
     computed = all_blocks_seconds(model, task.rates, priors, task.picture, task.way)
@@ -281,7 +281,7 @@ def _decodes_whole(task: _Task, plain: Arrangement) -> bool:
 
 def _streamed(task: _Task, arrangement: Arrangement) -> Held:
     model, site, priors = task.model, task.site, task.site.profile.priors
-    working = activations(model, arrangement, priors, task.picture)
+    working = working_bytes(model, arrangement, priors, task.picture)
     staying = sum(
         model.component(c.name).bytes_as(c.storage) for c in arrangement.components if c.placement == Placement.DEVICE
     )

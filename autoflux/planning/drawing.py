@@ -11,7 +11,8 @@ from itertools import pairwise
 
 from autoflux.hardware.values import BlockKind
 from autoflux.models.values import Model
-from autoflux.planning.footprint import PHASE_OF, activations
+from autoflux.planning.activations import working_bytes
+from autoflux.planning.footprint import PHASE_OF
 from autoflux.planning.schedule import Passage, PassTrace, Span, Unit, trace_pass
 from autoflux.planning.speed import KINDS
 from autoflux.planning.streaming import staying_bytes
@@ -224,7 +225,7 @@ def _with_waits(work: Sequence[tuple[Span, int]], seconds: float) -> Iterator[St
 
 def _phases(plan: Plan, model: Model) -> tuple[DrawnPhase, ...]:
     arrangement, picture = plan.arrangement, plan.predicted.picture
-    working = activations(model, arrangement, plan.priors, picture)
+    working = working_bytes(model, arrangement, plan.priors, picture)
     on_cpu = plan.vram_limit_bytes is None
     always = sum(_weights(model, c) for c in plan.components if c.placement == Placement.DEVICE)
     fixed = {

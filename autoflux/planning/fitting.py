@@ -13,8 +13,8 @@ from statistics import median
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from autoflux.models.values import Model
+from autoflux.planning.activations import activations
 from autoflux.planning.calibration import BlockTimes, Calibration, CopyRates, FixedCosts, Working, way_of
-from autoflux.planning.footprint import activations, kept_by_graphs
 from autoflux.planning.replay import step_seconds, weighted_mean
 from autoflux.planning.speed import Way
 from autoflux.planning.terms import Offload, Waiting
@@ -288,10 +288,9 @@ def _constants(model: Model, run: Run) -> tuple[float, float] | None:
         return None
     priors, planned = plan.priors, plan.predicted.peak_vram_bytes
     counted = activations(model, plan.arrangement, priors, plan.predicted.picture)
-    kept = kept_by_graphs(model, plan.arrangement, priors, plan.predicted.picture)
     return (
-        _constant(priors.denoise_activations, counted.denoise - kept.denoise, peaks.denoise - planned.denoise),
-        _constant(priors.decode_activations, counted.decode - kept.decode, peaks.decode - planned.decode),
+        _constant(priors.denoise_activations, counted.denoise, peaks.denoise - planned.denoise),
+        _constant(priors.decode_activations, counted.decode, peaks.decode - planned.decode),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from autoflux.hardware.values import DeviceKind
-from autoflux.models.flops import image_tokens
-from autoflux.models.values import Model, Precision
+from autoflux.models.values import Model
+from autoflux.planning.activations import encode_activations, working_bytes
 from autoflux.planning.native import on_device_bytes, ram_bytes
 from autoflux.planning.streaming import arena_bytes, modulation_bytes, stage_bytes, staying_bytes, streamed_bytes
 from autoflux.planning.terms import Placement, TransferUnit, Waiting
@@ -15,27 +15,8 @@ from autoflux.values import Value
 PHASE_OF = {"text_encoder": "encode", "text_encoder_2": "encode", "transformer": "denoise", "vae": "decode"}
 """In which phase each component runs."""
 
-ENCODE_ACTIVATIONS = 12.0
-"""Peak bytes of a T5 encode in units of tokens x hidden size x item bytes: the gated feed-forward holds two vectors of
-2.5 times the hidden size, and its product, beside q, k, v and the residual."""
-
-ENCODE_SCORES = 5
-"""Attention scores that T5 holds at once in the format it computes in, beside those that softmax makes in float32: the
-positions' share, the products, their sum, and what softmax is given back as. One H200: 280 MB in an encode of 512
-tokens (benchmarks/planning.py)."""
-
-ENCODE_HEAD = 64
-"""Numbers in a head of T5."""
-
 WIDE_BLOCKS = 2
 """That are in RAM while weights are narrowed: one is read, one is narrowed."""
-
-GRAPHS_BYTES = 50_000_000
-"""What CUDA graphs of all blocks take beside the memory in which blocks compute: 20 MB of the driver's and what torch
-keeps for cuBLAS, on one H200 (benchmarks/eager_steps.py)."""
-
-TILE_PIXELS = 512
-"""Side of the parts in which a picture is decoded when it is tiled."""
 
 
 class Footprint(Value, frozen=True, kw_only=True):
@@ -60,7 +41,7 @@ def footprint(
     """
     weights = {c.name: component_bytes(model, c) for c in arrangement.components}
     arena = arena_bytes(model, arrangement)
-    working = activations(model, arrangement, priors, picture)
+    working = working_bytes(model, arrangement, priors, picture)
     phases = PhaseBytes(
         encode=_held(model, arrangement, weights, "encode") + arena + working.encode,
         denoise=_held(model, arrangement, weights, "denoise") + arena + working.denoise,
@@ -77,17 +58,20 @@ def footprint(
         denoise=phases.denoise + priors.context_bytes,
         decode=phases.decode + priors.context_bytes,
     )
-    in_ram = 0 if unified_memory else _in_ram(model, arrangement)
+    in_ram = 0 if unified_memory else _in_ram(model, arrangement, picture)
     return Footprint(vram=on_device, ram_bytes=process + in_ram)
 
 
-def _in_ram(model: Model, arrangement: Arrangement) -> int:
-    """At the worst moment: when all is loaded, or while a component is read in the width of its files, or when what is
-    read straight to where it waits joins the others. That is the last to be read."""
+def _in_ram(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """At the worst moment: when all is loaded, and the processor encodes if it is to; or while a component is read in
+    the width of its files, or when what is read straight to where it waits, as the last to be read, joins the others.
+    """
     components = [arrangement.component(c.name) for c in model.in_loading_order]
     kept = {c.name: _kept_in_ram(model, arrangement, c) for c in components}
     stage = stage_bytes(model, [c for c in arrangement.streamed if c.waiting != Waiting.PINNED])
-    peak, loaded, last = sum(kept.values()) + stage, 0, 0
+    on_host = arrangement.component("text_encoder_2").placement == Placement.HOST
+    encoding = encode_activations(model, arrangement, picture) if on_host else 0
+    peak, loaded, last = sum(kept.values()) + stage + encoding, 0, 0
     for component in components:
         peak = max(peak, loaded + _read_bytes(model, component))
         streamed = component.placement == Placement.STREAMED
@@ -130,32 +114,6 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
     return component.bytes_as(planned.arithmetic)
 
 
-def activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
-    """Peak bytes by phase beside the weights and the context."""
-    kept = kept_by_graphs(model, arrangement, priors, picture)
-    return PhaseBytes(
-        encode=_encode_activations(model, arrangement, picture) + kept.encode,
-        denoise=_denoise_activations(model, arrangement, priors, picture) + kept.denoise,
-        decode=_decode_activations(model, arrangement, priors, picture) + kept.decode,
-    )
-
-
-def kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
-    """What CUDA graphs keep by phase: the memory that blocks compute in, until what stays is parked, and their own."""
-    if not arrangement.graphs:
-        return PhaseBytes(encode=0, denoise=0, decode=0)
-    computing = _denoise_activations(model, arrangement, priors, picture)
-    over_decode = 0 if arrangement.park_for_decode else computing
-    return PhaseBytes(encode=computing + GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=over_decode + GRAPHS_BYTES)
-
-
-def _denoise_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
-    """Peak bytes of one denoise step beside the weights."""
-    tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
-    unit = tokens * model.architecture.hidden_size * _item_bytes(arrangement, "transformer")
-    return int(priors.denoise_activations * unit * picture.batch)
-
-
 def _held(model: Model, arrangement: Arrangement, weights: dict[str, int], phase: str) -> int:
     ours = sum(
         weights[c.name]
@@ -163,26 +121,3 @@ def _held(model: Model, arrangement: Arrangement, weights: dict[str, int], phase
         if c.placement == Placement.DEVICE or (c.placement == Placement.VISITING and PHASE_OF[c.name] == phase)
     )
     return ours + on_device_bytes(model, arrangement, [name for name in PHASE_OF if PHASE_OF[name] == phase])
-
-
-def _encode_activations(model: Model, arrangement: Arrangement, picture: Picture) -> int:
-    tokens, hidden = picture.text_tokens, model.architecture.text_hidden_size
-    item = _item_bytes(arrangement, "text_encoder_2")
-    scores = -(-hidden // ENCODE_HEAD) * tokens**2 * (ENCODE_SCORES * item + 4)
-    return int(ENCODE_ACTIVATIONS * tokens * hidden * item) + scores
-
-
-def _decode_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
-    # Pictures of a batch are decoded one at a time. The widest tensors at full resolution have the channels of the
-    # level below, before the first residual block of the last level narrows them.
-    channels = model.architecture.vae_channels
-    side = TILE_PIXELS if arrangement.tile_decode else max(picture.width, picture.height)
-    pixels = min(picture.width, side) * min(picture.height, side)
-    item = _item_bytes(arrangement, "vae")
-    unit = pixels * channels[min(1, len(channels) - 1)] * item
-    wide = priors.float32_decode if item == Precision.FLOAT32.item_bytes else 1.0
-    return int(priors.decode_activations * wide * unit)
-
-
-def _item_bytes(arrangement: Arrangement, name: str) -> int:
-    return arrangement.component(name).arithmetic.item_bytes

@@ -197,15 +197,22 @@ def bound_seconds(
 
 
 def choose_resident(
-    units: Sequence[Unit], budget_bytes: int, ring_bytes: int, bytes_per_second: float, *, pause: float = 0.0
+    units: Sequence[Unit],
+    budget_bytes: int,
+    ring_bytes: int,
+    bytes_per_second: float,
+    *,
+    pause: float = 0.0,
+    fewest: bool = False,
 ) -> frozenset[int]:
     """The units to keep on the device, together at most `budget_bytes`, for the shortest pass.
 
     Blocks of FLUX come in two sizes that compute equally long, so both how many of each stay and where they are
     matters: copies should never wait for room nor arithmetic for copies. Evenly spread choices of every mixture are
-    simulated, then single residents are moved as long as that helps. Where all fit, all stay.
+    simulated, then single residents are moved as long as that helps. Where all fit, all stay, but for no more than are
+    of use with `fewest`, as where they leave for each decode.
     """
-    if _bytes(units, range(len(units))) <= budget_bytes:
+    if not fewest and _bytes(units, range(len(units))) <= budget_bytes:
         return frozenset(range(len(units)))
 
     def seconds(resident: frozenset[int], rate: float = 1.0) -> float:

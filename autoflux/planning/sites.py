@@ -110,6 +110,10 @@ def site_of(
     findings: Findings = NO_FINDINGS,
 ) -> Site:
     profile = _profile(profiles, wishes, accelerator)
+    if "triton" not in hardware.versions:
+        priors = profile.priors
+        more = priors.denoise_activations * priors.unfused_activations
+        profile = profile.replace(priors=priors.replace(denoise_activations=more))
     if findings.calibration:
         device = accelerator.device if accelerator else DeviceKind.CPU.value
         profile = profile.replace(priors=findings.calibration.priors(profile.priors, device))

@@ -95,7 +95,7 @@ def stream_layout(
             break
         # Numbers of joined units mean nothing to people, and whoever joins blocks wants them streamed.
         budget = 0 if arrangement.block_bytes else max(0, room.budget_bytes - rest - ring)
-        found.append(_best_of(units, budget, ring, bytes_per_second, pause))
+        found.append(_best_of(units, budget, ring, bytes_per_second, pause, fewest=arrangement.park_for_decode))
     return min(found, key=lambda layout: layout.cost)
 
 
@@ -121,12 +121,12 @@ def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
 
 
 def _best_of(
-    units: Sequence[Unit], budget_bytes: int, ring: int, bytes_per_second: float, pause: float
+    units: Sequence[Unit], budget_bytes: int, ring: int, bytes_per_second: float, pause: float, *, fewest: bool
 ) -> StreamLayout:
     step = aligned(min(unit.nbytes for unit in units))
     rungs = budget_bytes // step
     tried = (
-        _chosen(tuple(units), rung * step, ring, bytes_per_second, pause)
+        _chosen(tuple(units), rung * step, ring, bytes_per_second, pause, fewest=fewest)
         for rung in range(rungs, max(-1, rungs - RUNGS), -1)
     )
     return min(tried, key=lambda layout: layout.cost)
@@ -134,9 +134,9 @@ def _best_of(
 
 @lru_cache(maxsize=4096)
 def _chosen(
-    units: tuple[Unit, ...], budget_bytes: int, ring: int, bytes_per_second: float, pause: float
+    units: tuple[Unit, ...], budget_bytes: int, ring: int, bytes_per_second: float, pause: float, *, fewest: bool
 ) -> StreamLayout:
-    resident = choose_resident(units, budget_bytes, ring, bytes_per_second, pause=pause)
+    resident = choose_resident(units, budget_bytes, ring, bytes_per_second, pause=pause, fewest=fewest)
     seconds, slower = (
         pass_seconds(units, resident, ring, rate * bytes_per_second, pause=pause) for rate in (1.0, SLOWER_LINK)
     )

@@ -100,6 +100,8 @@ class Priors(Value, frozen=True, kw_only=True):
     """Device memory left free for others."""
     context_bytes: Bytes
     """Device memory that the driver and libraries take beside tensors; not counted by torch."""
+    allocator_bytes: Bytes = 0
+    """Device memory that torch keeps beside tensors, in pieces and for libraries, whatever is computed."""
     host_bytes: Bytes
     """RAM of the process without weights."""
     compiler_bytes: Bytes = 0
@@ -108,6 +110,10 @@ class Priors(Value, frozen=True, kw_only=True):
     """RAM left free for others, beyond what the system says is not available."""
     denoise_activations: Positive
     """Peak activation bytes of a denoise step in units of tokens x hidden size x item bytes."""
+    compiled_activations: Share = 1.0
+    """What compiling leaves of these bytes."""
+    unfused_activations: Positive = 1.0
+    """How many times as many they are without kernels of our own, which need Triton."""
     decode_activations: Positive
     """Peak activation bytes of the VAE decode in units of pixels x widest full-resolution channels x item bytes."""
     float32_decode: Positive = 1.0
@@ -218,6 +224,13 @@ class PhaseBytes(Value, frozen=True, kw_only=True):
     encode: int
     denoise: int
     decode: int
+
+    def __add__(self, other: PhaseBytes) -> PhaseBytes:
+        return PhaseBytes(
+            encode=self.encode + other.encode,
+            denoise=self.denoise + other.denoise,
+            decode=self.decode + other.decode,
+        )
 
     @property
     def peak(self) -> int:

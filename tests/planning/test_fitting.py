@@ -10,10 +10,10 @@ from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Precision
+from autoflux.planning.activations import activations
 from autoflux.planning.calibration import Calibration
 from autoflux.planning.findings import Findings
 from autoflux.planning.fitting import LIMIT, RESERVE, Measured, Run, calibrate
-from autoflux.planning.footprint import activations
 from autoflux.planning.planner import make_plan
 from autoflux.planning.replay import step_seconds
 from autoflux.planning.terms import Offload, Waiting
@@ -70,12 +70,11 @@ def test_what_the_first_steps_take_is_not_typical():
 def test_memory_that_graphs_keep_is_not_taken_for_the_decoder_s():
     plain = ALL_STAY.replace(graphs=False)
     kept = plain.replace(graphs=True)
-    more = activations(SMALL, kept.arrangement, kept.priors, kept.predicted.picture)
-    less = activations(SMALL, plain.arrangement, plain.priors, plain.predicted.picture)
-    assert more.decode > less.decode
+    computed = activations(SMALL, plain.arrangement, plain.priors, plain.predicted.picture)
+    assert activations(SMALL, kept.arrangement, kept.priors, kept.predicted.picture) == computed
     for made in (plain, kept):
         planned = made.predicted.peak_vram_bytes
-        peaks = planned.replace(decode=planned.decode + less.decode // 10)
+        peaks = planned.replace(decode=planned.decode + computed.decode // 10)
         (working,) = fitted(Run(plan=made, measured=measured(0.3, made, peak_vram_bytes=peaks))).working
         assert working.decode_activations == pytest.approx(RESERVE * 1.1 * made.priors.decode_activations, rel=1e-3)
 

@@ -248,6 +248,15 @@ def test_a_budget_for_everything_keeps_everything(schedule):
     assert chosen == frozenset(range(len(units)))
 
 
+def test_of_all_that_would_fit_only_what_is_of_use_stays_where_it_has_to_leave_again():
+    ring, everything, fast = 2 * aligned(FLUX[0].nbytes), sum(aligned(unit.nbytes) for unit in FLUX), 100e9
+    chosen = choose_resident(FLUX, everything, ring, fast, fewest=True)
+    assert len(chosen) < len(FLUX)
+    assert pass_seconds(FLUX, chosen, ring, fast) == pytest.approx(sum(unit.seconds for unit in FLUX))
+    less = choose_resident(FLUX, everything * 9 // 10, ring, fast, fewest=True)
+    assert len(chosen) <= len(less), "more memory would be of no use"
+
+
 @pytest.mark.parametrize(("link", "budget", "most"), [(55e9, 16 * GB, 16 * GB), (100e9, 22 * GB, 19 * GB)])
 def test_where_arithmetic_decides_as_much_stays_as_a_slower_link_needs_and_no_more(link, budget, most):
     ring, computing = 2 * aligned(FLUX[0].nbytes), sum(unit.seconds for unit in FLUX)

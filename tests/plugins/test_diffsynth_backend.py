@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import autoflux
 from autoflux import (
+    HOISTED_STEPS,
     DamagedCheckpoint,
     MissingExtra,
     Offload,
@@ -49,7 +50,6 @@ from autoflux.plugins.diffsynth_transformer import (
     load_transformer,
     open_transformer,
 )
-from autoflux.plugins.diffusers_pipeline import HOISTED_STEPS
 from diffsynth.models.flux_dit import (
     FluxJointAttention,
     FluxJointTransformerBlock,

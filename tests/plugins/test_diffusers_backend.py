@@ -6,19 +6,20 @@ import gc
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from autoflux.plugins import diffusers_attention
 from autoflux.plugins.diffusers_attention import RotatedAttention
-from autoflux.plugins.diffusers_pipeline import HOISTED_STEPS
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import autoflux
 from autoflux import (
+    HOISTED_STEPS,
     DamagedCheckpoint,
     DoesNotFit,
     InvalidRequest,
@@ -292,6 +293,23 @@ def test_a_lingering_component_is_copied_once_for_all_its_turns():
     assert layer.weight.is_cuda
     with Residence(torch.nn.Linear(4, 4), Placement.VISITING, card, visits=visits).on_device():
         assert not layer.weight.is_cuda
+
+
+def test_modulation_of_a_picture_is_let_go_before_it_is_decoded(session, tiny_model, monkeypatch):
+    with autoflux.load(str(tiny_model), plan=streamed(session.plan, hoist=True)) as under_engine:
+        pipeline: Any = under_engine.pipeline
+        (request,) = make_requests(under_engine.model, Order(prompt=PROMPTS[0], seed=1, steps=2))
+        drawing = under_engine.begin(request)
+        under_engine.advance([drawing])
+        assert drawing.state.modulation is not None
+        under_engine.advance([drawing])
+        held: list[Any] = []
+        decode = pipeline._decode
+        monkeypatch.setattr(pipeline, "_decode", lambda state: (held.append(state.modulation), decode(state))[1])
+        (picture,) = under_engine.finish([drawing])
+    assert held == [None]
+    (expected,) = session.draw([request])
+    assert np.array_equal(np.asarray(picture.image), np.asarray(expected.image))
 
 
 @pytest.mark.parametrize("resident", [(), (0, 3), (0, 1, 2, 3, 4)])

@@ -1,0 +1,105 @@
+"""How much memory drawing takes beside weights: what is computed, and what is kept meanwhile. Pure arithmetic."""
+
+from __future__ import annotations
+
+from autoflux.models.flops import image_tokens
+from autoflux.models.values import Model, Precision
+from autoflux.planning.streaming import hoists
+from autoflux.planning.terms import TRANSFORMER, Placement
+from autoflux.planning.values import Arrangement, PhaseBytes, Picture, Priors
+
+ENCODE_ACTIVATIONS = 12.0
+"""Peak bytes of a T5 encode in units of tokens x hidden size x item bytes: the gated feed-forward holds two vectors of
+2.5 times the hidden size, and its product, beside q, k, v and the residual."""
+
+ENCODE_SCORES = 5
+"""Attention scores that T5 holds at once in the format it computes in, beside those that softmax makes in float32: the
+positions' share, the products, their sum, and what softmax is given back as. One H200: 280 MB in an encode of 512
+tokens (benchmarks/planning.py)."""
+
+ENCODE_HEAD = 64
+"""Numbers in a head of T5."""
+
+GRAPHS_BYTES = 50_000_000
+"""What CUDA graphs of all blocks take beside the memory in which blocks compute: 20 MB of the driver's and what torch
+keeps for cuBLAS, on one H200 (benchmarks/eager_steps.py)."""
+
+HOISTED_STEPS = 32
+"""Steps whose modulation is computed at once; FLUX.1-dev's takes 2.1 MB a step and picture."""
+
+TILE_PIXELS = 512
+"""Side of the parts in which a picture is decoded when it is tiled."""
+
+
+def working_bytes(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
+    """Most bytes by phase beside the weights and the context."""
+    return activations(model, arrangement, priors, picture) + kept(model, arrangement, priors, picture)
+
+
+def activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
+    """Peak bytes of what is computed by phase, on the device."""
+    encodes = arrangement.component("text_encoder_2").placement != Placement.HOST
+    return PhaseBytes(
+        encode=encode_activations(model, arrangement, picture) if encodes else 0,
+        denoise=_denoise_activations(model, arrangement, priors, picture),
+        decode=_decode_activations(model, arrangement, priors, picture),
+    )
+
+
+def kept(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
+    """Bytes by phase that are there whatever is computed: the allocator's, CUDA graphs', and hoisted modulation. While
+    a picture is encoded or decoded, others of its batch may be on their way."""
+    graphs = kept_by_graphs(model, arrangement, priors, picture)
+    rows = _hoisted_bytes(model, arrangement, picture)
+    others = rows * (picture.batch - 1) + priors.allocator_bytes
+    return graphs + PhaseBytes(encode=others, denoise=others + rows, decode=others)
+
+
+def kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
+    """What CUDA graphs keep by phase: the memory that blocks compute in, until what stays is parked, and their own."""
+    if not arrangement.graphs:
+        return PhaseBytes(encode=0, denoise=0, decode=0)
+    computing = _denoise_activations(model, arrangement, priors, picture)
+    over_decode = 0 if arrangement.park_for_decode else computing
+    return PhaseBytes(encode=computing + GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=over_decode + GRAPHS_BYTES)
+
+
+def encode_activations(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """Peak bytes of encoding one prompt, where T5 is."""
+    tokens, hidden = picture.text_tokens, model.architecture.text_hidden_size
+    item = _item_bytes(arrangement, "text_encoder_2")
+    scores = -(-hidden // ENCODE_HEAD) * tokens**2 * (ENCODE_SCORES * item + 4)
+    return int(ENCODE_ACTIVATIONS * tokens * hidden * item) + scores
+
+
+def _hoisted_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """Of one picture: what each matrix of the modulation gives, for as many steps as are computed at once."""
+    if not hoists(arrangement):
+        return 0
+    blocks = model.component(TRANSFORMER).blocks
+    width = sum(block.parameters.modulation for block in blocks) // model.architecture.hidden_size
+    return min(picture.steps, HOISTED_STEPS) * width * _item_bytes(arrangement, TRANSFORMER)
+
+
+def _denoise_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
+    """Peak bytes of one denoise step beside the weights."""
+    tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
+    unit = tokens * model.architecture.hidden_size * _item_bytes(arrangement, TRANSFORMER)
+    share = priors.compiled_activations if arrangement.compiled else 1.0
+    return int(priors.denoise_activations * share * unit * picture.batch)
+
+
+def _decode_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
+    # Pictures of a batch are decoded one at a time. The widest tensors at full resolution have the channels of the
+    # level below, before the first residual block of the last level narrows them.
+    channels = model.architecture.vae_channels
+    side = TILE_PIXELS if arrangement.tile_decode else max(picture.width, picture.height)
+    pixels = min(picture.width, side) * min(picture.height, side)
+    item = _item_bytes(arrangement, "vae")
+    unit = pixels * channels[min(1, len(channels) - 1)] * item
+    wide = priors.float32_decode if item == Precision.FLOAT32.item_bytes else 1.0
+    return int(priors.decode_activations * wide * unit)
+
+
+def _item_bytes(arrangement: Arrangement, name: str) -> int:
+    return arrangement.component(name).arithmetic.item_bytes
