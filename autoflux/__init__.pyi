@@ -61,6 +61,7 @@ from .planning.values import HostProfile as HostProfile
 from .planning.values import Plan as Plan
 from .planning.values import Profile as Profile
 from .planning.values import Wishes as Wishes
+from .process import is_own_process as is_own_process
 from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
 from .runtime.attention import attending as attending
 from .runtime.cache_filling import fill_page_cache as fill_page_cache

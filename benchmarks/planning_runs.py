@@ -67,7 +67,7 @@ class Bench:
         self._pictures = 0
         self._unloaded_bytes: int | None = None
         """RAM of the process when the weights of the first plan were let go."""
-        self._drawn_bytes = 0
+        self._drawn_bytes: int | None = None
         """What drawing for the first time added to the process: libraries behind kernels, and their memory."""
         self._left_bytes = 0
         """How much more it was before the weights of this one came: other plans have left it, code above all."""
@@ -154,11 +154,11 @@ class Bench:
         loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
         session = Session(loaded.session.pipeline, plan, self._model)
         with HighWater() as ram:
-            began = _resident_bytes() if self._pictures == 0 else None
-            self._draw(session, row.setting, WARM_STEPS, of=plan.predicted.picture.steps)
-            if began is not None:
+            began, planned = _resident_bytes(), max(plan.predicted.picture.steps, 1 + self._steps)
+            self._draw(session, row.setting, WARM_STEPS, of=planned)
+            if self._drawn_bytes is None:
                 self._drawn_bytes = max(0, _resident_bytes() - began)
-            taken = self._draw(session, row.setting, 1 + self._steps, of=plan.predicted.picture.steps)
+            taken = self._draw(session, row.setting, 1 + self._steps, of=planned)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         whole = taken["encode"] + taken["first"] + (steps - 1) * taken["step"] + taken["decode"]
         return msgspec.structs.replace(
@@ -199,7 +199,7 @@ class Bench:
         with HighWater() as ram:
             session = self._weights.session(plan, self._model, direct=self._direct)
         seconds = time.perf_counter() - began
-        taken = ram.nbytes - self._drawn_bytes
+        taken = ram.nbytes - (self._drawn_bytes or 0)
         self._loaded = Loaded(key=_key(plan), session=session, ram_bytes=taken, seconds=seconds)
         return self._loaded, seconds
 
@@ -284,9 +284,11 @@ def _variations(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
         yield f"--keep {component}", wishes.replace(keep=(component,))
     yield "--cpu text_encoder_2", wishes.replace(cpu=("text_encoder_2",))
     yield "--block-size layer", wishes.replace(unit=TransferUnit.LAYER)
-    for gigabytes in (1, 2):
-        yield f"--block-size {gigabytes}GB", wishes.replace(block_bytes=gigabytes * GB)
-    for percent in (95, 85, 70, 60, 50, 35, 25, 15):
+    for megabytes in (500, 1000, 2000):
+        yield f"--block-size {megabytes}MB", wishes.replace(block_bytes=megabytes * GB // 1000)
+    for graphs in (True, False):
+        yield "--graphs" if graphs else "--no-graphs", wishes.replace(graphs=graphs)
+    for percent in (95, 90, 85, 80, 70, 60, 50, 40, 35, 25, 15):
         share = (wishes.vram_bytes or 0) * percent // 100
         yield f"--vram {share / GB:g}GB", wishes.replace(vram_bytes=share)
     if wishes.quality != Quality.EXACT:

@@ -37,17 +37,18 @@ UNUSED_BY_ENCODERS = ("sklearn", "scipy")
 LOOKING = ("transformers", "diffusers")
 """Libraries that look once what is installed, and go by it ever after."""
 
-RARE = (
-    "scipy.integrate",
-    "scipy.stats",
+RARE = ("scipy.integrate", "scipy.stats")
+"""What diffusers' schedulers import for what few models ask for: multistep coefficients, sigmas of a distribution."""
+
+OTHERS = (
     "torch.nn.attention.flex_attention",
     "diffusers.models.autoencoders",
     "diffusers.models.controlnets",
     "diffusers.models.transformers",
     "diffusers.models.unets",
 )
-"""What diffusers imports for what few models ask for: multistep coefficients, sigmas of a distribution, attention with
-masks that are compiled, and packages that import all of a hundred models when one of them is."""
+"""What nothing of FLUX uses and programs of others may: attention with masks that are compiled, and packages that
+import all of a hundred models when one of them is. They could see that something stands there (`dir`, `import *`)."""
 
 CACHE = "distributions.json"
 
@@ -117,9 +118,9 @@ def _stand_in(spec: ModuleSpec) -> None:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
         if sys.modules.get(name) is module:
-            del sys.modules[name]
+            sys.modules.pop(name, None)  # another thread may have
         real = importlib.import_module(name)
-        for part, imported in vars(module).items():  # of a package, meanwhile
+        for part, imported in list(vars(module).items()):  # of a package, meanwhile
             if isinstance(imported, ModuleType):
                 vars(real).setdefault(part, imported)
         setattr(sys.modules[package], own, real)

@@ -35,6 +35,7 @@ from autoflux import (
     UnsupportedModel,
     Waiting,
     fill_page_cache,
+    is_own_process,
     leave_on_disk,
     load_packed,
     open_pack,
@@ -44,13 +45,13 @@ from autoflux import (
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from .diffusers_imports import LOOKING, RARE, UNUSED, UNUSED_BY_ENCODERS, hidden, import_later, lean_imports
+from .diffusers_imports import LOOKING, OTHERS, RARE, UNUSED, UNUSED_BY_ENCODERS, hidden, import_later, lean_imports
 
 with lean_imports(), hidden(*UNUSED, before=LOOKING):
     with hidden(*UNUSED_BY_ENCODERS, before=LOOKING):
         import transformers
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-    import_later(*RARE)
+    import_later(*RARE, *(OTHERS if is_own_process() else ()))
     import diffusers
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from diffusers.models.attention_dispatch import attention_backend

@@ -136,7 +136,7 @@ class DiffusersPipeline:
         """Decode one picture at a time: the VAE's memory peak is the largest of the pipeline."""
         flux = [state for state in states if isinstance(state, FluxState)]
         for state in flux:
-            state.modulation = None  # not needed any more
+            state.modulation = None  # the decode takes the most, and is planned without it
         with self._residences.decoding(flux[0].request.width, flux[0].request.height):
             return [self._decode(state) for state in flux]
 

@@ -1,5 +1,5 @@
 """Importing transformers with what it found out the last time by reading all of its model files, 2,000 of them, twice,
-and without one way of attending.
+and in autoflux's own processes without one way of attending.
 
 To read them takes 0.9 s of an import (a Xeon server, files in the page cache). What is kept holds for files of the same
 names, sizes and times of change; it is found anew when a file is another.
@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from autoflux import AutofluxError, cache_dir, write_atomic
+from autoflux import AutofluxError, cache_dir, is_own_process, write_atomic
 
 MODULE, FUNCTION = "transformers.utils.import_utils", "create_import_structure_from_path"
 """What reads them."""
@@ -63,7 +63,7 @@ class _Finder(MetaPathFinder):
                 execute(module)
                 if find := getattr(module, FUNCTION, None):
                     setattr(module, FUNCTION, _keeping(find))
-                if hasattr(module, HAS_FLEX_ATTENTION):
+                if is_own_process() and hasattr(module, HAS_FLEX_ATTENTION):
                     setattr(module, HAS_FLEX_ATTENTION, lambda: False)
 
             spec.loader.exec_module = executed  # type: ignore[method-assign]
@@ -72,7 +72,10 @@ class _Finder(MetaPathFinder):
 
 @contextmanager
 def found_once() -> Iterator[None]:
-    """If transformers is imported in the context, it takes what was found before, and compiles no masks."""
+    """If transformers is imported in the context, it takes what was found before.
+
+    In a process of autoflux's own it also compiles no masks.
+    """
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from autoflux import __version__
+from autoflux import __version__, process
 from autoflux.cli import interrupt, output
 from autoflux.errors import AutofluxError, ErrorReport, OutputUnwritable, PluginConflict, UnknownName, describe
 from autoflux.plugin_manager import Plugins, load_plugins
@@ -56,6 +56,7 @@ class Program(click.Group):
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 ok, 1 failed, 2 usage, 3 does not fit this machine, 130 interrupted."""
     interrupt.install()
+    process.claim()
     _open_closed_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):

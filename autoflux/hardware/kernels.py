@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-_log = logging.getLogger(__name__)
+from autoflux.hardware.values import LEAST_KERNEL_CAPABILITY
 
-LEAST_KERNEL_CAPABILITY = (8, 0)
-"""The oldest cards that Triton supports, by its README."""
+_log = logging.getLogger(__name__)
 
 
 def kernels(name: str) -> Any:

@@ -24,6 +24,9 @@ FLUX_IMAGE_TOKENS = 4096
 FLUX_TEXT_TOKENS = 512
 """The longest prompt of FLUX.1-dev."""
 
+LEAST_KERNEL_CAPABILITY = (8, 0)
+"""Compute capability of the oldest cards that kernels of our own run on: those that Triton supports, by its README."""
+
 BlockKind = Literal["double", "single"]
 
 

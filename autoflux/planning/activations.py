@@ -21,8 +21,8 @@ ENCODE_HEAD = 64
 """Numbers in a head of T5."""
 
 GRAPHS_BYTES = 50_000_000
-"""What CUDA graphs of all blocks take beside the memory in which blocks compute: 20 MB of the driver's and what torch
-keeps for cuBLAS, on one H200 (benchmarks/eager_steps.py)."""
+"""What CUDA graphs of all blocks take beside the memory in which blocks compute: a part of the driver's, and what torch
+keeps for cuBLAS, on one H200. Of the driver's it is 10 MB (benchmarks/eager_steps.py)."""
 
 HOISTED_STEPS = 32
 """Steps whose modulation is computed at once; FLUX.1-dev's takes 2.1 MB a step and picture."""
@@ -47,12 +47,14 @@ def activations(model: Model, arrangement: Arrangement, priors: Priors, picture:
 
 
 def kept(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
-    """Bytes by phase that are there whatever is computed: the allocator's, CUDA graphs', and hoisted modulation. While
-    a picture is encoded or decoded, others of its batch may be on their way."""
+    """Bytes by phase that are there whatever is computed: the allocator's, CUDA graphs', and hoisted modulation.
+
+    Pictures of a batch are encoded before the first of their steps and decoded after the last.
+    """
     graphs = kept_by_graphs(model, arrangement, priors, picture)
-    rows = _hoisted_bytes(model, arrangement, picture)
-    others = rows * (picture.batch - 1) + priors.allocator_bytes
-    return graphs + PhaseBytes(encode=others, denoise=others + rows, decode=others)
+    rows = hoisted_bytes(model, arrangement, picture)
+    always = priors.allocator_bytes
+    return graphs + PhaseBytes(encode=always, denoise=always + rows, decode=always)
 
 
 def kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
@@ -72,13 +74,13 @@ def encode_activations(model: Model, arrangement: Arrangement, picture: Picture)
     return int(ENCODE_ACTIVATIONS * tokens * hidden * item) + scores
 
 
-def _hoisted_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:
-    """Of one picture: what each matrix of the modulation gives, for as many steps as are computed at once."""
+def hoisted_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """What each matrix of the modulation gives, of each picture for as many steps as are computed at once."""
     if not hoists(arrangement):
         return 0
     blocks = model.component(TRANSFORMER).blocks
     width = sum(block.parameters.modulation for block in blocks) // model.architecture.hidden_size
-    return min(picture.steps, HOISTED_STEPS) * width * _item_bytes(arrangement, TRANSFORMER)
+    return picture.batch * min(picture.steps, HOISTED_STEPS) * width * _item_bytes(arrangement, TRANSFORMER)
 
 
 def _denoise_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:

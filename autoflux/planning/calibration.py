@@ -13,8 +13,11 @@ from autoflux.planning.values import Correction, Factor, Plan, Positive, Priors
 from autoflux.units import format_seconds
 from autoflux.values import Value
 
-CALIBRATION_SCHEMA = 1
-"""Version of `Calibration`'s JSON. Raised when a field changes its name, unit or meaning."""
+CALIBRATION_SCHEMA = 2
+"""Version of `Calibration`'s JSON. Raised when a field changes its name, unit or meaning.
+
+2: activations are beside what the allocator and the modulation take, and as they are where nothing is compiled.
+"""
 
 SHARED = 0.5
 """How much of the error of the ways that were measured is taken to be that of a way that was not, in logarithms: what

@@ -119,7 +119,7 @@ class Drawing(Value, frozen=True, kw_only=True):
             Part.STAYS: "weights that stay",
             Part.STREAMED: "streamed weights and their ring",
             Part.VISITS: "weights there for their phase",
-            Part.ACTIVATIONS: "activations",
+            Part.ACTIVATIONS: "what is computed",
         }[part]
 
 

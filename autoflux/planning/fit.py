@@ -6,7 +6,7 @@ from autoflux.errors import DoesNotFit
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.values import Model
 from autoflux.planning.footprint import Footprint, footprint
-from autoflux.planning.values import Picture, Plan
+from autoflux.planning.values import Plan
 from autoflux.units import format_bytes
 
 
@@ -28,7 +28,7 @@ def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
 
 
 def _need(plan: Plan, model: Model, width: int, height: int, batch: int) -> Footprint:
-    picture = Picture(width=width, height=height, steps=1, text_tokens=plan.predicted.picture.text_tokens, batch=batch)
+    picture = plan.predicted.picture.replace(width=width, height=height, batch=batch)
     kind = DeviceKind(plan.device.partition(":")[0])
     return footprint(model, plan.arrangement, kind, plan.priors, picture, unified_memory=plan.unified_memory)
 

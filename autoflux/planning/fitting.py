@@ -13,7 +13,7 @@ from statistics import median
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from autoflux.models.values import Model
-from autoflux.planning.activations import activations
+from autoflux.planning.activations import activations, hoisted_bytes
 from autoflux.planning.calibration import BlockTimes, Calibration, CopyRates, FixedCosts, Working, way_of
 from autoflux.planning.replay import step_seconds, weighted_mean
 from autoflux.planning.speed import Way
@@ -287,9 +287,11 @@ def _constants(model: Model, run: Run) -> tuple[float, float] | None:
     if peaks is None or run.measured.picture(plan) != plan.predicted.picture or plan.offload == Offload.NATIVE:
         return None
     priors, planned = plan.priors, plan.predicted.peak_vram_bytes
+    drawn = plan.predicted.picture.replace(steps=len(run.measured.step_seconds))  # may be fewer than are planned for
     counted = activations(model, plan.arrangement, priors, plan.predicted.picture)
+    held = [hoisted_bytes(model, plan.arrangement, picture) for picture in (plan.predicted.picture, drawn)]
     return (
-        _constant(priors.denoise_activations, counted.denoise, peaks.denoise - planned.denoise),
+        _constant(priors.denoise_activations, counted.denoise, peaks.denoise - planned.denoise + held[0] - held[1]),
         _constant(priors.decode_activations, counted.decode, peaks.decode - planned.decode),
     )
 

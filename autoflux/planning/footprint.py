@@ -58,8 +58,23 @@ def footprint(
         denoise=phases.denoise + priors.context_bytes,
         decode=phases.decode + priors.context_bytes,
     )
-    in_ram = 0 if unified_memory else _in_ram(model, arrangement, picture)
-    return Footprint(vram=on_device, ram_bytes=process + in_ram)
+    if unified_memory:
+        return Footprint(vram=on_device + _on_host(model, arrangement, picture), ram_bytes=process)
+    return Footprint(vram=on_device, ram_bytes=process + _in_ram(model, arrangement, picture))
+
+
+def _on_host(model: Model, arrangement: Arrangement, picture: Picture) -> PhaseBytes:
+    """What the processor takes of the one memory by phase, for the components that it computes."""
+    left = [component for component in arrangement.components if component.placement == Placement.HOST]
+    weights = sum(component_bytes(model, component) for component in left)
+    encoding = _encoded_on_host(model, arrangement, picture)
+    return PhaseBytes(encode=weights + encoding, denoise=weights, decode=weights)
+
+
+def _encoded_on_host(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """Bytes that an encode takes if the processor computes it."""
+    on_host = arrangement.component("text_encoder_2").placement == Placement.HOST
+    return encode_activations(model, arrangement, picture) if on_host else 0
 
 
 def _in_ram(model: Model, arrangement: Arrangement, picture: Picture) -> int:
@@ -69,9 +84,7 @@ def _in_ram(model: Model, arrangement: Arrangement, picture: Picture) -> int:
     components = [arrangement.component(c.name) for c in model.in_loading_order]
     kept = {c.name: _kept_in_ram(model, arrangement, c) for c in components}
     stage = stage_bytes(model, [c for c in arrangement.streamed if c.waiting != Waiting.PINNED])
-    on_host = arrangement.component("text_encoder_2").placement == Placement.HOST
-    encoding = encode_activations(model, arrangement, picture) if on_host else 0
-    peak, loaded, last = sum(kept.values()) + stage + encoding, 0, 0
+    peak, loaded, last = sum(kept.values()) + stage + _encoded_on_host(model, arrangement, picture), 0, 0
     for component in components:
         peak = max(peak, loaded + _read_bytes(model, component))
         streamed = component.placement == Placement.STREAMED

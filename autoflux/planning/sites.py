@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoflux.errors import ContradictoryWishes, DeviceUnavailable, UnknownName
-from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
+from autoflux.hardware.values import LEAST_KERNEL_CAPABILITY, Accelerator, DeviceKind, Hardware
 from autoflux.models.values import Model
 from autoflux.planning.calibration import Calibration
 from autoflux.planning.findings import NO_FINDINGS, Findings
@@ -15,6 +15,9 @@ from autoflux.planning.packs import Packs
 from autoflux.planning.profiles import select_profile
 from autoflux.planning.terms import Offload
 from autoflux.planning.values import Arrangement, Picture, Profile, Wishes
+
+ROCM = "torch_hip"
+"""Of the versions on a machine that of ROCm, whose cards torch calls CUDA's."""
 
 
 def sites(
@@ -110,7 +113,7 @@ def site_of(
     findings: Findings = NO_FINDINGS,
 ) -> Site:
     profile = _profile(profiles, wishes, accelerator)
-    if "triton" not in hardware.versions:
+    if not _runs_kernels(hardware, accelerator):
         priors = profile.priors
         more = priors.denoise_activations * priors.unfused_activations
         profile = profile.replace(priors=priors.replace(denoise_activations=more))
@@ -123,6 +126,14 @@ def site_of(
         vram_limit = max(0, min(usable, wishes.vram_bytes or usable))
     available = max(0, hardware.host.available_bytes.value - profile.priors.ram_reserve_bytes)
     return Site(accelerator, profile, vram_limit, min(available, wishes.ram_bytes or available), findings)
+
+
+def _runs_kernels(hardware: Hardware, accelerator: Accelerator | None) -> bool:
+    """Whether kernels of our own are expected to run there; what else they need shows when one is tried."""
+    if accelerator is None or "triton" not in hardware.versions or ROCM in hardware.versions:
+        return False
+    capability = accelerator.capability
+    return capability is None or tuple(map(int, capability.split("."))) >= LEAST_KERNEL_CAPABILITY
 
 
 def _of_the_profile(

@@ -9,13 +9,10 @@ from typing import NamedTuple
 from autoflux.errors import ContradictoryWishes
 from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
-from autoflux.planning.sites import Site
+from autoflux.planning.sites import ROCM, Site
 from autoflux.planning.speed import DEFAULT_ATTENTION, Way
 from autoflux.planning.terms import Offload, Quality, TransferUnit
 from autoflux.planning.values import Wishes
-
-ROCM = "torch_hip"
-"""Of the versions on a machine that of ROCm, whose cards torch calls CUDA's."""
 
 LEAST_FOR_TRITON = (7, 0)
 """Compute capability from which triton compiles."""

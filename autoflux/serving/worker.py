@@ -16,6 +16,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Protocol
 
+from autoflux import process
 from autoflux.errors import AutofluxError, DamagedPack, ErrorReport, PluginFailure, describe
 from autoflux.runtime import allocator
 from autoflux.runtime.memory import peak_ram_bytes, peak_vram_bytes
@@ -114,6 +115,7 @@ class Inbox:
 def main(connection: Connection, log: str | None) -> None:
     """Run until told to stop. `log` gets what libraries print; None leaves it on the terminal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.claim()
     if log:
         _print_into(log)
     faulthandler.enable()

@@ -18,6 +18,7 @@ from autoflux.cli.plan_text import KNOWN
 from autoflux.cli.tune import Tuning
 from autoflux.models.request import Order, make_requests
 from autoflux.paths import cache_dir
+from autoflux.planning.calibration import CALIBRATION_SCHEMA
 from autoflux.planning.fitting import LIMIT
 from autoflux.planning.terms import Origin
 from autoflux.runtime.calibration_store import FOLDER, VARIABLE, CalibrationStore
@@ -89,7 +90,7 @@ def test_a_damaged_calibration_is_a_warning_and_written_anew(tiny_model: Path, c
     assert run(command) == 0
     assert "ignored" in capsys.readouterr().err
     assert planned(tiny_model, capsys, "--backend", "fake")["warnings"] == []
-    assert json.loads(kept.read_text())["schema"] == 1
+    assert json.loads(kept.read_text())["schema"] == CALIBRATION_SCHEMA
 
 
 def test_people_see_a_table(tiny_model: Path, capsys, fakes):

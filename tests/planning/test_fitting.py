@@ -10,7 +10,7 @@ from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Precision
-from autoflux.planning.activations import activations
+from autoflux.planning.activations import activations, hoisted_bytes
 from autoflux.planning.calibration import Calibration
 from autoflux.planning.findings import Findings
 from autoflux.planning.fitting import LIMIT, RESERVE, Measured, Run, calibrate
@@ -77,6 +77,19 @@ def test_memory_that_graphs_keep_is_not_taken_for_the_decoder_s():
         peaks = planned.replace(decode=planned.decode + computed.decode // 10)
         (working,) = fitted(Run(plan=made, measured=measured(0.3, made, peak_vram_bytes=peaks))).working
         assert working.decode_activations == pytest.approx(RESERVE * 1.1 * made.priors.decode_activations, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [3, 28])
+def test_modulation_of_steps_that_were_not_drawn_is_not_taken_for_less_activations(steps):
+    """Tuning draws fewer steps than are planned for."""
+    planned, picture = STREAMED.predicted.peak_vram_bytes, STREAMED.predicted.picture
+    all_steps, drawn = (
+        hoisted_bytes(SMALL, STREAMED.arrangement, picture.replace(steps=count)) for count in (picture.steps, steps)
+    )
+    assert (drawn < all_steps) == (steps < 28)
+    peaks = planned.replace(denoise=planned.denoise - all_steps + drawn)
+    (working,) = fitted(Run(plan=STREAMED, measured=measured(0.3, STREAMED, steps, peak_vram_bytes=peaks))).working
+    assert working.denoise_activations == pytest.approx(RESERVE * STREAMED.priors.denoise_activations, rel=1e-3)
 
 
 def test_the_plans_of_these_tests_are_bound_by_different_things():
@@ -184,7 +197,7 @@ def test_activations_explain_the_measured_peak_with_a_reserve():
     wild = PhaseBytes(encode=0, denoise=10**15, decode=0)
     (working,) = fitted(Run(plan=ALL_STAY, measured=measured(0.3, peak_vram_bytes=wild))).working
     assert working.denoise_activations == 4 * ALL_STAY.priors.denoise_activations
-    same = fitted(Run(plan=ALL_STAY, measured=measured(0.3, peak_vram_bytes=peaks))).working[0]
+    same = fitted(Run(plan=ALL_STAY, measured=measured(0.3, steps=28, peak_vram_bytes=peaks))).working[0]
     assert same.denoise_activations == pytest.approx(RESERVE * ALL_STAY.priors.denoise_activations)
 
 

@@ -194,6 +194,8 @@ def test_the_plan_says_later_how_many_pictures_of_another_size_fit(machine):
     assert batch_limit(made, FLUX, 2048, 2048) < made.max_batch
     with pytest.raises(DoesNotFit, match="4096x4096"):
         batch_limit(made.replace(vram_limit_bytes=int(26.5 * GB)), FLUX, 4096, 4096)
+    tight = made.replace(vram_limit_bytes=made.predicted.peak_vram_bytes.peak)
+    assert batch_limit(tight, FLUX, 1024, 1024) >= made.predicted.picture.batch
 
 
 MEMORY = st.floats(6, 90)

@@ -158,6 +158,8 @@ def test_libraries_come_without_what_takes_longest_and_find_it_when_it_is_used()
     """In a process of its own: here, all of it was imported long ago."""
     script = """
 import sys
+from autoflux import process
+process.claim()
 import autoflux.plugins.diffusers_loading
 assert not {"sklearn", "scipy.optimize", "scipy.stats._stats_py", "peft", "torchvision", "sympy"} & set(sys.modules)
 assert not [name for name in sys.modules if name.startswith("diffusers.") and "stable_cascade" in name]
@@ -188,3 +190,15 @@ print(beta.sigmas.tolist(), linear.get_lms_coefficient(1, 0, 0))
     )
     assert ours == theirs
     assert ours.startswith("[1.0")
+
+
+def test_a_program_that_imports_autoflux_finds_all_of_both_libraries():
+    script = """
+import autoflux.plugins.diffusers_loading
+from diffusers.models import transformers, unets
+from transformers.utils import is_torch_flex_attn_available
+assert "SD3Transformer2DModel" in dir(transformers) and "StableCascadeUNet" in dir(unets)
+print(is_torch_flex_attn_available())
+"""
+    ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert ran.stdout == "True\n"
