@@ -13,7 +13,7 @@ import pytest
 import autoflux
 
 ROOT = Path(__file__).parents[1]
-FOUNDATION = ("errors", "units", "values", "paths", "files")
+FOUNDATION = ("errors", "units", "values", "paths", "files", "process")
 ROOMS = ("hardware", "models", "planning", "runtime", "plugin_manager", "api", "serving", "cli")
 """Each may import from those before it, and from the foundation."""
 ABOVE_ALL = ("__init__", "__main__", "hookspecs", "testing")
