@@ -184,7 +184,8 @@ def twin(model: torch.nn.Module) -> SizedDiT:
 
 
 def diffusers_side(model: Any, inputs: Inputs) -> Side:
-    """As `FluxTransformer2DModel.forward` does it."""
+    """As `FluxTransformer2DModel.forward` does it, with the attention that the backend puts into it."""
+    DIFFUSERS.prepare(model)
 
     def embedding() -> torch.Tensor:
         dtype = inputs["hidden_states"].dtype
