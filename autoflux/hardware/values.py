@@ -181,6 +181,10 @@ class Accelerator(Value, frozen=True, kw_only=True):
     """Sustained rate of attention, 4 h N² operations, by what computes it: `default` is torch's choice, or `cudnn`."""
     blocks: dict[BlockKind, BlockTiming] = msgspec.field(default_factory=dict)
 
+    def is_at_least(self, capability: tuple[int, int]) -> bool:
+        """Whether it has that compute capability; taken to be so where that is not known."""
+        return self.capability is None or tuple(map(int, self.capability.split("."))) >= capability
+
     def block_seconds(
         self, kind: BlockKind, *, image_tokens: int = FLUX_IMAGE_TOKENS, text_tokens: int = FLUX_TEXT_TOKENS
     ) -> Figure | None:

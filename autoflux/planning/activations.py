@@ -51,13 +51,13 @@ def kept(model: Model, arrangement: Arrangement, priors: Priors, picture: Pictur
 
     Pictures of a batch are encoded before the first of their steps and decoded after the last.
     """
-    graphs = kept_by_graphs(model, arrangement, priors, picture)
+    graphs = _kept_by_graphs(model, arrangement, priors, picture)
     rows = hoisted_bytes(model, arrangement, picture)
     always = priors.allocator_bytes
     return graphs + PhaseBytes(encode=always, denoise=always + rows, decode=always)
 
 
-def kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
+def _kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> PhaseBytes:
     """What CUDA graphs keep by phase: the memory that blocks compute in, until what stays is parked, and their own."""
     if not arrangement.graphs:
         return PhaseBytes(encode=0, denoise=0, decode=0)

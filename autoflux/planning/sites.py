@@ -130,10 +130,8 @@ def site_of(
 
 def _runs_kernels(hardware: Hardware, accelerator: Accelerator | None) -> bool:
     """Whether kernels of our own are expected to run there; what else they need shows when one is tried."""
-    if accelerator is None or "triton" not in hardware.versions or ROCM in hardware.versions:
-        return False
-    capability = accelerator.capability
-    return capability is None or tuple(map(int, capability.split("."))) >= LEAST_KERNEL_CAPABILITY
+    there = "triton" in hardware.versions and ROCM not in hardware.versions
+    return there and accelerator is not None and accelerator.is_at_least(LEAST_KERNEL_CAPABILITY)
 
 
 def _of_the_profile(

@@ -134,6 +134,5 @@ def _graphs(hardware: Hardware, site: Site, wishes: Wishes) -> Sequence[bool]:
 
 
 def _compiles(hardware: Hardware, site: Site) -> bool:
-    capability = site.accelerator.capability if site.accelerator else None
-    new_enough = capability is None or tuple(map(int, capability.split("."))) >= LEAST_FOR_TRITON
+    new_enough = site.accelerator is None or site.accelerator.is_at_least(LEAST_FOR_TRITON)
     return new_enough and "triton" in hardware.versions

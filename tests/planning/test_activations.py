@@ -8,6 +8,7 @@ from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model
 from autoflux.planning.activations import HOISTED_STEPS, activations, encode_activations, kept, working_bytes
+from autoflux.planning.arranging import placed
 from autoflux.planning.footprint import footprint
 from autoflux.planning.terms import Offload, Placement, Quality
 from autoflux.planning.values import Arrangement, PhaseBytes, Picture, Plan
@@ -22,6 +23,9 @@ WIDTH = 19 * 12 + 38 * 3
 @pytest.fixture(scope="module")
 def streamed() -> Plan:
     return plan(CARD, SMALL, offload=Offload.STREAM, quality=Quality.EXACT, graphs=False)
+
+
+ROCM_CARD = CARD.replace(versions=CARD.versions | {"torch_hip": "assumed"})
 
 
 def changed_to(capability: str) -> Hardware:
@@ -69,11 +73,8 @@ def test_compiled_blocks_compute_in_less(streamed):
 
 def test_an_encoder_that_the_processor_computes_takes_ram_instead(streamed):
     def counted(placement: Placement) -> tuple[int, int]:
-        components = tuple(
-            part.replace(placement=placement if part.name == "text_encoder_2" else part.placement, packed_bytes=1)
-            for part in streamed.components
-        )  # read from packs, which takes no RAM beside
-        arrangement = streamed.arrangement.replace(components=components)
+        packed = tuple(part.replace(packed_bytes=1) for part in streamed.components)  # takes no RAM while it is read
+        arrangement = placed(streamed.arrangement.replace(components=packed), "text_encoder_2", placement)
         picture: Picture = streamed.predicted.picture
         assert encode_activations(SMALL, arrangement, picture) == encoding
         taken = footprint(SMALL, arrangement, CARD.accelerators[0].kind, streamed.priors, picture)
@@ -87,16 +88,14 @@ def test_an_encoder_that_the_processor_computes_takes_ram_instead(streamed):
 
 def test_an_encoder_that_the_processor_computes_takes_of_the_one_memory_of_a_chip(streamed):
     def need(placement: Placement) -> PhaseBytes:
-        components = tuple(
-            part.replace(placement=placement) if part.name == "text_encoder_2" else part for part in streamed.components
-        )
-        arrangement, picture = streamed.arrangement.replace(components=components), streamed.predicted.picture
+        arrangement = placed(streamed.arrangement, "text_encoder_2", placement)
+        picture = streamed.predicted.picture
         return footprint(SMALL, arrangement, DeviceKind.MPS, streamed.priors, picture, unified_memory=True).vram
 
     assert need(Placement.HOST) == need(Placement.DEVICE)
 
 
-@pytest.mark.parametrize("other", [without_triton(CARD), changed_to("7.5"), CARD.replace(versions={"torch_hip": "6"})])
+@pytest.mark.parametrize("other", [without_triton(CARD), changed_to("7.5"), ROCM_CARD])
 def test_without_kernels_of_our_own_a_step_takes_more(other):
     with_triton, without = (plan(hardware, SMALL, quality=Quality.EXACT).priors for hardware in (CARD, other))
     assert without.denoise_activations == pytest.approx(with_triton.denoise_activations * 1.1)

@@ -85,7 +85,6 @@ def test_a_module_that_is_there_stays_what_it_is(package):
 
 
 def test_parts_of_a_package_come_without_the_whole_of_it(package):
-    (package / "__init__.py").write_text("")
     (package / "parts").mkdir()
     (package / "parts" / "__init__.py").write_text("from .other import many\n")
     (package / "parts" / "one.py").write_text("answer = 42\n")
