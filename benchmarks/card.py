@@ -6,10 +6,16 @@ import ctypes
 import gc
 import sys
 import threading
+from collections.abc import Callable
 from typing import Self
 
 import psutil
 import torch
+
+
+def resident_bytes() -> int:
+    """The RAM that this process has."""
+    return int(psutil.Process().memory_info().rss)
 
 
 class HighWater:
@@ -17,8 +23,9 @@ class HighWater:
 
     PAUSE_SECONDS = 0.05
 
-    def __init__(self) -> None:
-        self._process = psutil.Process()
+    def __init__(self, resident_bytes: Callable[[], int]) -> None:
+        """`resident_bytes` tells how much it has now: see `resident_bytes`."""
+        self._resident_bytes = resident_bytes
         self._ended = threading.Event()
         self.nbytes = 0
 
@@ -33,7 +40,7 @@ class HighWater:
 
     def _follow(self) -> None:
         while True:
-            self.nbytes = max(self.nbytes, self._process.memory_info().rss)
+            self.nbytes = max(self.nbytes, self._resident_bytes())
             if self._ended.wait(self.PAUSE_SECONDS):
                 return
 

@@ -13,7 +13,8 @@ give (torch's reserve and what the driver takes beside it) and the most RAM. tor
 than the cap leaves beside the context, also while weights are loaded, so that a plan that counts wrongly fails. Caps
 above the card's memory are skipped. Weights are made once and lie in RAM, whence each plan's are copied as a loader
 would read them; that RAM is not counted, and neither is what plans before have left in the process: while weights are
-loaded, a process that has drawn before has more in it than a new one, and that is taken off. With `--direct`
+loaded, a process that has drawn before has more in it than a new one, and that is taken off. Pinned memory is handed
+on from plan to plan; what the one that runs has no use for is not counted either. With `--direct`
 what is streamed is copied straight to where it waits, as from a pack, also in 8 bits, and planned so: quicker, but what
 a loader takes of RAM before that is not seen.
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-import psutil
 import torch
 
 import autoflux
@@ -25,9 +24,11 @@ from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.terms import Offload, Quality, TransferUnit
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
+from autoflux.runtime.pinned import offered
 from autoflux.runtime.session import Session
-from benchmarks.card import Card, HighWater
+from benchmarks.card import Card, HighWater, resident_bytes
 from benchmarks.host_weights import HostWeights
+from benchmarks.kept_buffers import KeptBuffers
 from benchmarks.planning_report import Figures, Row, Setting
 
 GB = 10**9
@@ -59,6 +60,7 @@ class Bench:
         self._card = Card(there=not tiny)
         self._folder = tempfile.TemporaryDirectory()
         self._weights = HostWeights(tiny=tiny)
+        self._buffers = KeptBuffers(torch.device("cpu" if tiny else "cuda"))
         self._model: Model = self._weights.model(Path(self._folder.name))
         self._findings = Findings(packs=self._weights.packs()) if direct else NO_FINDINGS
         self._weight_bytes: int | None = None
@@ -153,11 +155,11 @@ class Bench:
         weight_bytes = self._prepare(plan)
         loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
         session = Session(loaded.session.pipeline, plan, self._model)
-        with HighWater() as ram:
-            began, planned = _resident_bytes(), max(plan.predicted.picture.steps, 1 + self._steps)
+        with HighWater(self._resident_bytes) as ram:
+            began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, 1 + self._steps)
             self._draw(session, row.setting, WARM_STEPS, of=planned)
             if self._drawn_bytes is None:
-                self._drawn_bytes = max(0, _resident_bytes() - began)
+                self._drawn_bytes = max(0, self._resident_bytes() - began)
             taken = self._draw(session, row.setting, 1 + self._steps, of=planned)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         whole = taken["encode"] + taken["first"] + (steps - 1) * taken["step"] + taken["decode"]
@@ -196,7 +198,7 @@ class Bench:
         self._card.restart()
         self._card.cap(cap_bytes, plan.priors.context_bytes)
         began = time.perf_counter()
-        with HighWater() as ram:
+        with HighWater(self._resident_bytes) as ram, offered(self._buffers):
             session = self._weights.session(plan, self._model, direct=self._direct)
         seconds = time.perf_counter() - began
         taken = ram.nbytes - (self._drawn_bytes or 0)
@@ -208,10 +210,15 @@ class Bench:
             self._loaded.session.close()
             self._loaded = None
         self._card.release()
+        self._buffers.take_back()
         if self._pictures:
-            now = _resident_bytes()
+            now = self._resident_bytes()
             self._unloaded_bytes = self._unloaded_bytes or now
             self._left_bytes = max(0, now - self._unloaded_bytes)
+
+    def _resident_bytes(self) -> int:
+        """RAM of the process, without what no plan asked for."""
+        return resident_bytes() - self._buffers.idle_bytes
 
     def _draw(self, session: Session, setting: Setting, steps: int, *, of: int) -> dict[str, float]:
         """Draw a batch, but so many steps only of those that it is begun for, whose modulation is computed beforehand;
@@ -251,10 +258,6 @@ class Bench:
         yield
         self._card.synchronize()
         taken[name] = time.perf_counter() - began
-
-
-def _resident_bytes() -> int:
-    return psutil.Process().memory_info().rss
 
 
 def _made_up() -> Hardware:

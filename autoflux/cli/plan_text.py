@@ -11,7 +11,7 @@ from rich.table import Table
 from autoflux.api import Prepared
 from autoflux.cli.output import stdout, warn
 from autoflux.cli.tables import table as _table
-from autoflux.models.values import Model, Precision
+from autoflux.models.values import Model
 from autoflux.planning.comparing import as_alternative
 from autoflux.planning.planner import BRIEF, Detail
 from autoflux.planning.terms import Offload, Origin, Placement, Waiting
@@ -196,9 +196,5 @@ def comparison(ways: Iterable[Alternative]) -> tuple[Table, Table]:
 def _way(way: Alternative) -> str:
     """Device, strategy, format of the transformer's weights and how they are computed with."""
     widened = way.precision.item_bytes == 1 and not way.native
-    words = (way.device, way.offload, SHORT.get(way.precision, way.precision), "widened" * widened)
+    words = (way.device, way.offload, way.precision.short_name, "widened" * widened)
     return " ".join(filter(None, (*words, "compiled" * way.compiled)))
-
-
-SHORT = {Precision.FLOAT8: "fp8", Precision.BFLOAT16: "bf16", Precision.FLOAT16: "fp16", Precision.FLOAT32: "fp32"}
-"""As users say."""

@@ -27,6 +27,11 @@ class Precision(StrEnum):
         """Bytes a number takes."""
         return _ITEM_BYTES[self]
 
+    @property
+    def short_name(self) -> str:
+        """As users say, and write it in options."""
+        return _SHORT_NAMES.get(self, self.value)
+
 
 _ITEM_BYTES = {
     Precision.FLOAT32: 4,
@@ -35,6 +40,12 @@ _ITEM_BYTES = {
     Precision.FLOAT8: 1,
     Precision.FLOAT8_E5M2: 1,
     Precision.INT8: 1,
+}
+_SHORT_NAMES = {
+    Precision.FLOAT32: "fp32",
+    Precision.BFLOAT16: "bf16",
+    Precision.FLOAT16: "fp16",
+    Precision.FLOAT8: "fp8",
 }
 
 

@@ -236,7 +236,8 @@ def _against(what: str, best: Candidate, rivals: Sequence[Candidate]) -> str:
     if not fitting:
         return f"{what} nothing would fit"
     longer = min(c.cost[0] for c in fitting) / best.cost[0]
-    return f"{what} a picture takes {longer:.3g} times as long"
+    times = f"{longer:.3g}"
+    return f"{what} a picture takes {'' if times == '1' else f'{times} times '}as long"
 
 
 def _attention_reason(best: Candidate, wishes: Wishes) -> str:

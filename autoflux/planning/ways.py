@@ -53,7 +53,7 @@ def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> lis
 def _asked_of_streaming(wishes: Wishes) -> tuple[str, str]:
     """What is wished that only streamed weights have, in words, and its option."""
     if _is_narrow_wished(wishes):
-        return f"--quant {wishes.quant} asks for blocks in 8 bits", "--quant"
+        return f"--quant {_asked_format(wishes)} asks for blocks in 8 bits", "--quant"
     if wishes.compiled:
         return "--compile asks for compiled blocks", "--compile"
     return "--graphs asks for CUDA graphs of blocks", "--graphs"
@@ -68,7 +68,7 @@ def wished_attention(wishes: Wishes) -> str | None:
 def _check(wishes: Wishes) -> None:
     if wishes.quality == Quality.EXACT and _is_narrow_wished(wishes):
         raise ContradictoryWishes(
-            f"--quality exact keeps weights as they are, and --quant {wishes.quant} makes them narrow",
+            f"--quality exact keeps weights as they are, and --quant {_asked_format(wishes)} makes them narrow",
             hint="drop one of the two",
         )
     if wishes.graphs and wishes.unit == TransferUnit.LAYER:
@@ -100,6 +100,11 @@ def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision,
         for storage in _narrow(site, wishes):
             for native in (True, False) if _multiplies(site, storage) else (False,):
                 yield Way(arithmetic=arithmetic, storage=storage, native=native, compiled=compiled, graphs=graphs)
+
+
+def _asked_format(wishes: Wishes) -> str:
+    """The value of `--quant`, as it was given."""
+    return wishes.quant.short_name if wishes.quant else "none"
 
 
 def _is_narrow_wished(wishes: Wishes) -> bool:

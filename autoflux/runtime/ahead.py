@@ -27,7 +27,7 @@ from autoflux.planning.values import Plan
 from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.pack_file import PAGE, PackFile, checksum, open_pack, side_by_side
-from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer
+from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, offered
 from autoflux.runtime.portions import PinnedUnit, Portion, portion
 from autoflux.runtime.warming import warm_up
 from autoflux.units import MIB
@@ -241,7 +241,7 @@ def bringing_ahead(plan: Plan, model: Model, unread: Collection[str] = ()) -> It
     _current = ahead = Ahead(portions, torch.device(plan.device))
     _warm_up(plan, model)
     try:
-        with ahead.pinned.offered():
+        with offered(ahead.pinned):
             yield True
     finally:
         _current = None

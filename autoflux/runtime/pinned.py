@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,13 @@ class PinnedBuffer:
         self.tensor, self.pinned = _host_bytes(nbytes, device)
         if self.pinned and device.type == "cuda":
             weakref.finalize(self, _unregister, self.tensor)
+
+
+class Offer(Protocol):
+    """Buffers that are there, or soon will be, before anybody asks for them."""
+
+    def take(self, nbytes: int) -> PinnedBuffer | None:
+        """One of that size, which is the caller's then; None if there is none."""
 
 
 class PinnedAhead:
@@ -59,15 +67,6 @@ class PinnedAhead:
             with contextlib.suppress(ValueError):
                 self._wanted.remove(nbytes)
             return None
-
-    @contextmanager
-    def offered(self) -> Iterator[None]:
-        """For the time of the context, `exact_buffer` takes from these."""
-        _offers.append(self)
-        try:
-            yield
-        finally:
-            _offers.remove(self)
 
     def close(self) -> None:
         """Make no more, and let go of what nobody took."""
@@ -99,11 +98,21 @@ class PinnedAhead:
                 self._changed.notify_all()
 
 
-_offers: list[PinnedAhead] = []
+_offers: list[Offer] = []
+
+
+@contextmanager
+def offered(offer: Offer) -> Iterator[None]:
+    """For the time of the context, `exact_buffer` takes from it what it has."""
+    _offers.append(offer)
+    try:
+        yield
+    finally:
+        _offers.remove(offer)
 
 
 def exact_buffer(nbytes: int, device: torch.device) -> PinnedBuffer:
-    """A buffer of that size, which may have been pinned ahead."""
+    """A buffer of that size, from what is offered if it has one."""
     made = (offer.take(nbytes) for offer in _offers)
     return next((buffer for buffer in made if buffer), None) or PinnedBuffer(nbytes, device)
 

@@ -17,7 +17,7 @@ from autoflux.models.packs import WEIGHTS, Packed
 from autoflux.runtime import ahead, bringing, packed, portions, sources
 from autoflux.runtime.ahead import Brought, bringing_ahead, weights_ahead
 from autoflux.runtime.pack_file import open_pack
-from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, exact_buffer
+from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, exact_buffer, offered
 from autoflux.runtime.portions import Portion, portion
 from autoflux.runtime.units import Unit
 from tests.plugins.test_packs import BACKENDS, PRECISIONS, drawn, flip, planned, spoil_sources
@@ -283,7 +283,7 @@ def test_weights_do_not_wait_for_what_compiles():
 
 def test_buffers_are_pinned_once_and_in_turn():
     pool = PinnedAhead([10, 20, 10], CPU)
-    with pool.offered():
+    with offered(pool):
         taken = [exact_buffer(nbytes, CPU) for nbytes in (10, 20, 10, 10, 30)]
     assert [buffer.nbytes for buffer in taken] == [10, 20, 10, 10, 30]
     assert len({id(buffer) for buffer in taken}) == len(taken)
