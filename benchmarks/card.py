@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable
-from typing import Self
+from typing import NamedTuple, Self
 
 import psutil
 import torch
@@ -45,6 +45,15 @@ class HighWater:
                 return
 
 
+class Peaks(NamedTuple):
+    """The most bytes of a card for a while."""
+
+    allocated: int
+    """That tensors took."""
+    reserved: int
+    """That torch took, the context not included."""
+
+
 class Card:
     """What this process takes of the card; zeros without one."""
 
@@ -65,20 +74,25 @@ class Card:
             share = (nbytes - taken) / torch.cuda.mem_get_info()[1]
             torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
+    def uncap(self) -> None:
+        """Let torch hold what it likes."""
+        if self.there:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
     def restart(self) -> None:
         """Forget the peak so far."""
         self._reserved = 0
         if self.there:
             torch.cuda.reset_peak_memory_stats()
 
-    def allocated_bytes(self) -> int:
-        """The most that tensors took since this was last asked. What torch reserves is not forgotten by that."""
+    def peaks(self) -> Peaks:
+        """Since this was last asked; `peak_bytes` remembers."""
         if not self.there:
-            return 0
+            return Peaks(0, 0)
         self._look()
-        peak = torch.cuda.max_memory_allocated()
+        taken = Peaks(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
         torch.cuda.reset_peak_memory_stats()
-        return peak
+        return taken
 
     def peak_bytes(self) -> int:
         """The most that the process took, the driver's part included."""

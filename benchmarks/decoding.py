@@ -84,7 +84,7 @@ def decode(vae: Any, way: str, side: int) -> tuple[Any, Row]:
         side=side,
         seconds=min(seconds[1:]),
         reserved_units=(card.peak_bytes() - card.context_bytes - reserved) / unit,
-        allocated_units=(card.allocated_bytes() - allocated) / unit,
+        allocated_units=(card.peaks().allocated - allocated) / unit,
     )
     return picture, row
 

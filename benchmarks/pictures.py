@@ -100,7 +100,7 @@ def draw(session: Session, bench: Bench, *, seed: int, width: int, height: int, 
     total = time.perf_counter() - began
     pauses = [later - earlier for earlier, later in pairwise(marks)]
     step = statistics.median(pauses) if pauses else marks[0] - began
-    allocated = bench.card.allocated_bytes()
+    allocated = bench.card.peaks().allocated
     return {
         "width": width,
         "height": height,

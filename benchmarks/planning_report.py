@@ -58,6 +58,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     measured: Figures | None = None
     allocated_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     """The most that tensors took in each phase."""
+    reserved_bytes: dict[str, int] = msgspec.field(default_factory=dict)
+    """The most that torch took of the card in each phase."""
     predicted_phase_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     context_bytes: int = 0
     error: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,15 +26,18 @@ from autoflux.planning.terms import Offload, Quality, TransferUnit
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.pinned import offered
-from autoflux.runtime.session import Session
-from benchmarks.card import Card, HighWater, resident_bytes
+from autoflux.runtime.session import Drawing, Session
+from benchmarks.card import Card, HighWater, Peaks, resident_bytes
 from benchmarks.host_weights import HostWeights
 from benchmarks.kept_buffers import KeptBuffers
 from benchmarks.planning_report import Figures, Row, Setting
 
 GB = 10**9
-WARM_STEPS = 2
-"""Of a picture before the one that is timed: the first compiles, and fills caches."""
+ROUNDS_SECONDS = 0.6
+"""Steps are timed in rounds for at least as long, as far as a picture has steps for that."""
+
+WARM_STEPS = 1
+"""A round, after the first step, of a picture before the one that is timed: both compile, and fill caches."""
 
 TINY_MACHINE = "rtx-3060-12gb"
 """The made-up card that a miniature is planned for."""
@@ -154,13 +158,13 @@ class Bench:
     def _run(self, row: Row, plan: Plan) -> Row:
         weight_bytes = self._prepare(plan)
         loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
-        session = Session(loaded.session.pipeline, plan, self._model)
+        session = Session(loaded.session.pipeline, plan, self._model, keeps_to_plan=not self._tiny)
         with HighWater(self._resident_bytes) as ram:
             began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, 1 + self._steps)
             self._draw(session, row.setting, WARM_STEPS, of=planned)
             if self._drawn_bytes is None:
                 self._drawn_bytes = max(0, self._resident_bytes() - began)
-            taken = self._draw(session, row.setting, 1 + self._steps, of=planned)
+            taken, peaks = self._draw(session, row.setting, self._steps, of=planned)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         whole = taken["encode"] + taken["first"] + (steps - 1) * taken["step"] + taken["decode"]
         return msgspec.structs.replace(
@@ -171,7 +175,8 @@ class Bench:
                 peak_vram_bytes=self._card.peak_bytes(),
                 peak_ram_bytes=max(ram.nbytes, loaded.ram_bytes) - weight_bytes - self._left_bytes,
             ),
-            allocated_bytes={phase: int(taken[f"{phase}_bytes"]) for phase in ("encode", "denoise", "decode")},
+            allocated_bytes={phase: peak.allocated for phase, peak in peaks.items()},
+            reserved_bytes={phase: peak.reserved for phase, peak in peaks.items()},
             context_bytes=self._card.context_bytes,
             setup_seconds=setup_seconds,
         )
@@ -210,6 +215,7 @@ class Bench:
             self._loaded.session.close()
             self._loaded = None
         self._card.release()
+        self._card.uncap()
         self._buffers.take_back()
         if self._pictures:
             now = self._resident_bytes()
@@ -220,24 +226,37 @@ class Bench:
         """RAM of the process, without what no plan asked for."""
         return resident_bytes() - self._buffers.idle_bytes
 
-    def _draw(self, session: Session, setting: Setting, steps: int, *, of: int) -> dict[str, float]:
-        """Draw a batch, but so many steps only of those that it is begun for, whose modulation is computed beforehand;
-        seconds of encoding, of the first step, of each other one, and of decoding."""
+    def _draw(
+        self, session: Session, setting: Setting, steps: int, *, of: int
+    ) -> tuple[dict[str, float], dict[str, Peaks]]:
+        """Draw a batch, but one step and a few rounds of so many only of those that it is begun for, whose modulation
+        is computed beforehand.
+
+        Returns the seconds of encoding, of the first step, of each other one, and of decoding; and peaks by phase.
+        """
         taken: dict[str, float] = {}
+        peaks: dict[str, Peaks] = {}
         with self._timed(taken, "encode"):
             drawings = [session.begin(self._request(setting, of)) for _ in range(setting.batch)]
-        taken["encode_bytes"] = self._card.allocated_bytes()
+        peaks["encode"] = self._card.peaks()
         with self._timed(taken, "first"):
             session.advance(drawings)
-        with self._timed(taken, "step"):
-            for _ in range(steps - 1):
-                session.advance(drawings)
-        taken["step"] /= max(1, steps - 1)
-        taken["denoise_bytes"] = self._card.allocated_bytes()
+        taken["step"] = self._step_seconds(session, drawings, steps, left=of - 1)
+        peaks["denoise"] = self._card.peaks()
         with self._timed(taken, "decode"):
             session.finish(drawings)
-        taken["decode_bytes"] = self._card.allocated_bytes()
-        return taken
+        peaks["decode"] = self._card.peaks()
+        return taken, peaks
+
+    def _step_seconds(self, session: Session, drawings: list[Drawing], steps: int, *, left: int) -> float:
+        """Of a step, the median of rounds: one round if that is long, several where a pause of the host would count."""
+        rounds: list[float] = []
+        while not rounds or (sum(rounds) < ROUNDS_SECONDS and (len(rounds) + 1) * steps <= left):
+            with self._timed(taken := {}, "round"):
+                for _ in range(steps):
+                    session.advance(drawings)
+            rounds.append(taken["round"])
+        return statistics.median(rounds) / steps
 
     def _request(self, setting: Setting, steps: int) -> Request:
         """Another prompt each time, so that the text encoders run."""

@@ -13,7 +13,7 @@ from autoflux.planning.activations import working_bytes
 from autoflux.planning.native import passing_bytes
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import Rates, Way, all_blocks_seconds, assumed, block_seconds, choose_rates
-from autoflux.planning.streaming import Room, block_bytes_of, pinned_bytes, stream_layout
+from autoflux.planning.streaming import Room, block_bytes_of, hoists, pinned_bytes, stream_layout
 from autoflux.planning.terms import Offload, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.timeline import copy_gb_per_s, timeline
 from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Wishes
@@ -305,7 +305,23 @@ def _streamed(task: _Task, arrangement: Arrangement) -> Held:
 
 
 def _with_others_elsewhere(task: _Task, found: Held) -> Held:
-    """Keep components on the device, or leave them to the processor, as long as a picture gets faster for it."""
+    """Keep what streams once a picture on the device, or leave it to the processor, if a picture gets faster for it.
+
+    Of the modulation and the other components, whichever comes first may take the room of the rest.
+    """
+    first = _with_components_elsewhere(task, _with_modulation_there(task, found))
+    last = _with_modulation_there(task, _with_components_elsewhere(task, found))
+    return min(last, first, key=task.preference)
+
+
+def _with_modulation_there(task: _Task, found: Held) -> Held:
+    if not hoists(found.arrangement):
+        return found
+    held = _streamed(task, found.arrangement.replace(keep_modulation=True))
+    return held if task.fits(held) and task.seconds(held) < task.seconds(found) else found
+
+
+def _with_components_elsewhere(task: _Task, found: Held) -> Held:
     best, seconds = found, task.seconds(found)
     for name, placement in ELSEWHERE:
         if best.arrangement.component(name).placement != Placement.STREAMED:

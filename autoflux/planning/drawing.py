@@ -177,7 +177,8 @@ def _trace(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
     if plan.unit == TransferUnit.LAYER:
         return _layered(plan, blocks)
     units = [Unit(block.nbytes, predicted.block_seconds[block.kind]) for block in blocks]
-    return trace_pass(units, planned.resident, plan.ring_bytes, predicted.copy_gb_per_s * 1e9, pause=pause)
+    trace = trace_pass(units, planned.resident, plan.ring_bytes, predicted.copy_gb_per_s * 1e9, pause=pause)
+    return trace.lasting(predicted.seconds_per_step)
 
 
 def _layered(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
@@ -268,11 +269,11 @@ def _blocks_caption(plan: Plan, blocks: Sequence[DrawnBlock]) -> str:
     placement = plan.component("transformer").placement
     if not blocks:
         return "the transformer is not made of blocks"
-    if placement == Placement.DEVICE:
+    streamed = sum(block.nbytes for block in blocks if block.part == Part.STREAMED)
+    if placement == Placement.DEVICE or (placement == Placement.STREAMED and not streamed):
         return f"all blocks stay, {nbytes}"
     if placement == Placement.VISITING:
         return f"all blocks, {nbytes}, come to {plan.device} once a picture and stay there for its steps"
-    streamed = sum(block.nbytes for block in blocks if block.part == Part.STREAMED)
     stay = ", ".join(_share(blocks, kind) for kind in dict.fromkeys(block.kind for block in blocks))
     return (
         f"{stay} blocks stay; the others, {format_bytes(streamed)} of {nbytes}, pass through a ring of "
@@ -309,6 +310,6 @@ def _step_caption(seconds: float, pause: float, lanes: Sequence[Lane]) -> str:
 
 def _wait(who: str, part: float, seconds: float, *, plural: bool = False) -> str:
     verb = "wait" if plural else "waits"
-    if part <= seconds * 1e-6:
+    if part <= seconds * 1e-4:
         return f"{who} never {verb}"
     return f"{who} {verb} {format_seconds(part)} ({part / seconds:.0%})"

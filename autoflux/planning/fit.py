@@ -27,6 +27,11 @@ def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
     return fitting
 
 
+def peak_vram_bytes(plan: Plan, model: Model, width: int, height: int, batch: int) -> int:
+    """Device memory that so many pictures of that size are planned to take, the driver's context included."""
+    return _need(plan, model, width, height, batch).vram.peak
+
+
 def _need(plan: Plan, model: Model, width: int, height: int, batch: int) -> Footprint:
     picture = plan.predicted.picture.replace(width=width, height=height, batch=batch)
     kind = DeviceKind(plan.device.partition(":")[0])

@@ -6,8 +6,8 @@ from autoflux.hardware.values import DeviceKind
 from autoflux.models.values import Model
 from autoflux.planning.activations import encode_activations, working_bytes
 from autoflux.planning.native import on_device_bytes, ram_bytes
-from autoflux.planning.streaming import arena_bytes, modulation_bytes, stage_bytes, staying_bytes, streamed_bytes
-from autoflux.planning.terms import Placement, TransferUnit, Waiting
+from autoflux.planning.streaming import arena_bytes, copied_modulation, stage_bytes, staying_bytes, streamed_bytes
+from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import Arrangement, ComponentPlan, PhaseBytes, Picture, Priors
 from autoflux.planning.weights import component_bytes
 from autoflux.values import Value
@@ -83,7 +83,7 @@ def _in_ram(model: Model, arrangement: Arrangement, picture: Picture) -> int:
     """
     components = [arrangement.component(c.name) for c in model.in_loading_order]
     kept = {c.name: _kept_in_ram(model, arrangement, c) for c in components}
-    stage = stage_bytes(model, [c for c in arrangement.streamed if c.waiting != Waiting.PINNED])
+    stage = stage_bytes(model, arrangement, [c for c in arrangement.streamed if c.waiting != Waiting.PINNED])
     peak, loaded, last = sum(kept.values()) + stage + _encoded_on_host(model, arrangement, picture), 0, 0
     for component in components:
         peak = max(peak, loaded + _read_bytes(model, component))
@@ -105,8 +105,7 @@ def _kept_in_ram(model: Model, arrangement: Arrangement, planned: ComponentPlan)
     if planned.name != "transformer":
         return component_bytes(model, planned)
     staying = staying_bytes(model, arrangement) if arrangement.park_for_decode else 0
-    hoisted = 0 if arrangement.unit == TransferUnit.LAYER else modulation_bytes(model, planned)
-    return streamed_bytes(model, arrangement) + hoisted + staying
+    return streamed_bytes(model, arrangement) + copied_modulation(model, arrangement) + staying
 
 
 def _read_bytes(model: Model, planned: ComponentPlan) -> int:

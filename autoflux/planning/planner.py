@@ -212,6 +212,7 @@ def _plan(
         components=held.components,
         ring_bytes=held.ring_bytes,
         hoist_modulation=hoists(held),
+        keep_modulation=held.keep_modulation,
         tile_decode=held.tile_decode,
         park_for_decode=held.park_for_decode,
         unit=held.unit,

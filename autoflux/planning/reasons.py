@@ -253,9 +253,10 @@ def _offload_reason(model: Model, best: Candidate) -> str:
         if held.unit == TransferUnit.LAYER:
             return "not even two blocks fit the device, so layers pass through it one by one"
         if all_stay(model, held):
+            weights = "stay for that too" if held.keep_modulation else "need not stay"
             return (
-                "all blocks fit the device; modulation, which depends on no token, is computed before the steps, so "
-                "its weights need not stay"
+                "all blocks fit the device; modulation, which depends on no token, is computed before the steps, and "
+                f"its weights {weights}"
             )
         return (
             f"{len(held.component('transformer').resident)} of the transformer's blocks fit the device for good, the "

@@ -9,7 +9,7 @@ the first unit of each pass there is a *pause*, in which no unit computes and co
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate, islice
 from operator import itemgetter
@@ -32,6 +32,10 @@ MOST_MOVED = 500_000
 
 PHASES = (0.0, 0.25, 0.5, 0.75)
 """Where evenly spread units begin, in parts of the distance between two."""
+
+CONTENTION = 0.04
+"""How much longer arithmetic takes while something is copied, in parts of the time of copies. One H200 (PCIe 5 x16):
+steps that wait for no copy take 0.6 to 0.9 ms longer for each GB that is streamed (benchmarks/planning.py)."""
 
 STEADY_PASSES = 4
 """Passes until the simulation repeats itself: the first starts with an empty ring."""
@@ -73,12 +77,22 @@ class Passage(NamedTuple):
     copy: Span | None
     compute: Span
 
+    def stretched(self, times: float) -> Passage:
+        """The same in a pass that takes so many times as long."""
+        copy = Span(self.copy.begin * times, self.copy.end * times) if self.copy else None
+        return Passage(copy, Span(self.compute.begin * times, self.compute.end * times))
+
 
 class PassTrace(NamedTuple):
     """A pass, unit by unit in order. In steady state the next pass is the same, `seconds` later."""
 
     seconds: float
     passages: tuple[Passage, ...]
+
+    def lasting(self, seconds: float) -> PassTrace:
+        """The same in a pass that takes so long, everything in it in proportion."""
+        times = seconds / self.seconds
+        return PassTrace(seconds, tuple(passage.stretched(times) for passage in self.passages))
 
 
 def aligned(nbytes: int) -> int:
@@ -125,6 +139,15 @@ def pass_seconds(
         began = now
         copied, now = _advance(steps, released, copied, now + pause)
     return now - began
+
+
+def contended_seconds(
+    units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float, *, pause: float = 0.0
+) -> float:
+    """The same, with what copies take from arithmetic where that is what a pass waits for."""
+    copying = sum([unit.nbytes for i, unit in enumerate(units) if i not in resident]) / bytes_per_second
+    computing = pause + sum([unit.seconds for unit in units]) + CONTENTION * copying
+    return max(computing, pass_seconds(units, resident, ring_bytes, bytes_per_second, pause=pause))
 
 
 def layer_pass_seconds(computing: float, copying: float) -> float:
@@ -192,8 +215,8 @@ def bound_seconds(
 ) -> float:
     """What no schedule can beat: the larger of all arithmetic and all copies."""
     every = list(units)
-    copies = sum([unit.nbytes for i, unit in enumerate(every) if i not in resident])
-    return max(pause + sum([unit.seconds for unit in every]), copies / bytes_per_second)
+    copying = sum([unit.nbytes for i, unit in enumerate(every) if i not in resident]) / bytes_per_second
+    return max(pause + sum([unit.seconds for unit in every]), copying)
 
 
 def choose_resident(
@@ -218,11 +241,13 @@ def choose_resident(
     def seconds(resident: frozenset[int], rate: float = 1.0) -> float:
         return pass_seconds(units, resident, ring_bytes, rate * bytes_per_second, pause=pause)
 
-    computing = pause + sum([unit.seconds for unit in units])
-    best, fastest = _fastest(units, _spread_choices(units, budget_bytes), seconds, computing, bytes_per_second)
+    def bound(resident: frozenset[int]) -> float:
+        return bound_seconds(units, resident, bytes_per_second, pause=pause)
+
+    best, fastest = _fastest(units, _spread_choices(units, budget_bytes), seconds, bound)
     left = MOST_MOVED // max(1, len(units) * STEADY_PASSES)
     improved = True
-    while improved and fastest > bound_seconds(units, best, bytes_per_second, pause=pause) * 1.001:
+    while improved and fastest > bound(best) * 1.001:
         improved = False
         for moved in islice(_moves(units, best), left):
             left -= 1
@@ -242,22 +267,19 @@ def _fastest(
     units: Sequence[Unit],
     choices: Iterable[frozenset[int]],
     seconds: _Seconds,
-    computing: float,
-    bytes_per_second: float,
+    bound: Callable[[frozenset[int]], float],
 ) -> tuple[frozenset[int], float]:
     """The choice with the shortest pass, of equals the one that a slower link costs least, of these the smallest.
 
     Those that cannot be faster are not simulated.
     """
-    copied = sum(unit.nbytes for unit in units)
 
     def bounds(choice: frozenset[int]) -> tuple[float, int]:
-        kept = sum([units[i].nbytes for i in choice])
-        return max(computing, (copied - kept) / bytes_per_second), kept
+        return bound(choice), sum([units[i].nbytes for i in choice])
 
     best, fastest, slower = frozenset[int](), math.inf, math.inf
-    for (bound, _), choice in sorted([(bounds(choice), choice) for choice in choices], key=itemgetter(0)):
-        if bound > fastest * ROUNDED or slower <= computing * ROUNDED:
+    for (least, _), choice in sorted([(bounds(choice), choice) for choice in choices], key=itemgetter(0)):
+        if least > fastest * ROUNDED or slower <= least * ROUNDED:
             break  # what is left is slower, or larger and no better
         found = seconds(choice)
         if found > fastest * ROUNDED:

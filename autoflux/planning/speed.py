@@ -37,18 +37,27 @@ NATIVE_OVERHEAD: Mapping[Precision, float] = {Precision.FLOAT8: 1.0, Precision.I
 scaling sums that arrive as four bytes each. One H200, 4608 x 3072 -> 12288: 0.25 ms in fp8 at 1259 TFLOP/s, 0.59 ms in
 int8 at 850."""
 
-EAGER_NARROWING = 0.15
-"""What making activations narrow adds to the rest of a block that is not compiled, as a share of that rest. Assumed:
-`runtime.narrow_kernel` reads two bytes a number and writes one, a fifth of what torch's own operations move."""
+EAGER_NARROWING = 0.27
+"""What making activations narrow adds to the rest of a block that is not compiled, as a share of that rest. One H200,
+1024x1024, replayed (benchmarks/eager_steps.py): a step takes 141 ms in bfloat16, of which products, attention and what
+is beside blocks take 116, and 107 in fp8, of which these take 75."""
 
 COMPILED_NARROWING = 0.19
-"""The same where blocks are compiled: most rows are fused with what comes before them, but read twice. One H100, fp8,
-1024x1024: a step takes 94 to 96 ms (benchmarks/pictures.py), of which the rest is 63 ms uncompiled. That alone is left
-of `NATIVE_OVERHEAD` for fp8: its products are faster than where they are measured alone."""
+"""The same where blocks are compiled: most rows are fused with what comes before them, but read twice. There
+(benchmarks/streaming.py) a step takes 129 ms in bfloat16 and 92 in fp8: 13 and 18 ms beside all that."""
 
-LAUNCHED_BESIDE = 1.2
-"""Time of the host for a block as the library and the engine run it, over that of the bare one that a probe times. One
-H100 whose processors others used: bare blocks 2.0 and 1.2 ms, a step of 57 at 512x512 99 to 104 ms."""
+NARROW_WAVE_SECONDS = 0.00012
+"""What a block of few tokens loses because its 8-bit products end in a wave of tiles that does not fill the device; at
+`TIMED_ROWS` the measured rate has it. One H200, fp8, replayed: four pictures of 512x512 take 31 ms each, one 34 to 36
+(benchmarks/planning.py, eager_steps.py)."""
+
+TIMED_ROWS = FLUX_IMAGE_TOKENS + FLUX_TEXT_TOKENS
+"""Rows of the products that a probe times."""
+
+LAUNCHED_BESIDE = 1.7
+"""Time of the host for a block as the library and the engine run it, over that of the bare one that a probe times. What
+else a host does counts: one H200, minutes after it was probed, 1.3 to 2.3 (a step of 57 at 512x512 took 49 to 89 ms);
+one H100 1.2."""
 
 COMPILED_LAUNCHES = 0.5
 """The same for a compiled block, over that of an uncompiled one. There: a step 45 to 57 ms."""
@@ -153,10 +162,12 @@ def block_seconds(model: Model, rates: Rates, priors: Priors, picture: Picture, 
     hidden = architecture.hidden_size
     tokens = picture.text_tokens + image_tokens(architecture, picture.width, picture.height)
     attending = batch * attention_operations(hidden, tokens)
-    multiplying = batch * block_operations(hidden, tokens) - attending
+    multiplying = (batch * block_operations(hidden, tokens) - attending) * _filling(batch * tokens, priors)
     wide = multiplying / (rates.matmul_tflops.value * 1e12)
     attention = attending / (rates.attention_tflops.value * 1e12)
     products = _product_seconds(multiplying, wide, rates, priors, way, hidden)
+    if way.native:
+        products += NARROW_WAVE_SECONDS * max(0.0, 1 - batch * tokens / TIMED_ROWS)
     seconds = {}
     for kind in KINDS:
         rest = (wide + attention) * (1 / priors.step_efficiency - 1)
@@ -172,6 +183,12 @@ def all_blocks_seconds(model: Model, rates: Rates, priors: Priors, picture: Pict
     """What all blocks of a step compute for."""
     seconds, architecture = block_seconds(model, rates, priors, picture, way), model.architecture
     return architecture.double_blocks * seconds["double"] + architecture.single_blocks * seconds["single"]
+
+
+def _filling(rows: int, priors: Priors) -> float:
+    """How much is computed of a product over what counts: the last tile of rows is as long as the others."""
+    tiles = -(-rows // priors.product_rows)
+    return tiles * priors.product_rows / rows
 
 
 def _product_seconds(multiplying: float, wide: float, rates: Rates, priors: Priors, way: Way, hidden: int) -> float:

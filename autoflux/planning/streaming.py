@@ -8,11 +8,20 @@ from typing import NamedTuple
 
 from autoflux.hardware.values import BlockKind
 from autoflux.models.values import Component, Model
-from autoflux.planning.schedule import SLOWER_LINK, Unit, aligned, choose_resident, layer_pass_seconds, pass_seconds
+from autoflux.planning.schedule import (
+    ALIGNMENT,
+    SLOWER_LINK,
+    Unit,
+    aligned,
+    choose_resident,
+    contended_seconds,
+    layer_pass_seconds,
+)
 from autoflux.planning.speed import KINDS
 from autoflux.planning.terms import Placement, TransferUnit, Waiting
 from autoflux.planning.values import Arrangement, ComponentPlan
 from autoflux.planning.weights import (
+    TENSORS_PER_BLOCK,
     all_unit_bytes,
     component_bytes,
     largest_modulation,
@@ -28,8 +37,8 @@ one can be on its way at any time."""
 RUNGS = 2
 """Budgets tried, a smallest unit apart: what is chosen for a budget is not always better than for a little less."""
 
-LARGEST_LAYER = 5
-"""The largest layer of a FLUX block in squares of the hidden size: the last of a single block."""
+LARGEST_LAYER = 6
+"""The largest layer of a FLUX block in squares of the hidden size: the modulation of a double block."""
 
 
 class StreamLayout(NamedTuple):
@@ -75,8 +84,8 @@ def stream_layout(
     planned = arrangement.component("transformer")
     transformer = model.component("transformer")
     kinds = block_kinds(transformer)
-    rest = aligned(rest_bytes(transformer.rest, planned))
-    least = max(_largest_of_others(model, arrangement), _largest_modulation(model, planned))
+    rest = aligned(rest_bytes(transformer.rest, planned)) + _kept_modulation(model, arrangement)
+    least = max(_largest_of_others(model, arrangement), _passing_modulation(model, arrangement))
     if arrangement.unit == TransferUnit.LAYER:
         computing = pause + sum(seconds[kind] for kind in kinds)
         layers = _by_layers(model, planned, computing, bytes_per_second)
@@ -85,9 +94,10 @@ def stream_layout(
         Unit(nbytes, seconds[kind]) for nbytes, kind in zip(all_unit_bytes(transformer, planned), kinds, strict=True)
     ]
     units = joined(loads, arrangement.block_bytes)
-    least = max(
-        *(unit.nbytes for unit in units), _largest_of_others(model, arrangement), _largest_modulation(model, planned)
-    )
+    streams = least or arrangement.block_bytes or arrangement.park_for_decode
+    if not streams and rest + sum(aligned(unit.nbytes) for unit in units) <= room.budget_bytes:
+        return _all_there(units, pause)
+    least = max(least, *(unit.nbytes for unit in units))
     found: list[StreamLayout] = []
     for times in RING_UNITS:
         ring = max(int(times * max(unit.nbytes for unit in units)), least)
@@ -99,12 +109,17 @@ def stream_layout(
     return min(found, key=lambda layout: layout.cost)
 
 
+def _all_there(units: Sequence[Unit], pause: float) -> StreamLayout:
+    """Nothing passes through a ring, so there is none."""
+    seconds = pause + sum(unit.seconds for unit in units)
+    return StreamLayout(tuple(range(len(units))), 0, seconds, seconds)
+
+
 def _by_layers(model: Model, planned: ComponentPlan, computing: float, bytes_per_second: float) -> StreamLayout:
     """A ring for the largest layer."""
-    transformer = model.component("transformer")
     hidden = model.architecture.hidden_size
     largest = LARGEST_LAYER * hidden**2 * planned.storage.item_bytes
-    copies = (component_bytes(model, planned) - rest_bytes(transformer.rest, planned)) / bytes_per_second
+    copies = component_bytes(model, planned) / bytes_per_second
     seconds, slower = (layer_pass_seconds(computing, copies / rate) for rate in (1.0, SLOWER_LINK))
     return StreamLayout((), int(1.01 * largest), seconds, slower)
 
@@ -138,7 +153,7 @@ def _chosen(
 ) -> StreamLayout:
     resident = choose_resident(units, budget_bytes, ring, bytes_per_second, pause=pause, fewest=fewest)
     seconds, slower = (
-        pass_seconds(units, resident, ring, rate * bytes_per_second, pause=pause) for rate in (1.0, SLOWER_LINK)
+        contended_seconds(units, resident, ring, rate * bytes_per_second, pause=pause) for rate in (1.0, SLOWER_LINK)
     )
     return StreamLayout(tuple(sorted(resident)), ring, seconds, slower)
 
@@ -149,13 +164,14 @@ def arena_bytes(model: Model, arrangement: Arrangement) -> int:
 
 
 def staying_bytes(model: Model, arrangement: Arrangement) -> int:
-    """Weights on the device beside the ring."""
+    """Weights on the device beside the ring. Where layers are streamed, those outside of blocks are, too."""
     planned = next((c for c in arrangement.streamed if c.name == "transformer"), None)
-    if planned is None:
+    if planned is None or arrangement.unit == TransferUnit.LAYER:
         return 0
     transformer = model.component("transformer")
     sizes = block_bytes_of(model, planned)
-    return aligned(rest_bytes(transformer.rest, planned)) + sum(aligned(sizes[i]) for i in planned.resident)
+    blocks = sum(aligned(sizes[i]) for i in planned.resident)
+    return aligned(rest_bytes(transformer.rest, planned)) + blocks + _kept_modulation(model, arrangement)
 
 
 def hoists(arrangement: Arrangement) -> bool:
@@ -176,7 +192,7 @@ def streamed_bytes(model: Model, arrangement: Arrangement) -> int:
     if planned is None:
         return 0
     if arrangement.unit == TransferUnit.LAYER:
-        return component_bytes(model, planned) - rest_bytes(model.component("transformer").rest, planned)
+        return component_bytes(model, planned)
     return sum(size for i, size in enumerate(block_bytes_of(model, planned)) if i not in planned.resident)
 
 
@@ -201,26 +217,46 @@ def pinned_bytes(model: Model, arrangement: Arrangement) -> int:
     pinned = sum(component_bytes(model, c) for c in direct if c.name != "transformer")
     if any(c.name == "transformer" for c in direct):
         parked = staying_bytes(model, arrangement) if arrangement.park_for_decode else 0
-        planned = arrangement.component("transformer")
-        hoisted = 0 if arrangement.unit == TransferUnit.LAYER else modulation_bytes(model, planned)
-        pinned += parked + streamed_bytes(model, arrangement) + hoisted
-    return pinned + stage_bytes(model, through)
+        pinned += parked + streamed_bytes(model, arrangement) + copied_modulation(model, arrangement)
+    return pinned + stage_bytes(model, arrangement, through)
 
 
-def stage_bytes(model: Model, through: Iterable[ComponentPlan]) -> int:
+def stage_bytes(model: Model, arrangement: Arrangement, through: Iterable[ComponentPlan]) -> int:
     """Pinned buffers through which weights come that wait elsewhere: two of the largest unit for each component and
     for the modulation, as they all read ahead for themselves."""
     total = 0
     for planned in through:
         total += 2 * _largest_part(model.component(planned.name), planned)
         if planned.name == "transformer":
-            total += 2 * _largest_modulation(model, planned)
+            total += 2 * _passing_modulation(model, arrangement)
     return total
 
 
-def modulation_bytes(model: Model, planned: ComponentPlan) -> int:
-    """Bytes of the modulation weights, which pass through the ring once a picture."""
-    return modulation_of(model.component(planned.name), planned)
+def modulation_bytes(model: Model, arrangement: Arrangement) -> int:
+    """Bytes of the modulation weights where they are apart from the blocks; 0 where they are not."""
+    if not hoists(arrangement):
+        return 0
+    return modulation_of(model.component("transformer"), arrangement.component("transformer"))
+
+
+def copied_modulation(model: Model, arrangement: Arrangement) -> int:
+    """Bytes of the modulation weights that pass through the ring once a picture."""
+    return 0 if arrangement.keep_modulation else modulation_bytes(model, arrangement)
+
+
+def _kept_modulation(model: Model, arrangement: Arrangement) -> int:
+    """Device memory of those that stay."""
+    if not arrangement.keep_modulation:
+        return 0
+    layers = TENSORS_PER_BLOCK * ALIGNMENT * len(model.component("transformer").blocks)
+    return aligned(modulation_bytes(model, arrangement)) + layers
+
+
+def _passing_modulation(model: Model, arrangement: Arrangement) -> int:
+    """The largest that passes through the ring. A double block has two modulation layers."""
+    if not copied_modulation(model, arrangement):
+        return 0
+    return largest_modulation(model.component("transformer"), arrangement.component("transformer"))
 
 
 def _largest_of_others(model: Model, arrangement: Arrangement) -> int:
@@ -232,8 +268,3 @@ def _largest_part(component: Component, planned: ComponentPlan, *, whole: bool =
     """The largest block; what lies outside the blocks counts only for components that stream `whole`."""
     outside = [rest_bytes(component.rest, planned)] if whole or planned.name != "transformer" else []
     return max([largest_unit(component, planned), *outside])
-
-
-def _largest_modulation(model: Model, planned: ComponentPlan) -> int:
-    # A double block has two modulation layers.
-    return largest_modulation(model.component(planned.name), planned)

@@ -7,7 +7,7 @@ from autoflux.models.values import Model
 from autoflux.planning.footprint import PHASE_OF
 from autoflux.planning.packs import read_bytes
 from autoflux.planning.speed import Rates, Way, all_blocks_seconds
-from autoflux.planning.streaming import block_bytes_of, modulation_bytes, staying_bytes
+from autoflux.planning.streaming import block_bytes_of, copied_modulation, staying_bytes
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Priors
 from autoflux.values import Value
@@ -43,7 +43,7 @@ def timeline(
     streamed_step: float | None = None,
 ) -> Timeline:
     """What each part takes when the weights are arranged so; `streamed_step` is what a schedule gives a step."""
-    copies = {c.name: _copy_seconds(model, c, rates) for c in arrangement.components}
+    copies = {c.name: _copy_seconds(model, arrangement, c, rates) for c in arrangement.components}
     text = sum(seconds for name, seconds in copies.items() if PHASE_OF[name] == "encode")
     link = rates.link_gb_per_s.value * 1e9
     brought_back = staying_bytes(model, arrangement) / link if arrangement.park_for_decode else 0.0
@@ -107,7 +107,7 @@ def copy_gb_per_s(waiting: Waiting, rates: Rates) -> float:
     return min(link * ran.get(Waiting.PINNED, 1.0), slowest * ran.get(waiting, 1.0))
 
 
-def _copy_seconds(model: Model, component: ComponentPlan, rates: Rates) -> float:
+def _copy_seconds(model: Model, arrangement: Arrangement, component: ComponentPlan, rates: Rates) -> float:
     """Copies to the device once a batch of pictures; a streamed step's copies are part of the step."""
     if component.placement in (Placement.DEVICE, Placement.HOST):
         return 0.0
@@ -116,5 +116,5 @@ def _copy_seconds(model: Model, component: ComponentPlan, rates: Rates) -> float
     waiting = component.waiting if component.placement == Placement.STREAMED else Waiting.PINNED
     nbytes = model.component(component.name).bytes_as(component.storage)
     if component.placement == Placement.STREAMED and component.name == "transformer":
-        nbytes = modulation_bytes(model, component)
+        nbytes = copied_modulation(model, arrangement)
     return nbytes / (copy_gb_per_s(waiting, rates) * 1e9)

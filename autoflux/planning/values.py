@@ -77,6 +77,8 @@ class Priors(Value, frozen=True, kw_only=True):
 
     matmul_tflops: Positive
     """Rate assumed when the probe has none, 10^12 operations a second."""
+    product_rows: Annotated[int, msgspec.Meta(gt=0)] = 1
+    """Rows of which a matrix product computes no fewer at once."""
     attention_share: Share = 1.0
     """Rate of attention as a share of the matmul rate, where it was not measured."""
     step_efficiency: Share
@@ -199,6 +201,7 @@ class Arrangement(Value, frozen=True, kw_only=True):
 
     components: tuple[ComponentPlan, ...]
     ring_bytes: int = 0
+    keep_modulation: bool = False
     tile_decode: bool = False
     park_for_decode: bool = False
     unit: TransferUnit = TransferUnit.BLOCK
@@ -328,6 +331,8 @@ class Plan(Value, frozen=True, kw_only=True):
     """Device memory that streamed weights pass through, or that the backend's own offload may fill with weights."""
     hoist_modulation: bool = False
     """Compute the modulation of all steps before the first, so that its weights are not needed in the loop."""
+    keep_modulation: bool = False
+    """With it, keep the weights of the modulation on the device, instead of copying them for each picture."""
     tile_decode: bool = False
     """Decode large pictures in parts, because whole they would not fit."""
     park_for_decode: bool = False
@@ -363,6 +368,7 @@ class Plan(Value, frozen=True, kw_only=True):
         return Arrangement(
             components=self.components,
             ring_bytes=self.ring_bytes,
+            keep_modulation=self.keep_modulation,
             tile_decode=self.tile_decode,
             park_for_decode=self.park_for_decode,
             unit=self.unit,

@@ -53,7 +53,6 @@ def bring(store: Store, targets: Sequence[tuple[Unit, Tensor]], device: torch.de
     """
     if isinstance(store, AheadStore):
         targets = [(unit, target) for unit, target in targets if not store.copy_ahead(unit, target)]
-        store.forget_ahead()
     buffers: list[PinnedBuffer | None] = [None] * (READ_AT_ONCE + 1)
     copies = [lane.mark() for _ in targets]
     numbers = count()

@@ -28,7 +28,7 @@ from autoflux.runtime.pack_file import PackFile, checksum, side_by_side
 from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import READ_AT_ONCE, in_order
-from autoflux.runtime.stores import Rows, Store
+from autoflux.runtime.stores import AheadStore, Rows, Store
 from autoflux.runtime.units import Unit, rest_of
 
 Joined = Mapping[str, Sequence[Rows]]
@@ -291,6 +291,8 @@ def fill(network: nn.Module, store: Store, device: torch.device, *, lane: Lane |
         return
     targets = [(unit, torch.empty(unit.nbytes, dtype=torch.uint8, device=device)) for unit in units]
     bring(store, targets, device, lane or lane_for(device))
+    if isinstance(store, AheadStore):
+        store.forget_ahead()
     for unit, memory in targets:
         unit.point_at(memory)
 

@@ -14,7 +14,7 @@ from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waitin
 from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import check_narrow_on_disk, check_plan, check_resident
-from autoflux.runtime.decoding import spare_memory
+from autoflux.runtime.decoding import LARGE_BYTES, spare_memory
 from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.packed import fill
@@ -22,7 +22,7 @@ from autoflux.runtime.quantized import has_narrow_layers
 from autoflux.runtime.residence import OwnOffload, Residence, Visits
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
-from autoflux.runtime.stores import Store
+from autoflux.runtime.stores import AheadStore, Store
 from autoflux.runtime.streaming import (
     Holding,
     StreamedModule,
@@ -150,6 +150,7 @@ class Residences:
             storage=planned.storage,
             native=planned.native,
             hoist=self._plan.hoist_modulation,
+            keep_modulation=self._plan.keep_modulation,
             compiled=self._plan.compiled,
             graphs=self._plan.graphs,
         )
@@ -195,8 +196,11 @@ class Residences:
 
     def _attach(self, name: str, parts: Sequence[StreamedModule], arena: Arena) -> None:
         pinned = self._plan.component(name).waiting == Waiting.PINNED
+        store = self._stores.get(name)
         for part in parts:
-            part.attach(arena, store=self._stores.get(name), make_source=HostUnits if pinned else StagedUnits)
+            part.attach(arena, store=store, make_source=HostUnits if pinned else StagedUnits)
+        if isinstance(store, AheadStore):
+            store.forget_ahead()
 
     def _fetch(self, name: str, network: nn.Module) -> None:
         """Read the weights of a component to where they will be."""
@@ -224,7 +228,7 @@ class Residences:
         """The autoencoder on the device, or streamed there, with room for its activations at that size.
 
         Pictures of one size take the same memory again and again. What is left of another size lies in pieces that a
-        decode cannot use, so it is given back.
+        decode cannot use, so it is given back; and what a decode leaves in pieces that steps cannot use, if it is much.
         """
         if self._decoded_size != (width, height):
             self._decoded_size = width, height
@@ -238,6 +242,7 @@ class Residences:
             with self._held["vae"].on_device() as vae:
                 yield vae
         finally:
+            give_back_unused(LARGE_BYTES)
             if arena:
                 arena.unpark()
 

@@ -57,7 +57,8 @@ def portion(pack: Pack, component: Component, plan: Plan) -> Portion:
     staying: list[Packed] = []
     units: dict[_Place, list[Packed]] = defaultdict(list)
     for tensor, place in _placed(pack, component, hoists=hoists):
-        if place.layer or (place.block is not None and place.block not in resident):
+        streamed = place.block is not None and place.block not in resident
+        if (place.layer and not plan.keep_modulation) or (streamed and not place.layer):
             units[place].append(tensor)
         elif component.name == TRANSFORMER:  # of others, what is outside of blocks may be streamed, too
             staying.append(tensor)

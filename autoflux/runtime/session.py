@@ -7,16 +7,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
+from autoflux.errors import OutOfMemory
 from autoflux.models.request import Order, Request, check, make_requests
 from autoflux.models.values import Model
 from autoflux.planning.fit import batch_limit
 from autoflux.planning.values import Plan
+from autoflux.process import is_own_process
+from autoflux.runtime.ceiling import Ceiling
 from autoflux.runtime.memory import translated_memory_errors
 from autoflux.runtime.picture import Picture
 from autoflux.runtime.pipeline import Conditioning, Pipeline, State
 from autoflux.runtime.prompt_cache import PromptCache
+
+T = TypeVar("T")
 
 StepListener = Callable[[int, int], None]
 """Called after each step with the steps done and the steps in all, over all pictures asked for."""
@@ -52,10 +57,14 @@ class Session:
     model: Model
     deferred: bool = False
     """Whether text encoders are read when a prompt comes that was not encoded before."""
+    keeps_to_plan: bool = field(default_factory=is_own_process)
+    """Whether torch is told to take no more of the device than is planned, which holds for the whole process."""
     _prompts: PromptCache = field(init=False, repr=False)
+    _ceiling: Ceiling = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._prompts = PromptCache.open(self.model, self.plan)
+        self._ceiling = Ceiling(self.plan, self.model, active=self.keeps_to_plan)
 
     def generate(self, prompt: str, *, on_step: StepListener | None = None, **order: object) -> list[Picture]:
         """Draw what an `Order` of this prompt asks for: `seed`, `steps`, `guidance`, `width`, `height`, `count`.
@@ -118,13 +127,14 @@ class Session:
 
     def advance(self, drawings: Iterable[Drawing]) -> None:
         """One denoise step for each; they must have one size and be unfinished."""
-        with translated_memory_errors(self.plan):
-            self.pipeline.denoise([drawing.state for drawing in drawings])
+        together = list(drawings)
+        states = [drawing.state for drawing in together]
+        self._within_plan(together, lambda: self.pipeline.denoise(states))
 
     def finish(self, drawings: Sequence[Drawing]) -> list[Picture]:
         """Decode finished drawings."""
-        with translated_memory_errors(self.plan):
-            images = self.pipeline.decode([drawing.state for drawing in drawings])
+        states = [drawing.state for drawing in drawings]
+        images = self._within_plan(drawings, lambda: self.pipeline.decode(states))
         now = time.perf_counter()
         return [
             Picture(image, d.request, self.model.name, self.model.revision, (now - d.began) / len(drawings), d.warnings)
@@ -145,6 +155,7 @@ class Session:
         """Give back the device's memory. A closed session cannot draw."""
         self._prompts.clear()
         self.pipeline.close()
+        self._ceiling.release()
 
     def __enter__(self) -> Self:
         return self
@@ -153,6 +164,17 @@ class Session:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _within_plan(self, drawings: Sequence[Drawing], work: Callable[[], T]) -> T:
+        """Do work of these drawings in the memory that is planned for them; in more, if it is not enough."""
+        while True:
+            self._ceiling.hold(*drawings[0].request.size, len(drawings))
+            try:
+                with translated_memory_errors(self.plan):
+                    return work()
+            except OutOfMemory:
+                if not self._ceiling.lift():
+                    raise
 
     def _remembered(self, prompt: str) -> Conditioning:
         if (kept := self._prompts.find(prompt)) is not None:

@@ -100,6 +100,8 @@ class Holding:
     """Multiply in the narrow format."""
     hoist: bool = True
     """Compute the modulation of all steps before the first."""
+    keep_modulation: bool = False
+    """With its weights on the device for good, instead of streamed for each picture."""
     compiled: bool = False
     graphs: bool = False
     """Replay blocks from CUDA graphs, where the device has them."""
@@ -135,7 +137,9 @@ class StreamedTransformer:
         )
         self.parts = [self.blocks]
         if self._modulation:
-            self.parts.append(StreamedModule(self._modulation, self._modulation.atoms()))
+            linears = self._modulation.atoms()
+            staying = range(len(linears)) if holding.keep_modulation else ()
+            self.parts.append(StreamedModule(self._modulation, linears, resident=staying))
         self._stop_compiling: Callable[[], None] | None = None
         if holding.compiled:
             self._stop_compiling = compile_blocks(block.module for block in self._blocks)

@@ -45,7 +45,8 @@ def cases() -> dict[str, tuple[Drawing, Plan]]:
         "pageable": drawn(8, hardware=small_ram.replace(host=little_pinned)),
         "disk": drawn(8, hardware=small_ram),
         "component": drawn(30, offload=Offload.COMPONENT),
-        "resident": drawn(48),
+        "resident": drawn(48, offload=Offload.NONE),
+        "all there": drawn(48),
         "cpu": drawn(0, hardware=on_cpu, device="cpu"),
         "mps": drawn(0, hardware=apple, device="mps"),
         "without blocks": drawn(30, model=WITHOUT_BLOCKS),
@@ -64,7 +65,9 @@ def test_the_cases_are_what_they_are_called():
         "smallest": Waiting.PINNED,
         "pageable": Waiting.PAGEABLE,
         "disk": Waiting.DISK,
+        "all there": Waiting.PINNED,
     }
+    assert CASES["all there"][1].keep_modulation
     assert CASES["streamed, waiting for copies"][1].park_for_decode
     assert CASES["smallest"][1].tile_decode
 
@@ -103,6 +106,7 @@ def test_what_is_streamed_is_copied_once_and_all_compute_once(drawing, plan):
     assert [s.block for s in lanes["compute"].stretches if s.block is not None] == list(blocks)
     if plan.offload == Offload.STREAM:
         assert streamed == set(blocks) - set(plan.component("transformer").resident)
+    if plan.offload == Offload.STREAM and streamed:
         assert {s.block for s in lanes["copy"].stretches} - {None} == streamed
         whole = sum(drawing.blocks[i].nbytes for i in streamed)
         busy = drawing.seconds_per_step - lanes["copy"].waiting_seconds

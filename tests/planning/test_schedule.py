@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from autoflux.planning.schedule import (
     ALIGNMENT,
+    CONTENTION,
     SLOWER_LINK,
     Unit,
     aligned,
     bound_seconds,
     choose_resident,
+    contended_seconds,
     lay_out,
     pass_seconds,
     trace_pass,
@@ -186,6 +188,28 @@ def test_a_trace_that_can_be_checked_by_hand():
 def test_no_pass_beats_the_bound(schedule, pause):
     units, resident, _, speed = schedule
     assert pass_seconds(*schedule, pause=pause) >= bound_seconds(units, resident, speed, pause=pause) - 1e-9
+
+
+@UNHURRIED
+@given(schedules(), PAUSES)
+def test_copies_take_from_arithmetic_what_they_do_not_make_it_wait(schedule, pause):
+    units, resident, ring, speed = schedule
+    alone = pass_seconds(units, resident, ring, speed, pause=pause)
+    found = contended_seconds(units, resident, ring, speed, pause=pause)
+    copying = sum(unit.nbytes for i, unit in enumerate(units) if i not in resident) / speed
+    computing = pause + sum(unit.seconds for unit in units)
+    assert alone <= found <= alone + CONTENTION * copying + 1e-9
+    assert found >= computing + CONTENTION * copying - 1e-9
+
+
+def test_a_trace_lasts_as_long_as_it_is_told_to():
+    trace = trace_pass([Unit(512, 3.0), Unit(512, 1.0)], {1}, 512, 256.0)
+    longer = trace.lasting(2 * trace.seconds)
+    assert longer.seconds == 2 * trace.seconds
+    for before, after in zip(trace.passages, longer.passages, strict=True):
+        assert after.compute == (2 * before.compute.begin, 2 * before.compute.end)
+        assert (after.copy is None) == (before.copy is None)
+    assert longer.passages[0].copy == (2 * trace.passages[0].copy.begin, 2 * trace.passages[0].copy.end)
 
 
 @UNHURRIED

@@ -10,9 +10,17 @@ from autoflux.errors import DoesNotFit
 from autoflux.models.values import Block, BlockList, Component, Model, ParameterCount, Precision
 from autoflux.planning.schedule import Unit as Load
 from autoflux.planning.schedule import bound_seconds
-from autoflux.planning.streaming import arena_bytes, pinned_bytes, stage_bytes, streamed_bytes
-from autoflux.planning.terms import Offload, Placement, Quality, Waiting
+from autoflux.planning.streaming import (
+    arena_bytes,
+    copied_modulation,
+    modulation_bytes,
+    pinned_bytes,
+    stage_bytes,
+    streamed_bytes,
+)
+from autoflux.planning.terms import Offload, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.values import Plan, Wishes
+from autoflux.planning.weights import component_bytes
 from tests.conftest import FLUX_DEV, GB, card, figure, size
 from tests.planning.test_planner import PROFILES
 
@@ -84,7 +92,6 @@ def test_a_card_that_holds_a_third_streams_the_rest(flux_machine):
     made = plan(flux_machine(12, pinnable_gb=60))
     assert made.offload == Offload.STREAM
     assert made.component("transformer").placement == Placement.STREAMED
-    assert made.component("vae").placement == Placement.DEVICE
     assert made.hoist_modulation
     assert made.waiting == Waiting.PINNED
     assert 5 < len(made.component("transformer").resident) < 40
@@ -138,11 +145,41 @@ def test_what_stays_makes_room_for_the_decoder(flux_machine):
     assert made.predicted.pinned_bytes > 33 * GB
 
 
+def test_where_there_is_room_for_everything_modulation_stays_too_and_nothing_passes_through(flux_machine):
+    made = plan(flux_machine(48, pinnable_gb=60))
+    assert (made.offload, made.hoist_modulation, made.keep_modulation) == (Offload.STREAM, True, True)
+    assert made.ring_bytes == pinned_bytes(FLUX, made.arrangement) == streamed_bytes(FLUX, made.arrangement) == 0
+    copied = made.arrangement.replace(keep_modulation=False)
+    modulation = modulation_bytes(FLUX, copied)
+    assert pinned_bytes(FLUX, copied) == copied_modulation(FLUX, copied) == modulation > 6 * GB
+    assert modulation <= arena_bytes(FLUX, made.arrangement) - arena_bytes(FLUX, copied) < modulation + 10**6
+    assert "its weights stay for that too" in next(c.reason for c in made.choices if c.topic == "offload")
+    whole = plan(flux_machine(48, pinnable_gb=60), offload=Offload.NONE)
+    assert made.predicted.seconds_per_image <= whole.predicted.seconds_per_image
+    assert Plan.from_json(made.to_json()) == made
+
+
+def test_modulation_is_copied_for_each_picture_where_its_room_is_worth_more_to_blocks(flux_machine):
+    made = plan(flux_machine(12, pinnable_gb=60))
+    assert made.hoist_modulation
+    assert not made.keep_modulation
+    assert copied_modulation(FLUX, made.arrangement) == modulation_bytes(FLUX, made.arrangement) > 0
+
+
+def test_where_layers_are_streamed_nothing_stays_and_the_ring_holds_the_largest(flux_machine):
+    """Those outside of blocks too; and modulation lies in its blocks."""
+    made = plan(flux_machine(12, pinnable_gb=60), unit=TransferUnit.LAYER).arrangement
+    assert arena_bytes(FLUX, made) == made.ring_bytes
+    assert modulation_bytes(FLUX, made) == 0
+    assert streamed_bytes(FLUX, made) == component_bytes(FLUX, made.component("transformer"))
+    assert made.ring_bytes >= 6 * FLUX.architecture.hidden_size**2 * 2
+
+
 def test_what_cannot_be_pinned_goes_through_a_small_buffer(flux_machine):
     made = plan(flux_machine(8, pinnable_gb=4))
     assert made.waiting == Waiting.PAGEABLE
     through = [c for c in made.arrangement.streamed if c.waiting != Waiting.PINNED]
-    assert made.predicted.pinned_bytes == stage_bytes(FLUX, through) < 4 * GB
+    assert made.predicted.pinned_bytes == stage_bytes(FLUX, made.arrangement, through) < 4 * GB
     # The host's own copying is then the slowest part: 9 GB/s.
     assert made.predicted.seconds_per_step > streamed_bytes(FLUX, made.arrangement) / 9.01e9
 

@@ -19,6 +19,7 @@ from autoflux.planning.sites import sites
 from autoflux.planning.speed import (
     COMPILED_LAUNCHES,
     LAUNCHED_BESIDE,
+    NARROW_WAVE_SECONDS,
     NATIVE_LAUNCHES,
     WIDENED_LAUNCHES,
     Rates,
@@ -29,11 +30,13 @@ from autoflux.planning.speed import (
 from autoflux.planning.streaming import block_kinds
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.timeline import timeline
-from autoflux.planning.values import Plan, Wishes
+from autoflux.planning.values import Picture, Plan, Wishes
 from autoflux.planning.ways import Option
 from tests.conftest import GB, figure, size
 from tests.planning.test_planner import PROFILES
 from tests.planning.test_streaming import FLUX
+
+BF16 = Precision.BFLOAT16
 
 SMALL = FLUX.replace(
     architecture=FLUX.architecture.replace(double_blocks=3, single_blocks=6),
@@ -104,7 +107,7 @@ def test_nothing_is_compiled_without_a_compiler_unless_wished():
 
 def test_a_compiler_takes_ram_where_it_is_used():
     made = plan(known_machine("h200-141gb"), SMALL, compiled=True)
-    plain = plan(known_machine("h200-141gb"), SMALL, compiled=False)
+    plain = plan(known_machine("h200-141gb"), SMALL, compiled=False, graphs=False)
     assert (made.compiled, plain.compiled) == (True, False)
     assert made.arrangement.replace(compiled=False) == plain.arrangement
     assert made.predicted.peak_ram_bytes - plain.predicted.peak_ram_bytes == made.priors.compiler_bytes > 0
@@ -234,6 +237,35 @@ def test_the_fastest_attention_that_was_measured_is_taken():
     assert faster.predicted.seconds_per_step < slower.predicted.seconds_per_step
 
 
+def timed(hardware: Hardware, picture: Picture, way: Way) -> float:
+    """Seconds of a double block, as the probe's figures have it."""
+    (site,) = sites(hardware, PROFILES, Wishes(device="cuda"), NO_FINDINGS)
+    rates = rates_for(hardware, site, Option(Offload.STREAM, way), Wishes())
+    return block_seconds(FLUX, rates, site.profile.priors, picture, way)["double"]
+
+
+def test_products_compute_whole_tiles_of_rows():
+    """A picture of 1344x768 has 64 tokens less than one of 1024x1024; four of each have as many less."""
+    hardware, wide = measured(known_machine("h200-141gb"), cudnn=550.0), Way(arithmetic=BF16, storage=BF16)
+    square, narrow = (Picture(width=w, height=h, steps=28, text_tokens=512) for w, h in ((1024, 1024), (1344, 768)))
+    ratio = timed(hardware, narrow, wide) / timed(hardware, square, wide)
+    assert 4544 / 4608 < ratio < 1
+    four = [timed(hardware, picture.replace(batch=4), wide) for picture in (narrow, square)]
+    assert four[0] / four[1] < ratio
+
+
+def test_products_in_eight_bits_lose_by_few_tokens_and_gain_nothing_by_many():
+    hardware = measured(known_machine("h200-141gb"), cudnn=550.0)
+    small = Picture(width=512, height=512, steps=28, text_tokens=512)
+    # Replayed, so that no block waits for its launch.
+    narrow = Way(arithmetic=BF16, storage=Precision.FLOAT8, native=True, graphs=True)
+    wide = Way(arithmetic=BF16, storage=BF16, graphs=True)
+    one, four = (timed(hardware, small.replace(batch=batch), narrow) for batch in (1, 4))
+    assert one - four / 4 == pytest.approx(NARROW_WAVE_SECONDS * (1 - 1536 / 4608))
+    one, four = (timed(hardware, small.replace(batch=batch), wide) for batch in (1, 4))
+    assert one == pytest.approx(four / 4)
+
+
 @pytest.mark.parametrize(("compiled", "share"), [(False, WIDENED_LAUNCHES), (True, COMPILED_LAUNCHES)])
 def test_no_block_takes_less_than_launching_it(compiled, share):
     """And not compiled, what multiplies 8 bits takes longest to launch: there, weights are made wide instead."""
@@ -271,7 +303,7 @@ def test_graphs_are_replayed_where_the_device_would_wait_for_launches():
 
 
 def test_graphs_are_not_replayed_where_copies_take_longer_than_launches():
-    made = plan(slow_to_launch(0.003), quality=Quality.EXACT, vram_bytes=6 * GB)
+    made = plan(slow_to_launch(0.002), quality=Quality.EXACT, vram_bytes=6 * GB)
     assert made.predicted.streamed_bytes > 0
     assert not made.graphs
     assert "copies" in reason(made, "CUDA graphs")

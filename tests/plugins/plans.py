@@ -5,8 +5,9 @@ from __future__ import annotations
 from autoflux import Offload, Placement, Plan, Waiting
 
 
-def streamed(plan: Plan, *, resident=(), waiting="pinned", hoist=True) -> Plan:
-    """Everything streamed, but for those blocks of the transformer; what stays leaves the device for the decode."""
+def streamed(plan: Plan, *, resident=(), waiting="pinned", hoist=True, keep=False) -> Plan:
+    """Everything streamed, but for those blocks of the transformer, and modulation if that is to be kept; what stays
+    leaves the device for the decode."""
     parts = tuple(
         component.replace(
             placement=Placement.STREAMED,
@@ -20,6 +21,7 @@ def streamed(plan: Plan, *, resident=(), waiting="pinned", hoist=True) -> Plan:
         components=parts,
         ring_bytes=400_000,
         hoist_modulation=hoist,
+        keep_modulation=keep,
         park_for_decode=hoist,
     )
 

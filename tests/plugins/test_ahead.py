@@ -105,6 +105,23 @@ def test_blocks_that_stay_are_copied_from_what_was_brought(model, shelf, backend
     assert not weights_ahead(opened.pack.key).tensors, "nothing is brought any more"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_modulation_that_stays_is_brought_as_blocks_are_that_stay(model, shelf, backend):
+    plan = planned(model, Precision.INT8, backend=backend, resident=(0, 2))
+    plan = plan.replace(hoist_modulation=True, keep_modulation=True)
+    wanted = drawn(plan, model)
+    pack_all(model, shelf, Precision.INT8)
+    component = model.component("transformer")
+    opened = open_pack(component, plan.component("transformer"))
+    assert opened
+    held = portion(opened.pack, component, plan)
+    opened.close()
+    assert any("transformer_blocks.1.norm1.linear" in tensor.name for tensor in held.staying)
+    assert not any("norm" in tensor.name and "linear" in tensor.name for unit in held.pinned for tensor in unit.tensors)
+    with bringing_ahead(plan, model):
+        assert np.array_equal(drawn(plan, model), wanted)
+
+
 @pytest.mark.parametrize("storage", PRECISIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_modulation_waits_in_the_memory_it_was_read_into(model, tiny_copy, shelf, storage, backend, monkeypatch):
@@ -324,11 +341,17 @@ def test_on_a_card_what_comes_ahead_draws_the_same_picture(model, shelf, storage
 
     pack_all(model, shelf, storage)
     every = tuple(range(sum(len(blocks.blocks) for blocks in model.component("transformer").block_lists)))
-    for placement, resident in ((Placement.STREAMED, every), (Placement.STREAMED, (0, 2)), (Placement.DEVICE, ())):
+    for placement, resident, keep in (
+        (Placement.STREAMED, every, True),
+        (Placement.STREAMED, every, False),
+        (Placement.STREAMED, (0, 2), False),
+        (Placement.DEVICE, (), False),
+    ):
         if placement == Placement.DEVICE and storage != Precision.BFLOAT16:
             continue
         plan = planned(model, storage, backend=backend, placement=placement, resident=resident)
-        plan = plan.replace(device="cuda:0", hoist_modulation=placement == Placement.STREAMED)
+        hoists = placement == Placement.STREAMED
+        plan = plan.replace(device="cuda:0", hoist_modulation=hoists, keep_modulation=keep)
         monkeypatch.setattr(packed, "weights_ahead", lambda _key: Brought({}, {}))
         wanted = drawn(plan, model)
         monkeypatch.setattr(packed, "weights_ahead", noted)

@@ -316,10 +316,18 @@ def test_rotary_positions_are_diffsynth_s_to_the_bit(session, dtype, by_kernel, 
 
 @pytest.mark.parametrize("resident", [(), (0, 3), (0, 1, 2, 3, 4)])
 @pytest.mark.parametrize(
-    ("waiting", "hoist"), [("pinned", True), ("pinned", False), ("pageable", True), ("disk", True)]
+    ("waiting", "hoist", "keep"),
+    [
+        ("pinned", True, False),
+        ("pinned", True, True),
+        ("pinned", False, False),
+        ("pageable", True, False),
+        ("disk", True, False),
+        ("disk", True, True),
+    ],
 )
-def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident, waiting, hoist):
-    plan = streamed(session.plan, resident=resident, waiting=waiting, hoist=hoist)
+def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident, waiting, hoist, keep):
+    plan = streamed(session.plan, resident=resident, waiting=waiting, hoist=hoist, keep=keep)
     with autoflux.load(str(tiny_model), plan=plan) as under_engine:
         for seed, prompt in enumerate(PROMPTS):
             for steps in (1, HOISTED_STEPS + 2):

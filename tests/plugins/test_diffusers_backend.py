@@ -110,13 +110,18 @@ def test_attention_is_compiled_without_leaving_the_graph():
     torch.compiler.reset()
 
 
-def test_what_torch_keeps_is_given_back_when_the_size_changes(session, monkeypatch):
-    given_back = []
-    monkeypatch.setattr(placement, "give_back_unused", lambda: given_back.append(len(drawn)))
+def test_what_torch_keeps_is_given_back_when_the_size_changes_and_after_a_decode_that_left_much(session, monkeypatch):
+    given_back, after_decodes = [], []
+
+    def noted(least_bytes: int = 0) -> None:
+        (after_decodes if least_bytes else given_back).append(len(drawn))
+
+    monkeypatch.setattr(placement, "give_back_unused", noted)
     drawn = []
     for width, height in ((64, 96), (64, 96), (96, 64), (64, 96)):
         drawn += session.generate(PROMPTS[0], seed=1, steps=1, width=width, height=height)
     assert given_back == [0, 2, 3]
+    assert after_decodes == [0, 1, 2, 3]
 
 
 def test_a_model_without_guidance_is_drawn_like_diffusers_does(tmp_path):
@@ -314,10 +319,18 @@ def test_modulation_of_a_picture_is_let_go_before_it_is_decoded(session, tiny_mo
 
 @pytest.mark.parametrize("resident", [(), (0, 3), (0, 1, 2, 3, 4)])
 @pytest.mark.parametrize(
-    ("waiting", "hoist"), [("pinned", True), ("pinned", False), ("pageable", True), ("disk", True)]
+    ("waiting", "hoist", "keep"),
+    [
+        ("pinned", True, False),
+        ("pinned", True, True),
+        ("pinned", False, False),
+        ("pageable", True, False),
+        ("disk", True, False),
+        ("disk", True, True),
+    ],
 )
-def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident, waiting, hoist):
-    plan = streamed(session.plan, resident=resident, waiting=waiting, hoist=hoist)
+def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident, waiting, hoist, keep):
+    plan = streamed(session.plan, resident=resident, waiting=waiting, hoist=hoist, keep=keep)
     with autoflux.load(str(tiny_model), plan=plan) as under_engine:
         for seed, prompt in enumerate(PROMPTS):
             for steps in (1, HOISTED_STEPS + 2):

@@ -78,3 +78,43 @@ def test_everything_arrives_whatever_the_number_of_buffers(count):
 def test_what_the_store_raises_is_raised():
     with pytest.raises(DamagedPack):
         brought([700] * 40, fails_at=17)
+
+
+class PartlyThere(Filling):
+    """Has the first tensors on the device already, and gives each of them away once."""
+
+    def __init__(self, module: nn.Module, there: int) -> None:
+        super().__init__(module)
+        self.there = {key for key, number in self.numbers.items() if number <= there}
+        self.read_from: list[float] = []
+
+    def read(self, unit, target) -> None:
+        self.read_from += [self.numbers[id(piece.tensor)] for piece in unit.pieces]
+        super().read(unit, target)
+
+    def copy_ahead(self, unit, target) -> bool:
+        keys = {id(piece.tensor) for piece in unit.pieces}
+        if not keys <= self.there:
+            return False
+        self.there -= keys
+        super().read(unit, target)
+        return True
+
+    def forget_ahead(self) -> None:
+        self.there.clear()
+
+    def buffer_ahead(self, unit) -> None: ...
+
+
+def test_what_is_there_is_not_read_by_any_of_several_that_are_brought_in_turn():
+    """As blocks and modulation are, from one store."""
+    module = Numbers([700] * 9)
+    store = PartlyThere(module, there=7)
+    whole = rest_of(module, ())
+    memory = torch.zeros(whole.nbytes, dtype=torch.uint8)
+    targets = [(part.unit, memory[part.begin : part.begin + part.unit.nbytes]) for part in parts_of(whole, 2048)]
+    for some in (targets[:4], targets[4:]):
+        bring(store, some, CPU, LateLane())
+    whole.point_at(memory)
+    assert all(torch.equal(t, torch.full((700,), float(i + 1))) for i, t in enumerate(module.buffers()))
+    assert sorted(store.read_from) == [8.0, 9.0]

@@ -73,6 +73,20 @@ def test_what_torch_keeps_is_given_back_on_every_kind_of_device(monkeypatch, kin
     assert given_back == [kind]
 
 
+@pytest.mark.parametrize(("reserved", "times"), [(199, 0), (200, 1)])
+def test_a_little_that_torch_keeps_is_not_worth_giving_back(monkeypatch, reserved, times):
+    given_back = []
+    cuda = SimpleNamespace(
+        empty_cache=lambda: given_back.append(reserved),
+        memory_reserved=lambda: reserved,
+        memory_allocated=lambda: 100,
+    )
+    accelerator = SimpleNamespace(is_available=lambda: True, current_accelerator=lambda: SimpleNamespace(type="cuda"))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(accelerator=accelerator, cuda=cuda))
+    memory.give_back_unused(100)
+    assert given_back == [reserved] * times
+
+
 def test_nothing_is_given_back_where_there_is_no_device(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(accelerator=SimpleNamespace(is_available=lambda: False)))
     memory.give_back_unused()

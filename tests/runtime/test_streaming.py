@@ -60,6 +60,23 @@ def test_the_output_is_that_of_the_plain_transformer_and_everything_is_put_back(
         assert torch.equal(model(**inputs)[0], expected)
 
 
+def test_modulation_that_stays_is_not_copied_again_and_computes_the_same():
+    model, inputs = tiny_transformer(), tiny_inputs()
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+    plain = StreamedTransformer(tiny_transformer(), LISTS, Holding(), CPU)
+    made = StreamedTransformer(model, LISTS, Holding(resident=frozenset(range(5)), keep_modulation=True), CPU)
+    blocks, modulation = made.parts
+    assert modulation.largest_streamed == 0
+    assert plain.parts[1].largest_streamed > 0
+    arena = arena_for(made.parts, 400_000, CPU)
+    assert arena.ring.memory.numel() == 0, "nothing passes through it"
+    assert arena.nbytes == blocks.staying_bytes + modulation.staying_bytes
+    made.attach(arena)
+    for _ in range(2):
+        assert torch.equal(run(made, model, inputs), expected)
+
+
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("storage", [Precision.INT8, Precision.FLOAT8])
 def test_narrow_weights_are_streamed_narrow_and_compute_as_they_do_in_place(storage, native):
