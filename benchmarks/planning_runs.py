@@ -33,11 +33,11 @@ from benchmarks.kept_buffers import KeptBuffers
 from benchmarks.planning_report import Figures, Row, Setting
 
 GB = 10**9
-ROUNDS_SECONDS = 0.6
-"""Steps are timed in rounds for at least as long, as far as a picture has steps for that."""
+ROUNDS, ROUNDS_SECONDS = 2, 0.3
+"""In how many rounds steps of a picture are timed, and for how long at least, as far as it has steps for that."""
 
-WARM_STEPS = 1
-"""A round, after the first step, of a picture before the one that is timed: both compile, and fill caches."""
+WARM_STEPS = 2
+"""That are not timed: the first compiles and fills caches, graphs are recorded in the second."""
 
 TINY_MACHINE = "rtx-3060-12gb"
 """The made-up card that a miniature is planned for."""
@@ -50,6 +50,17 @@ class Loaded(msgspec.Struct, kw_only=True):
     session: Session
     ram_bytes: int
     seconds: float
+
+
+class Drawn(msgspec.Struct, kw_only=True):
+    """What drawing a batch took."""
+
+    seconds: dict[str, float] = msgspec.field(default_factory=dict)
+    """Of encoding, of the first steps, and of decoding."""
+    steps: list[float] = msgspec.field(default_factory=list)
+    """Seconds of a step, by round."""
+    peaks: dict[str, Peaks] = msgspec.field(default_factory=dict)
+    """By phase."""
 
 
 class Bench:
@@ -160,23 +171,24 @@ class Bench:
         loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
         session = Session(loaded.session.pipeline, plan, self._model, keeps_to_plan=not self._tiny)
         with HighWater(self._resident_bytes) as ram:
-            began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, 1 + self._steps)
-            self._draw(session, row.setting, WARM_STEPS, of=planned)
+            began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, WARM_STEPS + self._steps)
+            warm = self._draw(session, row.setting, of=planned, before=WARM_STEPS)
             if self._drawn_bytes is None:
                 self._drawn_bytes = max(0, self._resident_bytes() - began)
-            taken, peaks = self._draw(session, row.setting, self._steps, of=planned)
+            drawn = self._draw(session, row.setting, of=planned, before=1)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
-        whole = taken["encode"] + taken["first"] + (steps - 1) * taken["step"] + taken["decode"]
+        step = statistics.median([*warm.steps, *drawn.steps])
+        whole = drawn.seconds["encode"] + drawn.seconds["begin"] + (steps - 1) * step + drawn.seconds["decode"]
         return msgspec.structs.replace(
             row,
             measured=Figures(
-                seconds_per_step=taken["step"],
+                seconds_per_step=step,
                 seconds_per_image=whole / batch,
                 peak_vram_bytes=self._card.peak_bytes(),
                 peak_ram_bytes=max(ram.nbytes, loaded.ram_bytes) - weight_bytes - self._left_bytes,
             ),
-            allocated_bytes={phase: peak.allocated for phase, peak in peaks.items()},
-            reserved_bytes={phase: peak.reserved for phase, peak in peaks.items()},
+            allocated_bytes={phase: peak.allocated for phase, peak in drawn.peaks.items()},
+            reserved_bytes={phase: peak.reserved for phase, peak in drawn.peaks.items()},
             context_bytes=self._card.context_bytes,
             setup_seconds=setup_seconds,
         )
@@ -226,37 +238,35 @@ class Bench:
         """RAM of the process, without what no plan asked for."""
         return resident_bytes() - self._buffers.idle_bytes
 
-    def _draw(
-        self, session: Session, setting: Setting, steps: int, *, of: int
-    ) -> tuple[dict[str, float], dict[str, Peaks]]:
-        """Draw a batch, but one step and a few rounds of so many only of those that it is begun for, whose modulation
-        is computed beforehand.
-
-        Returns the seconds of encoding, of the first step, of each other one, and of decoding; and peaks by phase.
-        """
-        taken: dict[str, float] = {}
-        peaks: dict[str, Peaks] = {}
-        with self._timed(taken, "encode"):
+    def _draw(self, session: Session, setting: Setting, *, of: int, before: int) -> Drawn:
+        """Draw a batch: so many steps, then those that are timed, and only these of the many that it is begun for,
+        whose modulation is computed beforehand."""
+        drawn = Drawn()
+        with self._timed(drawn.seconds, "encode"):
             drawings = [session.begin(self._request(setting, of)) for _ in range(setting.batch)]
-        peaks["encode"] = self._card.peaks()
-        with self._timed(taken, "first"):
-            session.advance(drawings)
-        taken["step"] = self._step_seconds(session, drawings, steps, left=of - 1)
-        peaks["denoise"] = self._card.peaks()
-        with self._timed(taken, "decode"):
+        drawn.peaks["encode"] = self._card.peaks()
+        with self._timed(drawn.seconds, "begin"):
+            for _ in range(before):
+                session.advance(drawings)
+        drawn.steps += self._step_seconds(session, drawings, left=of - before)
+        drawn.peaks["denoise"] = self._card.peaks()
+        with self._timed(drawn.seconds, "decode"):
             session.finish(drawings)
-        peaks["decode"] = self._card.peaks()
-        return taken, peaks
+        drawn.peaks["decode"] = self._card.peaks()
+        return drawn
 
-    def _step_seconds(self, session: Session, drawings: list[Drawing], steps: int, *, left: int) -> float:
-        """Of a step, the median of rounds: one round if that is long, several where a pause of the host would count."""
-        rounds: list[float] = []
-        while not rounds or (sum(rounds) < ROUNDS_SECONDS and (len(rounds) + 1) * steps <= left):
-            with self._timed(taken := {}, "round"):
-                for _ in range(steps):
+    def _step_seconds(self, session: Session, drawings: list[Drawing], *, left: int) -> Iterator[float]:
+        """Of a step in each of some rounds: more rounds where steps are short, and a pause of the host would count."""
+        taken: dict[str, float] = {}
+        each, whole = max(1, self._steps // ROUNDS), 0.0
+        for number in range(left // each):
+            if number >= ROUNDS and whole >= ROUNDS_SECONDS:
+                return
+            with self._timed(taken, "round"):
+                for _ in range(each):
                     session.advance(drawings)
-            rounds.append(taken["round"])
-        return statistics.median(rounds) / steps
+            whole += taken["round"]
+            yield taken["round"] / each
 
     def _request(self, setting: Setting, steps: int) -> Request:
         """Another prompt each time, so that the text encoders run."""

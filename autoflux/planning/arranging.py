@@ -85,9 +85,10 @@ class _Task:
         pinned = pinned_bytes(self.model, held.arrangement) - self.hardware.host.pinnable_bytes.value
         return max(vram, need.ram_bytes - site.ram_limit_bytes, pinned)
 
-    def preference(self, held: Held) -> tuple[float, bool]:
-        """What is to be least: seconds of a picture, and of equals whole pictures are decoded rather than tiles."""
-        return self.seconds(held), held.arrangement.tile_decode
+    def preference(self, held: Held) -> tuple[float, bool, bool]:
+        """What is to be least: seconds of a picture; of equals whole pictures are decoded rather than tiles, and with
+        everything in its place."""
+        return self.seconds(held), held.arrangement.tile_decode, held.arrangement.park_for_decode
 
     def seconds(self, held: Held) -> float:
         """Of a picture."""

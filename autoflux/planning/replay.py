@@ -8,6 +8,7 @@ from autoflux.hardware.values import block_operations
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
 from autoflux.planning.schedule import Unit, contended_seconds, layer_pass_seconds
+from autoflux.planning.speed import GRAPH_HANDOFF
 from autoflux.planning.streaming import block_bytes_of, block_kinds, joined
 from autoflux.planning.terms import Offload, TransferUnit
 from autoflux.planning.values import Picture, Plan
@@ -36,7 +37,8 @@ def step_seconds(
         return layer_pass_seconds(pause + sum(seconds[kind] for kind in kinds), predicted.streamed_bytes / rate)
     sizes = block_bytes_of(model, planned)
     loads = [Unit(nbytes, seconds[kind]) for nbytes, kind in zip(sizes, kinds, strict=True)]
-    return contended_seconds(joined(loads, plan.block_bytes), planned.resident, plan.ring_bytes, rate, pause=pause)
+    units, handoff = joined(loads, plan.block_bytes), GRAPH_HANDOFF * plan.graphs
+    return contended_seconds(units, planned.resident, plan.ring_bytes, rate, pause=pause, handoff=handoff)
 
 
 def image_seconds(plan: Plan, step: float) -> float:

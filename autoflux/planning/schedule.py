@@ -142,12 +142,20 @@ def pass_seconds(
 
 
 def contended_seconds(
-    units: Sequence[Unit], resident: Collection[int], ring_bytes: int, bytes_per_second: float, *, pause: float = 0.0
+    units: Sequence[Unit],
+    resident: Collection[int],
+    ring_bytes: int,
+    bytes_per_second: float,
+    *,
+    pause: float = 0.0,
+    handoff: float = 0.0,
 ) -> float:
-    """The same, with what copies take from arithmetic where that is what a pass waits for."""
-    copying = sum([unit.nbytes for i, unit in enumerate(units) if i not in resident]) / bytes_per_second
-    computing = pause + sum([unit.seconds for unit in units]) + CONTENTION * copying
-    return max(computing, pass_seconds(units, resident, ring_bytes, bytes_per_second, pause=pause))
+    """The same, with what copies take from arithmetic where that is what a pass waits for; each unit that is streamed
+    takes it `handoff` seconds more."""
+    streamed = [unit.nbytes for i, unit in enumerate(units) if i not in resident]
+    taken = CONTENTION * sum(streamed) / bytes_per_second + handoff * len(streamed)
+    computing = pause + sum([unit.seconds for unit in units])
+    return max(computing + taken, pass_seconds(units, resident, ring_bytes, bytes_per_second, pause=pause))
 
 
 def layer_pass_seconds(computing: float, copying: float) -> float:

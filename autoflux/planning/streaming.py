@@ -17,7 +17,7 @@ from autoflux.planning.schedule import (
     contended_seconds,
     layer_pass_seconds,
 )
-from autoflux.planning.speed import KINDS
+from autoflux.planning.speed import GRAPH_HANDOFF, KINDS
 from autoflux.planning.terms import Placement, TransferUnit, Waiting
 from autoflux.planning.values import Arrangement, ComponentPlan
 from autoflux.planning.weights import (
@@ -99,13 +99,15 @@ def stream_layout(
         return _all_there(units, pause)
     least = max(least, *(unit.nbytes for unit in units))
     found: list[StreamLayout] = []
+    fewest = arrangement.park_for_decode
     for times in RING_UNITS:
         ring = max(int(times * max(unit.nbytes for unit in units)), least)
         if found and (rest + ring > room.budget_bytes or ring > room.ring_limit_bytes):
             break
         # Numbers of joined units mean nothing to people, and whoever joins blocks wants them streamed.
         budget = 0 if arrangement.block_bytes else max(0, room.budget_bytes - rest - ring)
-        found.append(_best_of(units, budget, ring, bytes_per_second, pause, fewest=arrangement.park_for_decode))
+        search = _Search(tuple(units), ring, bytes_per_second, pause, GRAPH_HANDOFF * arrangement.graphs, fewest)
+        found.append(_best_of(search, budget))
     return min(found, key=lambda layout: layout.cost)
 
 
@@ -135,25 +137,31 @@ def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:
     return units
 
 
-def _best_of(
-    units: Sequence[Unit], budget_bytes: int, ring: int, bytes_per_second: float, pause: float, *, fewest: bool
-) -> StreamLayout:
-    step = aligned(min(unit.nbytes for unit in units))
+class _Search(NamedTuple):
+    """What residents are chosen for: see `choose_resident` and `contended_seconds`."""
+
+    units: tuple[Unit, ...]
+    ring_bytes: int
+    bytes_per_second: float
+    pause: float
+    handoff: float
+    fewest: bool
+
+
+def _best_of(search: _Search, budget_bytes: int) -> StreamLayout:
+    step = aligned(min(unit.nbytes for unit in search.units))
     rungs = budget_bytes // step
-    tried = (
-        _chosen(tuple(units), rung * step, ring, bytes_per_second, pause, fewest=fewest)
-        for rung in range(rungs, max(-1, rungs - RUNGS), -1)
-    )
+    tried = (_chosen(search, rung * step) for rung in range(rungs, max(-1, rungs - RUNGS), -1))
     return min(tried, key=lambda layout: layout.cost)
 
 
 @lru_cache(maxsize=4096)
-def _chosen(
-    units: tuple[Unit, ...], budget_bytes: int, ring: int, bytes_per_second: float, pause: float, *, fewest: bool
-) -> StreamLayout:
-    resident = choose_resident(units, budget_bytes, ring, bytes_per_second, pause=pause, fewest=fewest)
+def _chosen(search: _Search, budget_bytes: int) -> StreamLayout:
+    units, ring, rate, pause = search.units, search.ring_bytes, search.bytes_per_second, search.pause
+    resident = choose_resident(units, budget_bytes, ring, rate, pause=pause, fewest=search.fewest)
     seconds, slower = (
-        contended_seconds(units, resident, ring, rate * bytes_per_second, pause=pause) for rate in (1.0, SLOWER_LINK)
+        contended_seconds(units, resident, ring, share * rate, pause=pause, handoff=search.handoff)
+        for share in (1.0, SLOWER_LINK)
     )
     return StreamLayout(tuple(sorted(resident)), ring, seconds, slower)
 
