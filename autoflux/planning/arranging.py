@@ -319,7 +319,12 @@ def _with_modulation_there(task: _Task, found: Held) -> Held:
     if not hoists(found.arrangement):
         return found
     held = _streamed(task, found.arrangement.replace(keep_modulation=True))
-    return held if task.fits(held) and task.seconds(held) < task.seconds(found) else found
+    return held if _is_sound(task, held) and task.seconds(held) < task.seconds(found) else found
+
+
+def _is_sound(task: _Task, held: Held) -> bool:
+    """Whether it fits, and no block is streamed in each step to make room for what is copied once a picture."""
+    return task.fits(held) and (not held.arrangement.keep_modulation or all_stay(task.model, held.arrangement))
 
 
 def _with_components_elsewhere(task: _Task, found: Held) -> Held:
@@ -328,7 +333,7 @@ def _with_components_elsewhere(task: _Task, found: Held) -> Held:
         if best.arrangement.component(name).placement != Placement.STREAMED:
             continue
         held = _streamed(task, placed(best.arrangement, name, placement))
-        if task.fits(held) and task.seconds(held) < seconds:
+        if _is_sound(task, held) and task.seconds(held) < seconds:
             best, seconds = held, task.seconds(held)
     return best
 
