@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,6 +64,11 @@ class FluxState:
     guidance: torch.Tensor | None
     modulation: Hoisted | None = None
     step: int = 0
+
+    @property
+    def row(self) -> torch.Tensor | None:
+        """The modulation of the step that it is at, if it is there."""
+        return self.modulation.row(self.step) if self.modulation else None
 
 
 class DiffusersPipeline:
@@ -124,7 +130,7 @@ class DiffusersPipeline:
         flux = [state for state in states if isinstance(state, FluxState)]
         with self._residences.denoising(), self.library.attending(self._attention):
             if self._residences.hoists:
-                self._residences.select(torch.cat([self._modulation(state) for state in flux]))
+                self._residences.select(torch.cat(list(self._rows(flux))))
             velocity = self._velocity(flux)
         for i, state in enumerate(flux):
             time = state.timesteps[state.step]
@@ -185,14 +191,25 @@ class DiffusersPipeline:
         dropped: str = tokenizer.decode(ids[self._text_tokens - 1 : -1])
         return dropped if len(ids) > self._text_tokens else ""
 
-    def _modulation(self, state: FluxState) -> torch.Tensor:
-        row = state.modulation.row(state.step) if state.modulation else None
-        if row is None:
-            times = state.timesteps[state.step : state.step + HOISTED_STEPS]
-            embeddings = [self._embedding(time, state) for time in torch.split(times, 1)]
-            state.modulation = Hoisted(self._residences.modulation(embeddings), state.step)
-            row = state.modulation.rows[:1]
-        return row
+    def _rows(self, states: Sequence[FluxState]) -> Iterator[torch.Tensor]:
+        """Modulation of the step that each picture is at, (1, width).
+
+        Of those that lack it it is computed together, so that its weights pass through the device once for all.
+        """
+        lacking = [state for state in states if state.row is None]
+        if lacking:
+            embeddings = [self._embeddings(state) for state in lacking]
+            rows = self._residences.modulation(list(chain.from_iterable(embeddings)))
+            for state, own in zip(lacking, torch.split(rows, list(map(len, embeddings))), strict=True):
+                state.modulation = Hoisted(own, state.step)
+        for state in states:
+            assert state.row is not None  # noqa: S101 — it was computed
+            yield state.row
+
+    def _embeddings(self, state: FluxState) -> list[torch.Tensor]:
+        """Of as many steps, from the one that the picture is at, as modulation is computed for at once."""
+        times = state.timesteps[state.step : state.step + HOISTED_STEPS]
+        return [self._embedding(time, state) for time in torch.split(times, 1)]
 
     def _embedding(self, time: torch.Tensor, state: FluxState) -> torch.Tensor:
         """What the transformer's forward makes of timestep, guidance and pooled prompt, with the same roundings."""

@@ -344,6 +344,35 @@ def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident
             assert np.abs(np.asarray(picture.image).astype(int) - np.asarray(expected.image)).max() <= 1
 
 
+def test_modulation_of_a_batch_passes_through_the_device_once_and_of_those_that_join_later_once_more(
+    session, tiny_model, monkeypatch
+):
+    with autoflux.load(str(tiny_model), plan=streamed(session.plan)) as under_engine:
+        passes: list[int] = []
+        residences = under_engine.pipeline._residences
+        computed = residences.modulation
+
+        def noted(embeddings):
+            passes.append(len(embeddings))
+            return computed(embeddings)
+
+        monkeypatch.setattr(residences, "modulation", noted)
+        orders = [Order(prompt=prompt, seed=1, steps=steps) for prompt, steps in zip(PROMPTS, (4, 2), strict=True)]
+        first, second = (under_engine.begin(*make_requests(session.model, order)) for order in orders)
+        third = under_engine.begin(*make_requests(session.model, orders[1].replace(seed=3)))
+        under_engine.advance([first, second])
+        assert passes == [4 + 2]
+        under_engine.advance([first, second, third])
+        assert passes == [4 + 2, 2]
+        under_engine.advance([first, third])
+        under_engine.advance([first])
+        assert passes == [4 + 2, 2]
+        assert all(drawing.finished for drawing in (first, second, third))
+        (alone,) = under_engine.generate(PROMPTS[1], seed=3, steps=2)
+        (together,) = under_engine.finish([third])
+        assert np.abs(np.asarray(together.image).astype(int) - np.asarray(alone.image)).max() <= 1
+
+
 @pytest.mark.parametrize(("precision", "side_by_side"), [("bfloat16", True), ("float32", False)])
 def test_a_processor_decodes_bfloat16_with_channels_side_by_side(monkeypatch, tiny_model, precision, side_by_side):
     """The other way takes it 14 times as long; in float32 pictures are those of diffusers, to the bit."""
