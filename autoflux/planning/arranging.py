@@ -13,7 +13,7 @@ from autoflux.planning.activations import working_bytes
 from autoflux.planning.native import passing_bytes
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import Rates, Way, all_blocks_seconds, assumed, block_seconds, choose_rates
-from autoflux.planning.streaming import Room, block_bytes_of, hoists, pinned_bytes, stream_layout
+from autoflux.planning.streaming import Room, block_bytes_of, hoists, modulation_bytes, pinned_bytes, stream_layout
 from autoflux.planning.terms import Offload, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.timeline import copy_gb_per_s, timeline
 from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Wishes
@@ -310,13 +310,17 @@ def _with_others_elsewhere(task: _Task, found: Held) -> Held:
 
     Of the modulation and the other components, whichever comes first may take the room of the rest.
     """
-    first = _with_components_elsewhere(task, _with_modulation_there(task, found))
     last = _with_modulation_there(task, _with_components_elsewhere(task, found))
-    return min(last, first, key=task.preference)
+    first = _with_modulation_there(task, found)
+    if first is found:
+        return last
+    return min(last, _with_components_elsewhere(task, first), key=task.preference)
 
 
 def _with_modulation_there(task: _Task, found: Held) -> Held:
-    if not hoists(found.arrangement):
+    blocks = sum(block_bytes_of(task.model, found.arrangement.component("transformer")))
+    whole = blocks + modulation_bytes(task.model, found.arrangement)
+    if not hoists(found.arrangement) or whole > (task.site.vram_limit_bytes or 0):
         return found
     held = _streamed(task, found.arrangement.replace(keep_modulation=True))
     return held if _is_sound(task, held) and task.seconds(held) < task.seconds(found) else found

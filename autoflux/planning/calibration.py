@@ -13,10 +13,11 @@ from autoflux.planning.values import Correction, Factor, Plan, Positive, Priors
 from autoflux.units import format_seconds
 from autoflux.values import Value
 
-CALIBRATION_SCHEMA = 2
+CALIBRATION_SCHEMA = 3
 """Version of `Calibration`'s JSON. Raised when a field changes its name, unit or meaning.
 
 2: activations are beside what the allocator and the modulation take, and as they are where nothing is compiled.
+3: blocks are timed beside what copies take from them, and with what compiling and 8 bits take since.
 """
 
 SHARED = 0.5

@@ -116,7 +116,8 @@ def _read_bytes(model: Model, planned: ComponentPlan) -> int:
         return 0
     if planned.packed_bytes:
         # Read to where it will be. The buffers through which a device gets its own are gone when the first picture
-        # makes the process as large as it will be: on an H100 and an H200 it took no more with them (benchmarks/planning.py).
+        # makes the process as large as it will be: on an H100 and an H200 it took no more with them
+        # (benchmarks/planning.py).
         waits = planned.placement == Placement.STREAMED and not planned.resident
         return component_bytes(model, planned) if waits and planned.waiting == Waiting.PAGEABLE else 0
     component = model.component(planned.name)
