@@ -62,6 +62,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """The most that torch took of the card in each phase."""
     predicted_phase_bytes: dict[str, int] = msgspec.field(default_factory=dict)
     context_bytes: int = 0
+    exceeded: bool = False
+    """What was planned of the card was not enough, and more was taken."""
     error: str | None = None
     """Why nothing was planned or drawn."""
     refused: bool = False
@@ -192,6 +194,7 @@ def _summed(rows: Sequence[Row]) -> dict[str, Any]:
         "measured": len(errors),
         "refused": sum(row.refused for row in rows),
         "failed": [row.setting.name for row in rows if row.error and not row.refused],
+        "exceeded": [row.setting.name for row in rows if row.exceeded],
         "median_step_error": statistics.median(error for error, _ in errors) if errors else None,
         "worst_step_error": worst and worst[0],
         "worst_step": worst and worst[1].setting.name,

@@ -37,7 +37,8 @@ ROUNDS, ROUNDS_SECONDS = 2, 0.3
 """In how many rounds steps of a picture are timed, and for how long at least, as far as it has steps for that."""
 
 WARM_STEPS = 2
-"""That are not timed: the first compiles and fills caches, graphs are recorded in the second."""
+"""That are not timed: the first compiles and fills caches, graphs are recorded in the second, anew for each picture
+where they do not stay over a decode."""
 
 TINY_MACHINE = "rtx-3060-12gb"
 """The made-up card that a miniature is planned for."""
@@ -172,13 +173,13 @@ class Bench:
         session = Session(loaded.session.pipeline, plan, self._model, keeps_to_plan=not self._tiny)
         with HighWater(self._resident_bytes) as ram:
             began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, WARM_STEPS + self._steps)
-            warm = self._draw(session, row.setting, of=planned, before=WARM_STEPS)
+            warm = self._draw(session, row.setting, of=planned)
             if self._drawn_bytes is None:
                 self._drawn_bytes = max(0, self._resident_bytes() - began)
-            drawn = self._draw(session, row.setting, of=planned, before=1)
+            drawn = self._draw(session, row.setting, of=planned)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         step = statistics.median([*warm.steps, *drawn.steps])
-        whole = drawn.seconds["encode"] + drawn.seconds["begin"] + (steps - 1) * step + drawn.seconds["decode"]
+        whole = drawn.seconds["encode"] + drawn.seconds["begin"] + (steps - WARM_STEPS) * step + drawn.seconds["decode"]
         return msgspec.structs.replace(
             row,
             measured=Figures(
@@ -190,6 +191,7 @@ class Bench:
             allocated_bytes={phase: peak.allocated for phase, peak in drawn.peaks.items()},
             reserved_bytes={phase: peak.reserved for phase, peak in drawn.peaks.items()},
             context_bytes=self._card.context_bytes,
+            exceeded=session.exceeded_plan,
             setup_seconds=setup_seconds,
         )
 
@@ -238,17 +240,17 @@ class Bench:
         """RAM of the process, without what no plan asked for."""
         return resident_bytes() - self._buffers.idle_bytes
 
-    def _draw(self, session: Session, setting: Setting, *, of: int, before: int) -> Drawn:
-        """Draw a batch: so many steps, then those that are timed, and only these of the many that it is begun for,
+    def _draw(self, session: Session, setting: Setting, *, of: int) -> Drawn:
+        """Draw a batch: the first steps, then those that are timed, and only these of the many that it is begun for,
         whose modulation is computed beforehand."""
         drawn = Drawn()
         with self._timed(drawn.seconds, "encode"):
             drawings = [session.begin(self._request(setting, of)) for _ in range(setting.batch)]
         drawn.peaks["encode"] = self._card.peaks()
         with self._timed(drawn.seconds, "begin"):
-            for _ in range(before):
+            for _ in range(WARM_STEPS):
                 session.advance(drawings)
-        drawn.steps += self._step_seconds(session, drawings, left=of - before)
+        drawn.steps += self._step_seconds(session, drawings, left=of - WARM_STEPS)
         drawn.peaks["denoise"] = self._card.peaks()
         with self._timed(drawn.seconds, "decode"):
             session.finish(drawings)
@@ -361,6 +363,7 @@ def _way(plan: Plan) -> dict[str, Any]:
         "block_bytes": plan.block_bytes,
         "tiled": plan.tile_decode,
         "parked": plan.park_for_decode,
+        "keeps_modulation": plan.keep_modulation,
         "placement": {part.name: part.placement for part in plan.components},
         "waiting": {part.name: part.waiting for part in plan.arrangement.streamed},
         "pinned_bytes": plan.predicted.pinned_bytes,

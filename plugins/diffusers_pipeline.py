@@ -199,6 +199,8 @@ class DiffusersPipeline:
         lacking = [state for state in states if state.row is None]
         if lacking:
             embeddings = [self._embeddings(state) for state in lacking]
+            for state in lacking:
+                state.modulation = None  # of the steps before, to make room
             rows = self._residences.modulation(list(chain.from_iterable(embeddings)))
             for state, own in zip(lacking, torch.split(rows, list(map(len, embeddings))), strict=True):
                 state.modulation = Hoisted(own, state.step)

@@ -126,7 +126,7 @@ class Drawing(Value, frozen=True, kw_only=True):
 def draw(plan: Plan, model: Model) -> Drawing:
     """What there is to see of a plan for `model`."""
     blocks = _blocks(plan, model)
-    trace = _trace(plan, blocks)
+    trace, pause = _trace(plan, blocks)
     picture = plan.predicted.picture
     precision = plan.component("transformer").storage.value
     on_cpu = plan.vram_limit_bytes is None
@@ -141,7 +141,7 @@ def draw(plan: Plan, model: Model) -> Drawing:
         lanes=lanes,
         blocks_caption=_blocks_caption(plan, blocks),
         memory_caption=_memory_caption(plan),
-        step_caption=_step_caption(trace.seconds, plan.priors.pause_seconds, lanes),
+        step_caption=_step_caption(trace.seconds, pause, lanes),
     )
 
 
@@ -164,21 +164,26 @@ def _blocks(plan: Plan, model: Model) -> tuple[DrawnBlock, ...]:
     )
 
 
-def _trace(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
-    """One step of the plan. What streams is simulated as the planner did; otherwise blocks share the step evenly."""
+def _trace(plan: Plan, blocks: Sequence[DrawnBlock]) -> tuple[PassTrace, float]:
+    """One step of the plan, and what of it is beside the blocks.
+
+    What streams is simulated as the planner did, with what copies take from arithmetic spread over all of it; otherwise
+    blocks share the step evenly.
+    """
     planned = plan.component("transformer")
     pause = plan.priors.pause_seconds
     if planned.placement != Placement.STREAMED:
         each = (plan.predicted.seconds_per_step - pause) / max(1, len(blocks))
         ends = [pause + each * (i + 1) for i in range(len(blocks))]
         passages = tuple(Passage(None, Span(end - each, end)) for end in ends)
-        return PassTrace(plan.predicted.seconds_per_step, passages)
+        return PassTrace(plan.predicted.seconds_per_step, passages), pause
     predicted = plan.predicted
     if plan.unit == TransferUnit.LAYER:
-        return _layered(plan, blocks)
+        return _layered(plan, blocks), pause
     units = [Unit(block.nbytes, predicted.block_seconds[block.kind]) for block in blocks]
     trace = trace_pass(units, planned.resident, plan.ring_bytes, predicted.copy_gb_per_s * 1e9, pause=pause)
-    return trace.lasting(predicted.seconds_per_step)
+    times = predicted.seconds_per_step / trace.seconds
+    return trace.stretched(times), pause * times
 
 
 def _layered(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
@@ -310,6 +315,6 @@ def _step_caption(seconds: float, pause: float, lanes: Sequence[Lane]) -> str:
 
 def _wait(who: str, part: float, seconds: float, *, plural: bool = False) -> str:
     verb = "wait" if plural else "waits"
-    if part <= seconds * 1e-4:
+    if part <= seconds * 1e-6:
         return f"{who} never {verb}"
     return f"{who} {verb} {format_seconds(part)} ({part / seconds:.0%})"

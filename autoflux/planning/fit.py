@@ -18,7 +18,7 @@ def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
     """
     fitting = 0
     for batch in range(1, plan.max_batch + 1):
-        need = _need(plan, model, width, height, batch)
+        need = _need(plan, model, width, height, batch, plan.predicted.picture.steps)
         if shortfall := _shortfall(plan, need):
             if not fitting:
                 raise DoesNotFit(f"a picture of {width}x{height} {shortfall}", hint="ask for a smaller picture")
@@ -27,13 +27,16 @@ def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
     return fitting
 
 
-def peak_vram_bytes(plan: Plan, model: Model, width: int, height: int, batch: int) -> int:
-    """Device memory that so many pictures of that size are planned to take, the driver's context included."""
-    return _need(plan, model, width, height, batch).vram.peak
+def planned_vram_bytes(plan: Plan, model: Model, width: int, height: int, batch: int, steps: int) -> int:
+    """Device memory that so many pictures of that size and effort are planned to take, the driver's context included.
+
+    Steps count as far as their modulation is computed beforehand.
+    """
+    return _need(plan, model, width, height, batch, steps).vram.peak
 
 
-def _need(plan: Plan, model: Model, width: int, height: int, batch: int) -> Footprint:
-    picture = plan.predicted.picture.replace(width=width, height=height, batch=batch)
+def _need(plan: Plan, model: Model, width: int, height: int, batch: int, steps: int) -> Footprint:
+    picture = plan.predicted.picture.replace(width=width, height=height, batch=batch, steps=steps)
     kind = DeviceKind(plan.device.partition(":")[0])
     return footprint(model, plan.arrangement, kind, plan.priors, picture, unified_memory=plan.unified_memory)
 

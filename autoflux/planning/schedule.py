@@ -33,9 +33,9 @@ MOST_MOVED = 500_000
 PHASES = (0.0, 0.25, 0.5, 0.75)
 """Where evenly spread units begin, in parts of the distance between two."""
 
-CONTENTION = 0.04
-"""How much longer arithmetic takes while something is copied, in parts of the time of copies. One H200 (PCIe 5 x16):
-steps that wait for no copy take 0.6 to 0.9 ms longer for each GB that is streamed (benchmarks/planning.py)."""
+CONTENTION = 0.75e-12
+"""How much longer arithmetic takes for each byte that is copied meanwhile, in seconds. One H200: steps that wait for no
+copy take 0.6 to 0.9 ms longer for each GB that is streamed (benchmarks/planning.py)."""
 
 STEADY_PASSES = 4
 """Passes until the simulation repeats itself: the first starts with an empty ring."""
@@ -89,10 +89,9 @@ class PassTrace(NamedTuple):
     seconds: float
     passages: tuple[Passage, ...]
 
-    def lasting(self, seconds: float) -> PassTrace:
-        """The same in a pass that takes so long, everything in it in proportion."""
-        times = seconds / self.seconds
-        return PassTrace(seconds, tuple(passage.stretched(times) for passage in self.passages))
+    def stretched(self, times: float) -> PassTrace:
+        """The same in a pass that takes so many times as long, everything in it in proportion."""
+        return PassTrace(self.seconds * times, tuple(passage.stretched(times) for passage in self.passages))
 
 
 def aligned(nbytes: int) -> int:
@@ -153,7 +152,7 @@ def contended_seconds(
     """The same, with what copies take from arithmetic where that is what a pass waits for; each unit that is streamed
     takes it `handoff` seconds more."""
     streamed = [unit.nbytes for i, unit in enumerate(units) if i not in resident]
-    taken = CONTENTION * sum(streamed) / bytes_per_second + handoff * len(streamed)
+    taken = CONTENTION * sum(streamed) + handoff * len(streamed)
     computing = pause + sum([unit.seconds for unit in units])
     return max(computing + taken, pass_seconds(units, resident, ring_bytes, bytes_per_second, pause=pause))
 
@@ -263,6 +262,18 @@ def choose_resident(
                 best, fastest, improved = moved, found, True
                 break
     return best
+
+
+def filled(units: Sequence[Unit], resident: frozenset[int], budget_bytes: int) -> frozenset[int]:
+    """With as many more as fit the budget, evenly spread, large ones first: what stays is not copied, which takes from
+    arithmetic even where it makes it wait for nothing."""
+    left = budget_bytes - _bytes(units, resident)
+    for size in sorted({unit.nbytes for unit in units}, reverse=True):
+        others = tuple(i for i, unit in enumerate(units) if unit.nbytes == size and i not in resident)
+        count = min(len(others), left // max(1, aligned(size)))
+        resident |= _evenly(others, count, 0.5)
+        left -= count * aligned(size)
+    return resident
 
 
 class _Seconds(Protocol):

@@ -15,6 +15,7 @@ from autoflux.planning.schedule import (
     aligned,
     choose_resident,
     contended_seconds,
+    filled,
     layer_pass_seconds,
 )
 from autoflux.planning.speed import GRAPH_HANDOFF, KINDS
@@ -37,8 +38,9 @@ one can be on its way at any time."""
 RUNGS = 2
 """Budgets tried, a smallest unit apart: what is chosen for a budget is not always better than for a little less."""
 
-LARGEST_LAYER = 6
-"""The largest layer of a FLUX block in squares of the hidden size: the modulation of a double block."""
+LARGEST_LAYER, LARGEST_MODULATION = 5, 6
+"""The largest layers of FLUX's blocks in squares of the hidden size: the last of a single block, and the modulation of
+a double one."""
 
 
 class StreamLayout(NamedTuple):
@@ -120,7 +122,9 @@ def _all_there(units: Sequence[Unit], pause: float) -> StreamLayout:
 def _by_layers(model: Model, planned: ComponentPlan, computing: float, bytes_per_second: float) -> StreamLayout:
     """A ring for the largest layer."""
     hidden = model.architecture.hidden_size
-    largest = LARGEST_LAYER * hidden**2 * planned.storage.item_bytes
+    # Modulation is never in 8 bits.
+    wide, narrow = planned.arithmetic.item_bytes, planned.storage.item_bytes
+    largest = max(LARGEST_MODULATION * wide, LARGEST_LAYER * narrow) * hidden**2
     copies = component_bytes(model, planned) / bytes_per_second
     seconds, slower = (layer_pass_seconds(computing, copies / rate) for rate in (1.0, SLOWER_LINK))
     return StreamLayout((), int(1.01 * largest), seconds, slower)
@@ -157,10 +161,18 @@ def _best_of(search: _Search, budget_bytes: int) -> StreamLayout:
 
 @lru_cache(maxsize=4096)
 def _chosen(search: _Search, budget_bytes: int) -> StreamLayout:
-    units, ring, rate, pause = search.units, search.ring_bytes, search.bytes_per_second, search.pause
-    resident = choose_resident(units, budget_bytes, ring, rate, pause=pause, fewest=search.fewest)
+    units, ring, rate = search.units, search.ring_bytes, search.bytes_per_second
+    resident = choose_resident(units, budget_bytes, ring, rate, pause=search.pause, fewest=search.fewest)
+    if search.fewest:
+        return _layout(search, resident)
+    more = filled(units, resident, budget_bytes)
+    return min(_layout(search, resident), _layout(search, more), key=lambda layout: layout.cost)
+
+
+def _layout(search: _Search, resident: frozenset[int]) -> StreamLayout:
+    units, ring, rate = search.units, search.ring_bytes, search.bytes_per_second
     seconds, slower = (
-        contended_seconds(units, resident, ring, share * rate, pause=pause, handoff=search.handoff)
+        contended_seconds(units, resident, ring, share * rate, pause=search.pause, handoff=search.handoff)
         for share in (1.0, SLOWER_LINK)
     )
     return StreamLayout(tuple(sorted(resident)), ring, seconds, slower)
@@ -230,13 +242,14 @@ def pinned_bytes(model: Model, arrangement: Arrangement) -> int:
 
 
 def stage_bytes(model: Model, arrangement: Arrangement, through: Iterable[ComponentPlan]) -> int:
-    """Pinned buffers through which weights come that wait elsewhere: two of the largest unit for each component and
-    for the modulation, as they all read ahead for themselves."""
+    """Pinned buffers through which weights come that wait elsewhere: two of the largest unit for each component, for
+    the modulation and for what is brought back after a decode, as they all read ahead for themselves."""
     total = 0
     for planned in through:
-        total += 2 * _largest_part(model.component(planned.name), planned)
+        largest = _largest_part(model.component(planned.name), planned)
+        total += 2 * largest
         if planned.name == "transformer":
-            total += 2 * _passing_modulation(model, arrangement)
+            total += 2 * _passing_modulation(model, arrangement) + 2 * largest * arrangement.park_for_decode
     return total
 
 

@@ -45,8 +45,7 @@ def timeline(
     """What each part takes when the weights are arranged so; `streamed_step` is what a schedule gives a step."""
     copies = {c.name: _copy_seconds(model, arrangement, c, rates) for c in arrangement.components}
     text = sum(seconds for name, seconds in copies.items() if PHASE_OF[name] == "encode")
-    link = rates.link_gb_per_s.value * 1e9
-    brought_back = staying_bytes(model, arrangement) / link if arrangement.park_for_decode else 0.0
+    brought_back = _bring_back_seconds(model, arrangement, rates) if arrangement.park_for_decode else 0.0
     step = streamed_step
     if step is None:
         step = priors.pause_seconds + all_blocks_seconds(model, rates, priors, picture, way)
@@ -66,6 +65,12 @@ def timeline(
         visits=ran.around * (sum(copies.values()) - text + brought_back + recording),
         start=ran.start * start,
     )
+
+
+def _bring_back_seconds(model: Model, arrangement: Arrangement, rates: Rates) -> float:
+    """What left the device for the decode comes back from where the other blocks wait."""
+    waiting = arrangement.component("transformer").waiting
+    return staying_bytes(model, arrangement) / (copy_gb_per_s(waiting, rates) * 1e9)
 
 
 def _narrowing_seconds(model: Model, arrangement: Arrangement, rates: Rates) -> float:

@@ -12,65 +12,81 @@ import sys
 from typing import Any
 
 from autoflux.models.values import Model
-from autoflux.planning.fit import peak_vram_bytes
+from autoflux.planning.fit import planned_vram_bytes
 from autoflux.planning.terms import Offload
 from autoflux.planning.values import Plan
-from autoflux.units import format_bytes
+from autoflux.units import MIB, format_bytes
+
+LEAST_FREE_BYTES = 64 * MIB
+"""Of a device on which a limit of ours may be why there was not enough; with less, others have its memory."""
 
 _log = logging.getLogger(__name__)
 
 
 class Ceiling:
-    """Of the pictures of one plan, on CUDA devices: what is planned, then what the plan may take, then none.
+    """Of the pictures of one plan, on CUDA devices: what is planned, then what the plan may take, then what there is.
 
-    Limits are the whole process's, so it is only for those that do nothing else: `active` says so.
+    Limits are the whole process's, so it is only for those that do nothing else: `active` says so. There is none where
+    CUDA graphs are replayed, because nothing can be given back while one is recorded; and none on Windows, where a
+    device that is full goes on in RAM unless there ever was a limit.
     """
 
     def __init__(self, plan: Plan, model: Model, *, active: bool) -> None:
         self._plan, self._model = plan, model
-        own = plan.offload == Offload.NATIVE or plan.unified_memory
-        self._active = active and plan.device.startswith("cuda") and not own
-        # While a graph is recorded nothing can be given back, so what is planned has to be there in one piece.
-        self._lifted = 1 if plan.graphs else 0
+        free = plan.offload == Offload.NATIVE or plan.unified_memory or plan.graphs or sys.platform == "win32"
+        self._active = active and plan.device.startswith("cuda") and not free
+        self._lifted = 0
         self._held_bytes: int | None = None
-        self._planned: dict[tuple[int, int, int], int] = {}
+        self._planned: dict[tuple[int, ...], int] = {}
 
-    def hold(self, width: int, height: int, batch: int) -> None:
-        """Let torch take what so many pictures of that size are planned to."""
-        if not self._active:
-            return
-        limits = (self._planned_bytes(width, height, batch), self._plan.vram_limit_bytes, None)
-        self._set(limits[self._lifted])
+    @property
+    def is_lifted(self) -> bool:
+        """Whether pictures took more than was planned."""
+        return self._lifted > 0
+
+    def hold(self, width: int, height: int, batch: int, steps: int) -> None:
+        """Let torch take what so many pictures of that size and effort are planned to, unless they were given more."""
+        if self._active and not self._lifted:
+            self._set(self._planned_bytes(width, height, batch, steps))
 
     def lift(self) -> bool:
         """Allow more from now on, as there was not enough; whether there is more to allow."""
-        if not self._active or self._held_bytes is None:
+        held, limit = self._held_bytes, self._plan.vram_limit_bytes
+        if held is None or not self._has_room():
             return False
-        held, self._lifted = self._held_bytes, self._lifted + 1
-        limit = self._plan.vram_limit_bytes
-        if self._lifted == 1 and (limit is None or limit <= held):
-            self._lifted = 2
-        more = f"up to {format_bytes(limit)} from now on" if self._lifted == 1 and limit else "as much as there is"
-        what = f"pictures take more of {self._plan.device} than the {format_bytes(held)} that were planned"
-        _log.warning("%s; they may take %s", what, more)
+        first = not self._lifted and limit is not None and limit > held
+        self._lifted = 1 if first else 2
+        self._set(limit if first else None)
+        more = f"up to {format_bytes(limit)}" if first and limit else "what there is"
+        taken = f"pictures take more of {self._plan.device} than the {format_bytes(held)} that were counted on"
+        _log.warning("%s; from now on they may take %s", taken, more)
         return True
 
     def release(self) -> None:
         """Let torch take what it likes."""
-        if self._active:
+        if self._held_bytes is not None:
             self._set(None)
 
-    def _planned_bytes(self, width: int, height: int, batch: int) -> int:
-        key = (width, height, batch)
-        if key not in self._planned:
-            self._planned[key] = peak_vram_bytes(self._plan, self._model, width, height, batch)
-        return self._planned[key]
+    def _planned_bytes(self, *picture: int) -> int:
+        if picture not in self._planned:
+            self._planned[picture] = planned_vram_bytes(self._plan, self._model, *picture)
+        return self._planned[picture]
+
+    def _has_room(self) -> bool:
+        cuda: Any = sys.modules["torch"].cuda
+        return bool(cuda.mem_get_info(self._index())[0] >= LEAST_FREE_BYTES)
 
     def _set(self, limit_bytes: int | None) -> None:
         torch: Any = sys.modules.get("torch")
         if limit_bytes == self._held_bytes or torch is None or not torch.cuda.is_available():
             return
-        total = torch.cuda.mem_get_info(self._plan.device)[1]
+        total = torch.cuda.mem_get_info(self._index())[1]
         ours = total if limit_bytes is None else max(0, limit_bytes - self._plan.priors.context_bytes)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, ours / total), self._plan.device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, ours / total), self._index())
         self._held_bytes = limit_bytes
+
+    def _index(self) -> int:
+        """Of the device, which a plan written by hand may leave open."""
+        torch: Any = sys.modules["torch"]
+        index = torch.device(self._plan.device).index
+        return int(torch.cuda.current_device() if index is None else index)

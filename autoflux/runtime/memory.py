@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autoflux.errors import OutOfMemory
 from autoflux.planning.values import Plan
@@ -32,19 +32,19 @@ def translated_memory_errors(plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def give_back_unused(least_bytes: int = 0) -> None:
-    """Let the device have what torch's allocator keeps although no tensor takes it; waits until nothing computes.
-
-    Nothing happens if that is less than `least_bytes`, where torch says how much it is.
-    """
+def give_back_unused() -> None:
+    """Let devices have what torch's allocator keeps although no tensor takes it; waits until nothing computes."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.accelerator.is_available():
-        return
-    # Each kind's own: that of `torch.accelerator` fails on Apple's (pytorch/pytorch#186430).
-    device = getattr(torch, torch.accelerator.current_accelerator().type)
-    tells = least_bytes and hasattr(device, "memory_reserved")
-    if not tells or device.memory_reserved() - device.memory_allocated() >= least_bytes:
-        device.empty_cache()
+    if torch is not None and torch.accelerator.is_available():
+        # Each kind's own: that of `torch.accelerator` fails on Apple's (pytorch/pytorch#186430).
+        getattr(torch, torch.accelerator.current_accelerator().type).empty_cache()
+
+
+def give_back_much_unused(device: str, least_bytes: int) -> None:
+    """The same if it is at least so much of that device, and torch says how much it is."""
+    own: Any = getattr(sys.modules.get("torch"), device.partition(":")[0], None)
+    if hasattr(own, "memory_reserved") and own.memory_reserved(device) - own.memory_allocated(device) >= least_bytes:
+        give_back_unused()
 
 
 @contextmanager

@@ -93,7 +93,10 @@ class Modulation(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings of every step of a picture, (steps, hidden), to the modulation of all blocks, (steps, width)."""
-        return torch.cat([linear(embeddings) for linear in self.linears], dim=1)
+        rows = embeddings.new_empty(len(embeddings), self.width)
+        for site, linear in zip(self._sites, self.linears, strict=True):
+            rows[:, site.columns] = linear(embeddings)
+        return rows
 
     def select(self, rows: Tensor) -> None:
         """Let the next pass use `rows`: (batch, width), one row a picture, of the step that picture is at.

@@ -14,8 +14,8 @@ from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waitin
 from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import check_narrow_on_disk, check_plan, check_resident
-from autoflux.runtime.decoding import LARGE_BYTES, spare_memory
-from autoflux.runtime.memory import give_back_unused
+from autoflux.runtime.decoding import spare_memory
+from autoflux.runtime.memory import give_back_much_unused, give_back_unused
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.packed import fill
 from autoflux.runtime.quantized import has_narrow_layers
@@ -32,6 +32,10 @@ from autoflux.runtime.streaming import (
     narrow_blocks,
 )
 from autoflux.runtime.units import Atom, block_atoms, sequence_atoms
+from autoflux.units import MIB
+
+LEFT_BYTES = 128 * MIB
+"""What a decode has to leave in pieces for these to be given back, for which the device empties its queue."""
 
 RunOnce = Callable[[nn.Module], object]
 """Calls the transformer once, with small inputs made in the call and weights that may be anything."""
@@ -241,8 +245,9 @@ class Residences:
         try:
             with self._held["vae"].on_device() as vae:
                 yield vae
+            if arena or not self._plan.graphs:  # which keep the memory of all blocks
+                give_back_much_unused(self._plan.device, LEFT_BYTES)
         finally:
-            give_back_unused(LARGE_BYTES)
             if arena:
                 arena.unpark()
 

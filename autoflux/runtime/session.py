@@ -120,21 +120,29 @@ class Session:
         began = time.perf_counter()
         check(request, self.model.limits)
         self.batch_limit(request.width, request.height)
-        with translated_memory_errors(self.plan):
-            conditioning = encode(request.prompt)
-            state = self.pipeline.start(request, conditioning)
+        conditioning = self._within_plan(lambda: encode(request.prompt))
+        state = self._within_plan(lambda: self.pipeline.start(request, conditioning))
         return Drawing(request, state, began, _prompt_warnings(conditioning))
 
     def advance(self, drawings: Iterable[Drawing]) -> None:
         """One denoise step for each; they must have one size and be unfinished."""
         together = list(drawings)
-        states = [drawing.state for drawing in together]
-        self._within_plan(together, lambda: self.pipeline.denoise(states))
+        done = [drawing.state.step for drawing in together]
+
+        def advance_rest() -> None:
+            """Those that are still where they were: done a second time, some may be further."""
+            states = [drawing.state for drawing, step in zip(together, done, strict=True) if drawing.state.step == step]
+            if states:
+                self.pipeline.denoise(states)
+
+        self._hold(together)
+        self._within_plan(advance_rest)
 
     def finish(self, drawings: Sequence[Drawing]) -> list[Picture]:
         """Decode finished drawings."""
         states = [drawing.state for drawing in drawings]
-        images = self._within_plan(drawings, lambda: self.pipeline.decode(states))
+        self._hold(drawings)
+        images = self._within_plan(lambda: self.pipeline.decode(states))
         now = time.perf_counter()
         return [
             Picture(image, d.request, self.model.name, self.model.revision, (now - d.began) / len(drawings), d.warnings)
@@ -154,8 +162,15 @@ class Session:
     def close(self) -> None:
         """Give back the device's memory. A closed session cannot draw."""
         self._prompts.clear()
-        self.pipeline.close()
-        self._ceiling.release()
+        try:
+            self.pipeline.close()
+        finally:
+            self._ceiling.release()
+
+    @property
+    def exceeded_plan(self) -> bool:
+        """Whether pictures needed more of the device than is planned, where it is kept to that."""
+        return self._ceiling.is_lifted
 
     def __enter__(self) -> Self:
         return self
@@ -165,10 +180,14 @@ class Session:
     ) -> None:
         self.close()
 
-    def _within_plan(self, drawings: Sequence[Drawing], work: Callable[[], T]) -> T:
-        """Do work of these drawings in the memory that is planned for them; in more, if it is not enough."""
+    def _hold(self, drawings: Sequence[Drawing]) -> None:
+        """Keep to what is planned for these, which have one size."""
+        steps = max(drawing.request.steps for drawing in drawings)
+        self._ceiling.hold(*drawings[0].request.size, len(drawings), steps)
+
+    def _within_plan(self, work: Callable[[], T]) -> T:
+        """Do that, which can be done a second time, in the memory that is planned; in more, if it is not enough."""
         while True:
-            self._ceiling.hold(*drawings[0].request.size, len(drawings))
             try:
                 with translated_memory_errors(self.plan):
                     return work()

@@ -19,6 +19,7 @@ from autoflux.planning.schedule import (
     bound_seconds,
     choose_resident,
     contended_seconds,
+    filled,
     lay_out,
     pass_seconds,
     trace_pass,
@@ -196,15 +197,27 @@ def test_copies_take_from_arithmetic_what_they_do_not_make_it_wait(schedule, pau
     units, resident, ring, speed = schedule
     alone = pass_seconds(units, resident, ring, speed, pause=pause)
     found = contended_seconds(units, resident, ring, speed, pause=pause)
-    copying = sum(unit.nbytes for i, unit in enumerate(units) if i not in resident) / speed
+    copied = sum(unit.nbytes for i, unit in enumerate(units) if i not in resident)
     computing = pause + sum(unit.seconds for unit in units)
-    assert alone <= found <= alone + CONTENTION * copying + 1e-9
-    assert found >= computing + CONTENTION * copying - 1e-9
+    assert alone <= found <= alone + CONTENTION * copied + 1e-9
+    assert found >= computing + CONTENTION * copied - 1e-9
 
 
-def test_a_trace_lasts_as_long_as_it_is_told_to():
+@UNHURRIED
+@given(schedules(), st.integers(0, 250 * ALIGNMENT))
+def test_what_is_filled_up_keeps_what_stays_and_fits(schedule, budget):
+    units, _, ring, speed = schedule
+    resident = choose_resident(units, budget, ring, speed)
+    more = filled(units, resident, budget)
+    assert resident <= more
+    assert sum(aligned(units[i].nbytes) for i in more) <= budget
+    left = budget - sum(aligned(units[i].nbytes) for i in more)
+    assert all(aligned(units[i].nbytes) > left for i in set(range(len(units))) - more)
+
+
+def test_a_trace_can_be_stretched():
     trace = trace_pass([Unit(512, 3.0), Unit(512, 1.0)], {1}, 512, 256.0)
-    longer = trace.lasting(2 * trace.seconds)
+    longer = trace.stretched(2)
     assert longer.seconds == 2 * trace.seconds
     for before, after in zip(trace.passages, longer.passages, strict=True):
         assert after.compute == (2 * before.compute.begin, 2 * before.compute.end)

@@ -8,19 +8,25 @@ from hypothesis import strategies as st
 
 from autoflux.errors import DoesNotFit
 from autoflux.models.values import Block, BlockList, Component, Model, ParameterCount, Precision
+from autoflux.planning.arranging import rates_for
 from autoflux.planning.schedule import Unit as Load
 from autoflux.planning.schedule import bound_seconds
+from autoflux.planning.sites import sites
+from autoflux.planning.speed import Way
 from autoflux.planning.streaming import (
     arena_bytes,
     copied_modulation,
     modulation_bytes,
     pinned_bytes,
     stage_bytes,
+    staying_bytes,
     streamed_bytes,
 )
 from autoflux.planning.terms import Offload, Placement, Quality, TransferUnit, Waiting
+from autoflux.planning.timeline import timeline
 from autoflux.planning.values import Plan, Wishes
-from autoflux.planning.weights import component_bytes
+from autoflux.planning.ways import Option
+from autoflux.planning.weights import component_bytes, largest_unit
 from tests.conftest import FLUX_DEV, GB, card, figure, size
 from tests.planning.test_planner import PROFILES
 
@@ -172,7 +178,35 @@ def test_where_layers_are_streamed_nothing_stays_and_the_ring_holds_the_largest(
     assert arena_bytes(FLUX, made) == made.ring_bytes
     assert modulation_bytes(FLUX, made) == 0
     assert streamed_bytes(FLUX, made) == component_bytes(FLUX, made.component("transformer"))
-    assert made.ring_bytes >= 6 * FLUX.architecture.hidden_size**2 * 2
+    wide = 6 * FLUX.architecture.hidden_size**2 * 2
+    assert made.ring_bytes >= wide
+    narrow = plan(flux_machine(12, pinnable_gb=60), unit=TransferUnit.LAYER, quant=Precision.INT8, quality=None)
+    assert narrow.ring_bytes >= wide, "modulation is never in 8 bits"
+
+
+def test_what_is_parked_comes_back_from_where_it_waits(flux_machine):
+    hardware = flux_machine(12, pinnable_gb=60, tflops=690)
+    arrangement = plan(hardware).arrangement
+    assert arrangement.park_for_decode
+    (site,) = sites(hardware, PROFILES, Wishes(device="cuda"))
+    way = Way(arithmetic=Precision.BFLOAT16, storage=Precision.BFLOAT16)
+    rates = rates_for(hardware, site, Option(Offload.STREAM, way), Wishes())
+    picture = plan(hardware).predicted.picture
+
+    def visits(waiting: Waiting, *, parks: bool) -> float:
+        components = tuple(
+            c.replace(waiting=waiting) if c.placement == Placement.STREAMED else c for c in arrangement.components
+        )
+        made = arrangement.replace(components=components, park_for_decode=parks)
+        return timeline(FLUX, made, rates, site.profile.priors, picture, way, streamed_step=1.0).visits
+
+    nbytes = staying_bytes(FLUX, arrangement)
+    for waiting, rate in ((Waiting.PINNED, 24e9), (Waiting.PAGEABLE, 9e9)):
+        longer = visits(waiting, parks=True) - visits(waiting, parks=False)
+        assert longer == pytest.approx(nbytes / rate)
+    through = [c.replace(waiting=Waiting.DISK) for c in arrangement.streamed if c.name == "transformer"]
+    stages = [stage_bytes(FLUX, arrangement.replace(park_for_decode=parks), through) for parks in (True, False)]
+    assert stages[0] - stages[1] == 2 * largest_unit(FLUX.component("transformer"), through[0])
 
 
 def test_what_cannot_be_pinned_goes_through_a_small_buffer(flux_machine):

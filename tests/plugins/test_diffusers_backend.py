@@ -112,16 +112,13 @@ def test_attention_is_compiled_without_leaving_the_graph():
 
 def test_what_torch_keeps_is_given_back_when_the_size_changes_and_after_a_decode_that_left_much(session, monkeypatch):
     given_back, after_decodes = [], []
-
-    def noted(least_bytes: int = 0) -> None:
-        (after_decodes if least_bytes else given_back).append(len(drawn))
-
-    monkeypatch.setattr(placement, "give_back_unused", noted)
+    monkeypatch.setattr(placement, "give_back_unused", lambda: given_back.append(len(drawn)))
+    monkeypatch.setattr(placement, "give_back_much_unused", lambda *given: after_decodes.append((given[0], len(drawn))))
     drawn = []
     for width, height in ((64, 96), (64, 96), (96, 64), (64, 96)):
         drawn += session.generate(PROMPTS[0], seed=1, steps=1, width=width, height=height)
     assert given_back == [0, 2, 3]
-    assert after_decodes == [0, 1, 2, 3]
+    assert after_decodes == [("cpu", 0), ("cpu", 1), ("cpu", 2), ("cpu", 3)]
 
 
 def test_a_model_without_guidance_is_drawn_like_diffusers_does(tmp_path):

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from autoflux.errors import OutOfMemory
+from autoflux.models.request import Order, make_requests
+from autoflux.models.values import Model
+from autoflux.planning.fit import planned_vram_bytes
 from autoflux.planning.terms import Offload
 from autoflux.planning.values import Plan
 from autoflux.runtime import ceiling
@@ -19,34 +22,56 @@ PLANNED, LIMIT, CONTEXT = 8 * 10**9, 10 * 10**9, 10**9
 
 
 class OutOfRoom(FakePipeline):
-    """Draws once it has been given enough."""
+    """Does one part of its work only once it has been given enough."""
 
-    def __init__(self, shares: list[float], enough: float) -> None:
+    def __init__(self, shares: list[float], enough: float, part: str = "denoise") -> None:
         super().__init__()
-        self._shares, self._enough = shares, enough
+        self._shares, self._enough, self._part = shares, enough, part
+
+    def _need(self, part: str) -> None:
+        if part == self._part and (self._shares or [1.0])[-1] < self._enough:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def encode(self, prompts):
+        self._need("encode")
+        return super().encode(prompts)
 
     def denoise(self, states):
-        if (self._shares or [1.0])[-1] < self._enough:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+        self._need("denoise")
         super().denoise(states)
+
+    def decode(self, states):
+        self._need("decode")
+        return super().decode(states)
 
 
 @pytest.fixture
-def shares(monkeypatch) -> list[float]:
+def free() -> list[int]:
+    """Bytes of the card that nobody has."""
+    return [TOTAL]
+
+
+@pytest.fixture
+def shares(monkeypatch, free) -> list[float]:
     """Shares of the card that torch was allowed, in turn."""
     given: list[float] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (TOTAL, TOTAL))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], TOTAL) if device == 0 else None)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _device: given.append(share))
-    monkeypatch.setattr(ceiling, "peak_vram_bytes", lambda _plan, _model, _w, _h, batch: PLANNED + (batch - 1) * 10**9)
+    monkeypatch.setattr(ceiling, "planned_vram_bytes", planned)
     monkeypatch.setattr("autoflux.runtime.memory.give_back_unused", lambda: None)
     return given
 
 
-def plan_for_a_card(**changes: object) -> Plan:
+def planned(_plan: Plan, _model: Model, _width: int, _height: int, batch: int, steps: int) -> int:
+    return PLANNED + (batch - 1) * 10**9 + (steps > 2) * 10**8
+
+
+def plan_for_a_card() -> Plan:
     plan = fake_plan(fake_model())
     priors = plan.priors.replace(context_bytes=CONTEXT)
-    return plan.replace(device="cuda:0", vram_limit_bytes=LIMIT, priors=priors, **changes)
+    return plan.replace(device="cuda:0", vram_limit_bytes=LIMIT, priors=priors)
 
 
 def session_of(pipeline: FakePipeline, plan: Plan, *, keeps_to_plan: bool = True) -> Session:
@@ -63,26 +88,40 @@ def test_torch_may_take_what_is_planned_for_as_many_pictures_and_anything_once_t
     assert shares == [share_of(PLANNED)]
     session.generate("a", seed=1, steps=2, count=2)
     assert shares == [share_of(PLANNED), share_of(PLANNED + 10**9)]
+    session.generate("a", seed=1, steps=3)
+    assert shares[-1] == share_of(PLANNED + 10**8)
+    assert not session.exceeded_plan
     session.close()
     assert shares[-1] == 1.0
 
 
+@pytest.mark.parametrize("part", ["encode", "denoise", "decode"])
 @pytest.mark.parametrize(
     ("enough", "wanted", "said"),
     [
-        (share_of(LIMIT), [share_of(PLANNED), share_of(LIMIT)], ["up to 10.0 GB from now on"]),
-        (1.0, [share_of(PLANNED), share_of(LIMIT), 1.0], ["up to 10.0 GB from now on", "as much as there is"]),
+        (share_of(LIMIT), [share_of(PLANNED), share_of(LIMIT)], ["up to 10.0 GB"]),
+        (1.0, [share_of(PLANNED), share_of(LIMIT), 1.0], ["up to 10.0 GB", "what there is"]),
     ],
 )
-def test_the_ceiling_is_lifted_where_the_plan_counted_too_little(shares, caplog, enough, wanted, said):
-    session = session_of(OutOfRoom(shares, enough), plan_for_a_card())
+def test_the_ceiling_is_lifted_where_the_plan_counted_too_little(shares, caplog, part, enough, wanted, said):
+    pipeline = OutOfRoom(shares, 0.0, part)
+    session = session_of(pipeline, plan_for_a_card())
+    session.generate("a", seed=1, steps=2)
+    pipeline._enough = enough
     with caplog.at_level(logging.WARNING):
-        (picture,) = session.generate("a", seed=1, steps=2)
+        (picture,) = session.generate("b", seed=1, steps=2)
     assert picture.image is not None
     assert shares == wanted
+    assert session.exceeded_plan
     assert [word in record.message for word, record in zip(said, caplog.records, strict=True)] == [True] * len(said)
-    session.generate("b", seed=1, steps=2)
+    session.generate("c", seed=1, steps=2)
     assert shares == wanted, "it stays lifted"
+
+
+def test_a_plan_that_may_take_no_more_than_it_counted_on_is_given_what_there_is(shares):
+    plan = plan_for_a_card().replace(vram_limit_bytes=PLANNED)
+    session_of(OutOfRoom(shares, 1.0), plan).generate("a", seed=1, steps=2)
+    assert shares == [share_of(PLANNED), 1.0]
 
 
 def test_where_there_is_no_more_memory_it_is_an_error_and_the_session_goes_on(shares):
@@ -94,22 +133,63 @@ def test_where_there_is_no_more_memory_it_is_an_error_and_the_session_goes_on(sh
     assert session.generate("a", seed=1, steps=2)
 
 
-def test_where_graphs_are_recorded_all_that_the_plan_may_take_is_allowed(shares):
-    """Nothing can be given back meanwhile."""
-    session_of(FakePipeline(), plan_for_a_card(graphs=True)).generate("a", seed=1, steps=2)
-    assert shares == [share_of(LIMIT)]
+def test_where_others_have_the_memory_it_is_no_fault_of_the_plans(shares, free):
+    free[0] = 10**6
+    session = session_of(OutOfRoom(shares, 1.0), plan_for_a_card())
+    with pytest.raises(OutOfMemory):
+        session.generate("a", seed=1, steps=2)
+    assert not session.exceeded_plan
+    assert shares == [share_of(PLANNED)]
+
+
+def test_a_step_that_is_done_again_leaves_alone_those_that_are_further(shares):
+    class HalfWay(FakePipeline):
+        def denoise(self, states):
+            super().denoise(states[:1])
+            if len(states) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    session = session_of(HalfWay(), plan_for_a_card())
+    drawings = [session.begin(*make_requests(session.model, Order(prompt=name, seed=1, steps=2))) for name in "ab"]
+    session.advance(drawings)
+    assert [drawing.state.step for drawing in drawings] == [1, 1]
+
+
+def test_a_device_without_a_number_is_the_current_one(shares):
+    session_of(FakePipeline(), plan_for_a_card().replace(device="cuda")).generate("a", seed=1, steps=2)
+    assert shares == [share_of(PLANNED)]
+
+
+def test_what_is_planned_for_is_what_the_plan_predicts():
+    plan, model = fake_plan(fake_model()), fake_model()
+    picture = plan.predicted.picture
+    hardly = planned_vram_bytes(plan.replace(device="cuda:0"), model, picture.width, picture.height, 1, picture.steps)
+    more = planned_vram_bytes(plan.replace(device="cuda:0"), model, 2 * picture.width, picture.height, 4, picture.steps)
+    assert 0 < hardly < more
 
 
 @pytest.mark.parametrize(
     ("changes", "keeps_to_plan"),
-    [({}, False), ({"unified_memory": True}, True), ({"offload": Offload.NATIVE}, True), ({"device": "xpu:0"}, True)],
+    [
+        ({}, False),
+        ({"unified_memory": True}, True),
+        ({"offload": Offload.NATIVE}, True),
+        ({"device": "xpu:0"}, True),
+        ({"graphs": True}, True),
+    ],
 )
-def test_what_is_not_autofluxs_own_is_left_alone(shares, changes, keeps_to_plan):
+def test_what_is_not_autofluxs_own_and_what_records_graphs_is_left_alone(shares, changes, keeps_to_plan):
     plan = plan_for_a_card().replace(**changes)
     session = session_of(OutOfRoom([0.0], 1.0), plan, keeps_to_plan=keeps_to_plan)
     with pytest.raises(OutOfMemory):
         session.generate("a", seed=1, steps=2)
     session.close()
+    assert not shares
+
+
+def test_on_windows_a_full_card_goes_on_in_ram(shares, monkeypatch):
+    monkeypatch.setattr(ceiling.sys, "platform", "win32")
+    session_of(FakePipeline(), plan_for_a_card()).generate("a", seed=1, steps=2)
     assert not shares
 
 

@@ -78,13 +78,22 @@ def test_a_little_that_torch_keeps_is_not_worth_giving_back(monkeypatch, reserve
     given_back = []
     cuda = SimpleNamespace(
         empty_cache=lambda: given_back.append(reserved),
-        memory_reserved=lambda: reserved,
-        memory_allocated=lambda: 100,
+        memory_reserved=lambda device: reserved if device == "cuda:1" else 0,
+        memory_allocated=lambda device: 100 if device == "cuda:1" else 0,
     )
     accelerator = SimpleNamespace(is_available=lambda: True, current_accelerator=lambda: SimpleNamespace(type="cuda"))
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(accelerator=accelerator, cuda=cuda))
-    memory.give_back_unused(100)
+    memory.give_back_much_unused("cuda:1", 100)
     assert given_back == [reserved] * times
+    memory.give_back_much_unused("cuda:0", 100)
+    assert given_back == [reserved] * times
+
+
+@pytest.mark.parametrize("torch", [None, SimpleNamespace(mps=SimpleNamespace())])
+def test_where_torch_does_not_say_how_much_it_keeps_nothing_is_given_back(monkeypatch, torch):
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(memory, "give_back_unused", None)
+    memory.give_back_much_unused("mps", 1)
 
 
 def test_nothing_is_given_back_where_there_is_no_device(monkeypatch):
