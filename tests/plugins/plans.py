@@ -5,6 +5,17 @@ from __future__ import annotations
 from autoflux import Offload, Placement, Plan, Waiting
 
 
+STREAMED_WAYS = (
+    ("pinned", True, False),
+    ("pinned", True, True),
+    ("pinned", False, False),
+    ("pageable", True, False),
+    ("disk", True, False),
+    ("disk", True, True),
+)
+"""Where weights wait, whether modulation is computed beforehand, and whether its weights stay."""
+
+
 def streamed(plan: Plan, *, resident=(), waiting="pinned", hoist=True, keep=False) -> Plan:
     """Everything streamed, but for those blocks of the transformer, and modulation if that is to be kept; what stays
     leaves the device for the decode."""

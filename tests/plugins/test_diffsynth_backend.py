@@ -31,7 +31,7 @@ from autoflux.models.weights import weight_shapes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.streaming import Holding, StreamedTransformer, arena_for
 from tests.hardware.test_rotation import rotated
-from tests.plugins.plans import streamed
+from tests.plugins.plans import STREAMED_WAYS, streamed
 from tests.runtime.fakes import CPU, hooks_of, tiny_inputs, tiny_transformer
 from tests.tiny_model import TRANSFORMER, write_tiny_flux
 
@@ -315,17 +315,7 @@ def test_rotary_positions_are_diffsynth_s_to_the_bit(session, dtype, by_kernel, 
 
 
 @pytest.mark.parametrize("resident", [(), (0, 3), (0, 1, 2, 3, 4)])
-@pytest.mark.parametrize(
-    ("waiting", "hoist", "keep"),
-    [
-        ("pinned", True, False),
-        ("pinned", True, True),
-        ("pinned", False, False),
-        ("pageable", True, False),
-        ("disk", True, False),
-        ("disk", True, True),
-    ],
-)
+@pytest.mark.parametrize(("waiting", "hoist", "keep"), STREAMED_WAYS)
 def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident, waiting, hoist, keep):
     plan = streamed(session.plan, resident=resident, waiting=waiting, hoist=hoist, keep=keep)
     with autoflux.load(str(tiny_model), plan=plan) as under_engine:

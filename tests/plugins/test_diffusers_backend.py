@@ -34,7 +34,7 @@ from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.picture import read_request
 from autoflux.runtime.residence import Residence, Visits
 from tests.hardware.test_rotation import rotated
-from tests.plugins.plans import streamed
+from tests.plugins.plans import STREAMED_WAYS, streamed
 from tests.runtime.fakes import output_of, tiny_inputs, tiny_transformer
 from tests.tiny_model import TEXT_TOKENS, write_tiny_flux
 
@@ -315,17 +315,7 @@ def test_modulation_of_a_picture_is_let_go_before_it_is_decoded(session, tiny_mo
 
 
 @pytest.mark.parametrize("resident", [(), (0, 3), (0, 1, 2, 3, 4)])
-@pytest.mark.parametrize(
-    ("waiting", "hoist", "keep"),
-    [
-        ("pinned", True, False),
-        ("pinned", True, True),
-        ("pinned", False, False),
-        ("pageable", True, False),
-        ("disk", True, False),
-        ("disk", True, True),
-    ],
-)
+@pytest.mark.parametrize(("waiting", "hoist", "keep"), STREAMED_WAYS)
 def test_streamed_pictures_are_the_same_to_the_bit(session, tiny_model, resident, waiting, hoist, keep):
     plan = streamed(session.plan, resident=resident, waiting=waiting, hoist=hoist, keep=keep)
     with autoflux.load(str(tiny_model), plan=plan) as under_engine:
