@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from autoflux import Offload, Placement, Plan, Waiting
 
-
 STREAMED_WAYS = (
     ("pinned", True, False),
     ("pinned", True, True),

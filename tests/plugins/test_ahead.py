@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from autoflux import Model, Placement, Plan, Precision, Waiting
+from autoflux.api import open_session
 from autoflux.models.finding import find
 from autoflux.models.packs import WEIGHTS, Packed
+from autoflux.plugin_manager import load_plugins
 from autoflux.runtime import ahead, bringing, packed, portions, sources
 from autoflux.runtime.ahead import Brought, bringing_ahead, weights_ahead
 from autoflux.runtime.pack_file import open_pack
@@ -103,6 +105,29 @@ def test_blocks_that_stay_are_copied_from_what_was_brought(model, shelf, backend
         assert bytes(memory.numpy()) == data[held[name].offset : held[name].offset + held[name].nbytes]
     opened.close()
     assert not weights_ahead(opened.pack.key).tensors, "nothing is brought any more"
+
+
+def test_what_nobody_asked_for_is_forgotten_once_all_parts_have_their_weights(model, shelf, monkeypatch):
+    given: list[Brought] = []
+
+    def noted(key: str) -> Brought:
+        given.append(weights_ahead(key))
+        return given[-1]
+
+    pack_all(model, shelf, Precision.INT8)
+    plan = planned(model, Precision.INT8, resident=(0, 2)).replace(hoist_modulation=True, keep_modulation=True)
+    monkeypatch.setattr(packed, "weights_ahead", noted)
+    forgotten: list[int] = []
+    forget = packed.PackStore.forget_ahead
+
+    def counted(store: packed.PackStore) -> None:
+        forgotten.append(sum(len(brought.tensors) for brought in given))
+        forget(store)
+
+    monkeypatch.setattr(packed.PackStore, "forget_ahead", counted)
+    with bringing_ahead(plan, model), open_session(plan, model, load_plugins()):
+        assert max(forgotten) > 0
+        assert not any(brought.tensors for brought in given)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
