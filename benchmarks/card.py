@@ -45,6 +45,33 @@ class HighWater:
                 return
 
 
+class IdleRam:
+    """RAM of the process between plans, of which a new process would not have what other plans have left."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._last = self._compiler = 0
+
+    def note(self, nbytes: int, *, compiled: bool) -> None:
+        """So much it is now that a plan was unloaded."""
+        if self._first is None:
+            self._first = self._last = nbytes
+        if compiled and not self._compiler:
+            self._compiler = max(0, nbytes - self._last)
+        self._last = nbytes
+
+    def grow(self, nbytes: int) -> None:
+        """More weights lie there for all plans."""
+        if self._first is not None:
+            self._first += nbytes
+            self._last += nbytes
+
+    def left_bytes(self, *, compiled: bool) -> int:
+        """What others than such a plan have left, code above all; what compiles is there for every plan that does."""
+        own = self._compiler if compiled else 0
+        return max(0, self._last - (self._first or 0) - own)
+
+
 class Peaks(NamedTuple):
     """The most bytes of a card for a while."""
 

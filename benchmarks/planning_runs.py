@@ -27,7 +27,7 @@ from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.pinned import offered
 from autoflux.runtime.session import Drawing, Session
-from benchmarks.card import Card, HighWater, Peaks, resident_bytes
+from benchmarks.card import Card, HighWater, IdleRam, Peaks, resident_bytes
 from benchmarks.host_weights import HostWeights
 from benchmarks.kept_buffers import KeptBuffers
 from benchmarks.planning_report import Figures, Row, Setting
@@ -83,12 +83,9 @@ class Bench:
         self._loaded: Loaded | None = None
         self._plans: dict[tuple[Setting, str], Plan] = {}
         self._pictures = 0
-        self._unloaded_bytes: int | None = None
-        """RAM of the process when the weights of the first plan were let go."""
+        self._idle = IdleRam()
         self._drawn_bytes: int | None = None
         """What drawing for the first time added to the process: libraries behind kernels, and their memory."""
-        self._left_bytes = 0
-        """How much more it was before the weights of this one came: other plans have left it, code above all."""
 
     def __enter__(self) -> Self:
         return self
@@ -177,6 +174,7 @@ class Bench:
             if self._drawn_bytes is None:
                 self._drawn_bytes = max(0, self._resident_bytes() - began)
             drawn = self._draw(session, row.setting, of=planned)
+        taken = max(ram.nbytes, loaded.ram_bytes) - weight_bytes - self._idle.left_bytes(compiled=plan.compiled)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         step = statistics.median([*warm.steps, *drawn.steps])
         whole = drawn.seconds["encode"] + drawn.seconds["begin"] + (steps - WARM_STEPS) * step + drawn.seconds["decode"]
@@ -186,7 +184,7 @@ class Bench:
                 seconds_per_step=step,
                 seconds_per_image=whole / batch,
                 peak_vram_bytes=self._card.peak_bytes(),
-                peak_ram_bytes=max(ram.nbytes, loaded.ram_bytes) - weight_bytes - self._left_bytes,
+                peak_ram_bytes=taken,
             ),
             allocated_bytes={phase: peak.allocated for phase, peak in drawn.peaks.items()},
             reserved_bytes={phase: peak.reserved for phase, peak in drawn.peaks.items()},
@@ -202,8 +200,7 @@ class Bench:
             self._unload()  # making them takes some of the card
             made = self._weights.narrow(plan)
             self._weight_bytes += made
-            if self._unloaded_bytes:
-                self._unloaded_bytes += made
+            self._idle.grow(made)
         return self._weight_bytes
 
     def _load(self, plan: Plan, cap_bytes: int) -> tuple[Loaded, float]:
@@ -225,16 +222,14 @@ class Bench:
         return self._loaded, seconds
 
     def _unload(self) -> None:
-        if self._loaded is not None:
-            self._loaded.session.close()
-            self._loaded = None
+        was, self._loaded = self._loaded, None
+        if was is not None:
+            was.session.close()
         self._card.release()
         self._card.uncap()
         self._buffers.take_back()
-        if self._pictures:
-            now = self._resident_bytes()
-            self._unloaded_bytes = self._unloaded_bytes or now
-            self._left_bytes = max(0, now - self._unloaded_bytes)
+        if was is not None and self._pictures:
+            self._idle.note(self._resident_bytes(), compiled=was.session.plan.compiled)
 
     def _resident_bytes(self) -> int:
         """RAM of the process, without what no plan asked for."""
