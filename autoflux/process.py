@@ -1,4 +1,5 @@
-"""Whether this process is autoflux's own, so that libraries may be imported without what only others would use."""
+"""Whether this process is autoflux's own, so that what is the whole process's may be changed: libraries are imported
+without what only others would use, and torch is forbidden to take more of a device than is planned."""
 
 from __future__ import annotations
 

@@ -45,6 +45,12 @@ def _part(whole: Unit, pieces: Sequence[Piece], end: int) -> Part:
     return Part(Unit(whole.atoms, moved, end - begin), begin)
 
 
+def forget_ahead(store: Store | None) -> None:
+    """Once all that is to stay was brought from a store: give up the device's memory of what was there in vain."""
+    if isinstance(store, AheadStore):
+        store.forget_ahead()
+
+
 def bring(store: Store, targets: Sequence[tuple[Unit, Tensor]], device: torch.device, lane: Lane) -> None:
     """Read each unit, in order and several ahead, to its bytes of the device; what is there already is only copied.
 

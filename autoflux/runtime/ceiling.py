@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import cache, partial
 from typing import Any
 
 from autoflux.models.values import Model
@@ -32,21 +33,17 @@ class Ceiling:
     """
 
     def __init__(self, plan: Plan, model: Model, *, active: bool) -> None:
-        self._plan, self._model = plan, model
+        self._plan = plan
         free = plan.offload == Offload.NATIVE or plan.unified_memory or plan.graphs or sys.platform == "win32"
         self._active = active and plan.device.startswith("cuda") and not free
-        self._lifted = 0
+        self.is_lifted = False
+        """Whether pictures needed more than was planned."""
         self._held_bytes: int | None = None
-        self._planned: dict[tuple[int, ...], int] = {}
-
-    @property
-    def is_lifted(self) -> bool:
-        """Whether pictures took more than was planned."""
-        return self._lifted > 0
+        self._planned_bytes = cache(partial(planned_vram_bytes, plan, model))
 
     def hold(self, width: int, height: int, batch: int, steps: int) -> None:
         """Let torch take what so many pictures of that size and effort are planned to, unless they were given more."""
-        if self._active and not self._lifted:
+        if self._active and not self.is_lifted:
             self._set(self._planned_bytes(width, height, batch, steps))
 
     def lift(self) -> bool:
@@ -54,10 +51,11 @@ class Ceiling:
         held, limit = self._held_bytes, self._plan.vram_limit_bytes
         if held is None or not self._has_room():
             return False
-        first = not self._lifted and limit is not None and limit > held
-        self._lifted = 1 if first else 2
-        self._set(limit if first else None)
-        more = f"up to {format_bytes(limit)}" if first and limit else "what there is"
+        # The first time what the plan may take, if that is more; then what there is.
+        limit = limit if not self.is_lifted and limit and limit > held else None
+        self.is_lifted = True
+        self._set(limit)
+        more = f"up to {format_bytes(limit)}" if limit else "what there is"
         taken = f"pictures take more of {self._plan.device} than the {format_bytes(held)} that were counted on"
         _log.warning("%s; from now on they may take %s", taken, more)
         return True
@@ -66,11 +64,6 @@ class Ceiling:
         """Let torch take what it likes."""
         if self._held_bytes is not None:
             self._set(None)
-
-    def _planned_bytes(self, *picture: int) -> int:
-        if picture not in self._planned:
-            self._planned[picture] = planned_vram_bytes(self._plan, self._model, *picture)
-        return self._planned[picture]
 
     def _has_room(self) -> bool:
         cuda: Any = sys.modules["torch"].cuda

@@ -92,7 +92,7 @@ class Modulation(nn.Module):
         return [Atom(site.name, module) for site, module in zip(self._sites, self.linears, strict=True)]
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Embeddings of every step of a picture, (steps, hidden), to the modulation of all blocks, (steps, width)."""
+        """Embeddings of steps, (steps, hidden), to the modulation of all blocks in each, (steps, width)."""
         rows = embeddings.new_empty(len(embeddings), self.width)
         for site, linear in zip(self._sites, self.linears, strict=True):
             rows[:, site.columns] = linear(embeddings)

@@ -22,13 +22,13 @@ from autoflux.models.values import Precision
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan
 from autoflux.runtime.ahead import Brought, weights_ahead
-from autoflux.runtime.bringing import bring, parts_of
+from autoflux.runtime.bringing import bring, forget_ahead, parts_of
 from autoflux.runtime.lanes import Lane, lane_for
 from autoflux.runtime.pack_file import PackFile, checksum, side_by_side
 from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import READ_AT_ONCE, in_order
-from autoflux.runtime.stores import AheadStore, Rows, Store
+from autoflux.runtime.stores import Rows, Store
 from autoflux.runtime.units import Unit, rest_of
 
 Joined = Mapping[str, Sequence[Rows]]
@@ -291,8 +291,7 @@ def fill(network: nn.Module, store: Store, device: torch.device, *, lane: Lane |
         return
     targets = [(unit, torch.empty(unit.nbytes, dtype=torch.uint8, device=device)) for unit in units]
     bring(store, targets, device, lane or lane_for(device))
-    if isinstance(store, AheadStore):
-        store.forget_ahead()
+    forget_ahead(store)
     for unit, memory in targets:
         unit.point_at(memory)
 

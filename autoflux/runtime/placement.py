@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autoflux.errors import ContradictoryWishes
 from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
+from autoflux.runtime.bringing import forget_ahead
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import check_narrow_on_disk, check_plan, check_resident
 from autoflux.runtime.decoding import spare_memory
@@ -22,7 +23,7 @@ from autoflux.runtime.quantized import has_narrow_layers
 from autoflux.runtime.residence import OwnOffload, Residence, Visits
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
-from autoflux.runtime.stores import AheadStore, Store
+from autoflux.runtime.stores import Store
 from autoflux.runtime.streaming import (
     Holding,
     StreamedModule,
@@ -203,8 +204,7 @@ class Residences:
         store = self._stores.get(name)
         for part in parts:
             part.attach(arena, store=store, make_source=HostUnits if pinned else StagedUnits)
-        if isinstance(store, AheadStore):
-            store.forget_ahead()
+        forget_ahead(store)
 
     def _fetch(self, name: str, network: nn.Module) -> None:
         """Read the weights of a component to where they will be."""
