@@ -27,6 +27,10 @@ keeps for cuBLAS, on one H200. Of the driver's it is 10 MB (benchmarks/eager_ste
 HOISTED_STEPS = 32
 """Steps whose modulation is computed at once; FLUX.1-dev's takes 2.1 MB a step and picture."""
 
+WIDEST_PRODUCT = 7
+"""Width of the widest tensor of a step in units of the hidden size: DiffSynth's single blocks compute queries, keys,
+values and what is four times as wide as the hidden size in one product. diffusers' widest is 5."""
+
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""
 
@@ -66,6 +70,12 @@ def _kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, pict
     return PhaseBytes(encode=computing + GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=over_decode + GRAPHS_BYTES)
 
 
+def largest_tensor_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """Of what steps and decodes compute."""
+    step = WIDEST_PRODUCT * _denoise_unit(model, arrangement, picture) * picture.batch
+    return max(step, _decode_unit(model, arrangement, picture))
+
+
 def encode_activations(model: Model, arrangement: Arrangement, picture: Picture) -> int:
     """Peak bytes of encoding one prompt, where T5 is."""
     tokens, hidden = picture.text_tokens, model.architecture.text_hidden_size
@@ -85,22 +95,29 @@ def hoisted_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> i
 
 def _denoise_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
     """Peak bytes of one denoise step beside the weights."""
-    tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
-    unit = tokens * model.architecture.hidden_size * _item_bytes(arrangement, TRANSFORMER)
     share = priors.compiled_activations if arrangement.compiled else 1.0
-    return int(priors.denoise_activations * share * unit * picture.batch)
+    return int(priors.denoise_activations * share * _denoise_unit(model, arrangement, picture) * picture.batch)
+
+
+def _denoise_unit(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """Bytes of the tokens of a picture, each of the hidden size."""
+    tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
+    return tokens * model.architecture.hidden_size * _item_bytes(arrangement, TRANSFORMER)
 
 
 def _decode_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
-    # Pictures of a batch are decoded one at a time. The widest tensors at full resolution have the channels of the
-    # level below, before the first residual block of the last level narrows them.
+    # Pictures of a batch are decoded one at a time.
+    wide = priors.float32_decode if _item_bytes(arrangement, "vae") == Precision.FLOAT32.item_bytes else 1.0
+    return int(priors.decode_activations * wide * _decode_unit(model, arrangement, picture))
+
+
+def _decode_unit(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """Bytes of the widest tensor of a decode, in whole or in tiles: at full resolution, with the channels of the level
+    below, before the first residual block of the last level narrows them."""
     channels = model.architecture.vae_channels
     side = TILE_PIXELS if arrangement.tile_decode else max(picture.width, picture.height)
     pixels = min(picture.width, side) * min(picture.height, side)
-    item = _item_bytes(arrangement, "vae")
-    unit = pixels * channels[min(1, len(channels) - 1)] * item
-    wide = priors.float32_decode if item == Precision.FLOAT32.item_bytes else 1.0
-    return int(priors.decode_activations * wide * unit)
+    return pixels * channels[min(1, len(channels) - 1)] * _item_bytes(arrangement, "vae")
 
 
 def _item_bytes(arrangement: Arrangement, name: str) -> int:

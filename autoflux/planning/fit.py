@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from autoflux.errors import DoesNotFit
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.values import Model
+from autoflux.planning.activations import largest_tensor_bytes
 from autoflux.planning.footprint import Footprint, footprint
-from autoflux.planning.values import Plan
+from autoflux.planning.values import Picture, Plan
 from autoflux.units import format_bytes
 
 
@@ -18,7 +21,7 @@ def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
     """
     fitting = 0
     for batch in range(1, plan.max_batch + 1):
-        need = _need(plan, model, width, height, batch, plan.predicted.picture.steps)
+        need = _need(plan, model, _picture(plan, width, height, batch, plan.predicted.picture.steps))
         if shortfall := _shortfall(plan, need):
             if not fitting:
                 raise DoesNotFit(f"a picture of {width}x{height} {shortfall}", hint="ask for a smaller picture")
@@ -27,16 +30,29 @@ def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
     return fitting
 
 
-def planned_vram_bytes(plan: Plan, model: Model, width: int, height: int, batch: int, steps: int) -> int:
-    """Device memory that so many pictures of that size and effort are planned to take, the driver's context included.
+class PlannedVram(NamedTuple):
+    """Bytes of the device for pictures that are drawn together."""
+
+    peak: int
+    """The most that they are planned to take, the driver's context included."""
+    largest: int
+    """The most of that which is asked for at once, for one tensor."""
+
+
+def planned_vram(plan: Plan, model: Model, width: int, height: int, batch: int, steps: int) -> PlannedVram:
+    """What so many pictures of that size and effort are planned to take.
 
     Steps count as far as their modulation is computed beforehand.
     """
-    return _need(plan, model, width, height, batch, steps).vram.peak
+    picture = _picture(plan, width, height, batch, steps)
+    return PlannedVram(_need(plan, model, picture).vram.peak, largest_tensor_bytes(model, plan.arrangement, picture))
 
 
-def _need(plan: Plan, model: Model, width: int, height: int, batch: int, steps: int) -> Footprint:
-    picture = plan.predicted.picture.replace(width=width, height=height, batch=batch, steps=steps)
+def _picture(plan: Plan, width: int, height: int, batch: int, steps: int) -> Picture:
+    return plan.predicted.picture.replace(width=width, height=height, batch=batch, steps=steps)
+
+
+def _need(plan: Plan, model: Model, picture: Picture) -> Footprint:
     kind = DeviceKind(plan.device.partition(":")[0])
     return footprint(model, plan.arrangement, kind, plan.priors, picture, unified_memory=plan.unified_memory)
 

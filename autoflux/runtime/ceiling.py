@@ -1,8 +1,12 @@
 """Keeping torch's allocator within what a plan counts on, so that whoever reads the plan can count on it too.
 
 torch keeps what was freed, in pieces that not everything fits into, and takes more of the device for what does not.
-Forbidden to take more than so much, it gives pieces back first. That costs a moment only where it is needed, and a plan
-that counts wrongly is no reason to fail: the ceiling is lifted then.
+Forbidden to take more than so much, it gives pieces back first, and waits for the device to do so. A plan that counts
+wrongly is no reason to fail: the ceiling is lifted then.
+
+torch holds the whole of what is asked for against its limit, also where all but the end of it lies in memory that it
+has. So the limit is what is planned and the largest tensor on top of it. At what is planned, four pictures of 1024x1024
+had all pieces given back 38 times a step, and taken again: one H200, 0.65 s instead of 0.59.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from functools import cache, partial
 from typing import Any
 
 from autoflux.models.values import Model
-from autoflux.planning.fit import planned_vram_bytes
+from autoflux.planning.fit import planned_vram
 from autoflux.planning.terms import Offload
 from autoflux.planning.values import Plan
 from autoflux.units import MIB, format_bytes
@@ -39,12 +43,13 @@ class Ceiling:
         self.is_lifted = False
         """Whether pictures needed more than was planned."""
         self._held_bytes: int | None = None
-        self._planned_bytes = cache(partial(planned_vram_bytes, plan, model))
+        self._largest_bytes = 0
+        self._planned = cache(partial(planned_vram, plan, model))
 
     def hold(self, width: int, height: int, batch: int, steps: int) -> None:
         """Let torch take what so many pictures of that size and effort are planned to, unless they were given more."""
         if self._active and not self.is_lifted:
-            self._set(self._planned_bytes(width, height, batch, steps))
+            self._set(*self._planned(width, height, batch, steps))
 
     def lift(self) -> bool:
         """Allow more from now on, as there was not enough; whether there is more to allow."""
@@ -54,7 +59,7 @@ class Ceiling:
         # The first time what the plan may take, if that is more; then what there is.
         limit = limit if not self.is_lifted and limit and limit > held else None
         self.is_lifted = True
-        self._set(limit)
+        self._set(limit, self._largest_bytes)
         more = f"up to {format_bytes(limit)}" if limit else "what there is"
         taken = f"pictures take more of {self._plan.device} than the {format_bytes(held)} that were counted on"
         _log.warning("%s; from now on they may take %s", taken, more)
@@ -69,14 +74,17 @@ class Ceiling:
         cuda: Any = sys.modules["torch"].cuda
         return bool(cuda.mem_get_info(self._index())[0] >= LEAST_FREE_BYTES)
 
-    def _set(self, limit_bytes: int | None) -> None:
+    def _set(self, limit_bytes: int | None, largest_bytes: int = 0) -> None:
         torch: Any = sys.modules.get("torch")
-        if limit_bytes == self._held_bytes or torch is None or not torch.cuda.is_available():
+        same = (limit_bytes, largest_bytes) == (self._held_bytes, self._largest_bytes)
+        if same or torch is None or not torch.cuda.is_available():
             return
         total = torch.cuda.mem_get_info(self._index())[1]
-        ours = total if limit_bytes is None else max(0, limit_bytes - self._plan.priors.context_bytes)
+        ours = total
+        if limit_bytes is not None:
+            ours = max(0, limit_bytes + largest_bytes - self._plan.priors.context_bytes)
         torch.cuda.set_per_process_memory_fraction(min(1.0, ours / total), self._index())
-        self._held_bytes = limit_bytes
+        self._held_bytes, self._largest_bytes = limit_bytes, largest_bytes
 
     def _index(self) -> int:
         """Of the device, which a plan written by hand may leave open."""

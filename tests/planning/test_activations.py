@@ -7,7 +7,14 @@ import pytest
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import DeviceKind, Hardware
 from autoflux.models.values import Model
-from autoflux.planning.activations import HOISTED_STEPS, activations, encode_activations, kept, working_bytes
+from autoflux.planning.activations import (
+    HOISTED_STEPS,
+    activations,
+    encode_activations,
+    kept,
+    largest_tensor_bytes,
+    working_bytes,
+)
 from autoflux.planning.arranging import placed
 from autoflux.planning.footprint import footprint
 from autoflux.planning.terms import Offload, Placement, Quality
@@ -69,6 +76,21 @@ def test_compiled_blocks_compute_in_less(streamed):
     share = computing(streamed.arrangement.replace(compiled=True)) / computing(streamed.arrangement)
     assert share == pytest.approx(streamed.priors.compiled_activations)
     assert share < 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "tiled", "wanted"),
+    [
+        (1, False, 1024 * 1024 * 256 * 2),  # of the decode, as it widens to full size
+        (4, False, 4 * (4096 + 512) * 7 * 3072 * 2),  # of the steps
+        (1, True, (4096 + 512) * 7 * 3072 * 2),
+    ],
+)
+def test_the_largest_tensor_is_the_widest_of_all_pictures_in_a_step_or_of_one_in_its_decode(
+    streamed, batch, tiled, wanted
+):
+    picture = Picture(width=1024, height=1024, batch=batch, steps=28, text_tokens=512)
+    assert largest_tensor_bytes(FLUX, streamed.arrangement.replace(tile_decode=tiled), picture) == wanted
 
 
 def test_an_encoder_that_the_processor_computes_takes_ram_instead(streamed):

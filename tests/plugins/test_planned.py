@@ -9,10 +9,15 @@ import pytest
 import torch
 from autoflux.plugins.diffusers_backend import DiffusersBackend
 from autoflux.plugins.diffusers_loading import DIFFUSERS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import autoflux
 from autoflux import ContradictoryWishes, Placement, Plan, Precision, UnknownName, Waiting, Wishes, attending
 from autoflux.models.pack_shelf import NO_PACK
+from autoflux.models.request import Request
+from autoflux.planning.activations import WIDEST_PRODUCT
+from autoflux.planning.fit import planned_vram
 from autoflux.planning.terms import TransferUnit
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import HostUnits, StagedUnits
@@ -42,6 +47,20 @@ def session(request, tiny_model: Path):
 
 def drawn(session: autoflux.Session) -> np.ndarray:
     return np.asarray(session.generate(PROMPT, seed=3, steps=3)[0].image)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that anything gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, operation, _types, args=(), kwargs=None):
+        given = operation(*args, **(kwargs or {}))
+        tensors = [tensor for tensor in tree_leaves(given) if isinstance(tensor, torch.Tensor)]
+        self.nbytes = max([self.nbytes, *(tensor.nbytes for tensor in tensors)])
+        return given
 
 
 def decibels(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -327,3 +346,18 @@ def test_on_a_card_pictures_from_graphs_are_the_same_to_the_bit(tiny_model, back
     for launched, replayed in zip(*pictures, strict=True):
         assert np.array_equal(launched, replayed)
     assert "not replayed" not in caplog.text
+
+
+def test_no_tensor_is_larger_than_a_limit_of_memory_leaves_room_for(session):
+    plan, model = session.plan, session.model
+    hidden, item, tokens = model.architecture.hidden_size, 4, (128 // 16) ** 2 + plan.predicted.picture.text_tokens
+    request = Request(prompt=PROMPT, seed=1, steps=2, guidance=3.5, width=128, height=128)
+    drawings = [session.begin(request) for _ in range(2)]
+    session.advance(drawings)  # positions are computed once
+    with Largest() as step:
+        session.advance(drawings)
+    with Largest() as decode:
+        session.finish(drawings)
+    widest = {"diffusers": 5, "diffsynth": WIDEST_PRODUCT}[plan.backend]
+    assert step.nbytes == 2 * tokens * widest * hidden * item
+    assert decode.nbytes == planned_vram(plan, model, 128, 128, 1, 2).largest

@@ -10,7 +10,7 @@ import torch
 from autoflux.errors import OutOfMemory
 from autoflux.models.request import Order, make_requests
 from autoflux.models.values import Model
-from autoflux.planning.fit import planned_vram_bytes
+from autoflux.planning.fit import PlannedVram, planned_vram
 from autoflux.planning.terms import Offload
 from autoflux.planning.values import Plan
 from autoflux.runtime import ceiling
@@ -18,7 +18,7 @@ from autoflux.runtime.session import Session
 from autoflux.testing import FakePipeline, fake_model, fake_plan
 
 TOTAL = 20 * 10**9
-PLANNED, LIMIT, CONTEXT = 8 * 10**9, 10 * 10**9, 10**9
+PLANNED, LIMIT, CONTEXT, LARGEST = 8 * 10**9, 10 * 10**9, 10**9, 5 * 10**8
 
 
 class OutOfRoom(FakePipeline):
@@ -59,13 +59,13 @@ def shares(monkeypatch, free) -> list[float]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], TOTAL) if device == 0 else None)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _device: given.append(share))
-    monkeypatch.setattr(ceiling, "planned_vram_bytes", planned)
+    monkeypatch.setattr(ceiling, "planned_vram", planned)
     monkeypatch.setattr("autoflux.runtime.memory.give_back_unused", lambda: None)
     return given
 
 
-def planned(_plan: Plan, _model: Model, _width: int, _height: int, batch: int, steps: int) -> int:
-    return PLANNED + (batch - 1) * 10**9 + (steps > 2) * 10**8
+def planned(_plan: Plan, _model: Model, _width: int, _height: int, batch: int, steps: int) -> PlannedVram:
+    return PlannedVram(PLANNED + (batch - 1) * 10**9 + (steps > 2) * 10**8, batch * LARGEST)
 
 
 def plan_for_a_card() -> Plan:
@@ -78,8 +78,9 @@ def session_of(pipeline: FakePipeline, plan: Plan, *, keeps_to_plan: bool = True
     return Session(pipeline, plan, fake_model(), keeps_to_plan=keeps_to_plan)
 
 
-def share_of(nbytes: int) -> float:
-    return (nbytes - CONTEXT) / TOTAL
+def share_of(nbytes: int, batch: int = 1) -> float:
+    """With what torch holds against the limit although it has it."""
+    return (nbytes + batch * LARGEST - CONTEXT) / TOTAL
 
 
 def test_torch_may_take_what_is_planned_for_as_many_pictures_and_anything_once_the_session_is_over(shares):
@@ -87,7 +88,7 @@ def test_torch_may_take_what_is_planned_for_as_many_pictures_and_anything_once_t
     session.generate("a", seed=1, steps=2)
     assert shares == [share_of(PLANNED)]
     session.generate("a", seed=1, steps=2, count=2)
-    assert shares == [share_of(PLANNED), share_of(PLANNED + 10**9)]
+    assert shares == [share_of(PLANNED), share_of(PLANNED + 10**9, batch=2)]
     session.generate("a", seed=1, steps=3)
     assert shares[-1] == share_of(PLANNED + 10**8)
     assert not session.exceeded_plan
@@ -161,11 +162,21 @@ def test_a_device_without_a_number_is_the_current_one(shares):
 
 
 def test_what_is_planned_for_is_what_the_plan_predicts():
-    plan, model = fake_plan(fake_model()), fake_model()
+    plan, model = plan_for_a_card(), fake_model()
     picture = plan.predicted.picture
-    hardly = planned_vram_bytes(plan.replace(device="cuda:0"), model, picture.width, picture.height, 1, picture.steps)
-    more = planned_vram_bytes(plan.replace(device="cuda:0"), model, 2 * picture.width, picture.height, 4, picture.steps)
-    assert 0 < hardly < more
+    one = planned_vram(plan, model, picture.width, picture.height, 1, picture.steps)
+    more = planned_vram(plan, model, 2 * picture.width, picture.height, 4, picture.steps)
+    assert 0 < one.peak < more.peak
+    assert 0 < one.largest < more.largest < more.peak
+
+
+def test_pictures_whose_tensors_are_larger_may_ask_for_more_at_once(shares, monkeypatch):
+    monkeypatch.setattr(ceiling, "planned_vram", lambda _plan, _model, _w, _h, batch, _s: (PLANNED, batch * LARGEST))
+    session = session_of(FakePipeline(), plan_for_a_card())
+    session.generate("a", seed=1, steps=2)
+    session.generate("a", seed=1, steps=2, count=2)
+    session.generate("a", seed=1, steps=2, count=2)
+    assert shares == [share_of(PLANNED), share_of(PLANNED, batch=2)]
 
 
 @pytest.mark.parametrize(
