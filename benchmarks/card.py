@@ -130,6 +130,10 @@ class Card:
         """What torch has reserved now, and what of that tensors take."""
         return (torch.cuda.memory_reserved(), torch.cuda.memory_allocated()) if self.there else (0, 0)
 
+    def given_back(self) -> int:
+        """How often torch had to give back all pieces it held before it was given more: each time it waits."""
+        return int(torch.cuda.memory_stats()["num_alloc_retries"]) if self.there else 0
+
     def release(self) -> None:
         """Give back what nothing uses."""
         gc.collect()

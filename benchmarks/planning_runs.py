@@ -62,6 +62,8 @@ class Drawn(msgspec.Struct, kw_only=True):
     """Seconds of a step, by round."""
     peaks: dict[str, Peaks] = msgspec.field(default_factory=dict)
     """By phase."""
+    given_back: int = 0
+    """How often torch gave all pieces back in the steps that are timed."""
 
 
 class Bench:
@@ -190,6 +192,7 @@ class Bench:
             reserved_bytes={phase: peak.reserved for phase, peak in drawn.peaks.items()},
             context_bytes=self._card.context_bytes,
             exceeded=session.exceeded_plan,
+            given_back=warm.given_back + drawn.given_back,
             setup_seconds=setup_seconds,
         )
 
@@ -245,7 +248,9 @@ class Bench:
         with self._timed(drawn.seconds, "begin"):
             for _ in range(WARM_STEPS):
                 session.advance(drawings)
+        before = self._card.given_back()
         drawn.steps += self._step_seconds(session, drawings, left=of - WARM_STEPS)
+        drawn.given_back = self._card.given_back() - before
         drawn.peaks["denoise"] = self._card.peaks()
         with self._timed(drawn.seconds, "decode"):
             session.finish(drawings)
@@ -337,7 +342,7 @@ def _inexact(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
 
 def _key(plan: Plan) -> str:
     """The same for plans that what is loaded for one of them serves."""
-    # What was compiled for one size is compiled again for any size when another comes, and is slower then.
+    # What is loaded for one size would compile blocks for any size when another comes.
     picture = plan.predicted.picture if plan.compiled else None
     ways = [plan.arrangement, plan.hoist_modulation, plan.compiled, plan.attention, picture]
     return msgspec.json.encode(ways).decode()

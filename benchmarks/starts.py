@@ -56,6 +56,8 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     ready_seconds: float = 0.0
     peak_vram_gb: float = 0.0
     peak_ram_gb: float = 0.0
+    stages: dict[str, float] = msgspec.field(default_factory=dict)
+    """What it came to, and after how many seconds."""
 
 
 def write_model(folder: Path, *, tiny: bool) -> None:
@@ -89,6 +91,7 @@ def ours(folder: Path, options: argparse.Namespace, *, cold: bool) -> Iterator[S
             read_gb=row["read_bytes"] / GB,
             peak_vram_gb=row["peak_vram_bytes"] / GB,
             peak_ram_gb=row["peak_ram_bytes"] / GB,
+            stages={stage["name"]: stage["seconds"] for stage in row["stages"]},
             **{name: row[name] for name in row if name.endswith("_seconds")},
         )
 

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 
 from autoflux.errors import AutofluxError, ErrorReport
 from autoflux.models.request import Order
-from autoflux.serving.messages import Ended, Finished, FromWorker, Loading, Ready
+from autoflux.serving.messages import Ended, Finished, FromWorker, Loading, Ready, Started, Stepped
 from autoflux.serving.preparation import Prepared, revive
 from autoflux.serving.service import Service
 from autoflux.values import Value
 
 ENCODERS = "loading text encoder"
 """What stages of loading begin with while text encoders are read."""
+
+
+class Stage(Value, frozen=True, kw_only=True):
+    """What a start came to, and when, in seconds since a worker process was asked for."""
+
+    name: str
+    seconds: float
 
 
 class StartTimes(Value, frozen=True, kw_only=True):
@@ -29,6 +37,8 @@ class StartTimes(Value, frozen=True, kw_only=True):
     """What torch took of the device, without the driver's context; 0 on the CPU."""
     peak_ram_bytes: int
     """Of the worker process."""
+    stages: tuple[Stage, ...] = ()
+    """From the process running and each component being loaded to the steps of the picture and the picture."""
 
 
 class TimedService(Service):
@@ -100,7 +110,17 @@ class TimedService(Service):
             first_picture_seconds=next(t for t, m in self._said if isinstance(m, Finished)),
             peak_vram_bytes=ended.peak_vram_bytes,
             peak_ram_bytes=ended.peak_ram_bytes,
+            stages=tuple(self._stages()),
         )
+
+    def _stages(self) -> Iterator[Stage]:
+        """Of one that is told more than once, its beginning."""
+        told: set[str] = set()
+        for seconds, message in self._said:
+            name = _stage(message)
+            if name and name not in told:
+                told.add(name)
+                yield Stage(name=name, seconds=seconds)
 
     def _encoder_seconds(self) -> float:
         """From the first stage that reads one to the first that does not."""
@@ -110,3 +130,19 @@ class TimedService(Service):
             return 0.0
         ready = next(t for t, m in self._said if isinstance(m, Ready))
         return next((t for t, encoding in stages if t > begin and not encoding), ready) - begin
+
+
+def _stage(message: FromWorker) -> str | None:
+    match message:
+        case Loading():
+            return message.stage
+        case Ready():
+            return "ready"
+        case Started():
+            return "drawing"
+        case Stepped():
+            return f"step {message.step} done"
+        case Finished():
+            return "picture"
+        case _:
+            return None

@@ -31,6 +31,9 @@ def test_strategies_are_compared_with_the_sample_model(capsys):
     assert times["read_seconds"] > 0
     assert times["accepted_seconds"] < times["ready_seconds"] < times["first_picture_seconds"]
     assert times["peak_ram_bytes"] > 10**8
+    stages = {stage["name"]: stage["seconds"] for stage in times["stages"]}
+    assert (stages["ready"], stages["picture"]) == (times["ready_seconds"], times["first_picture_seconds"])
+    assert list(stages.values()) == sorted(stages.values())
     assert {pack.component for pack in packed} == {"text_encoder", "text_encoder_2", "transformer", "vae"}
     assert {k: v for k, v in os.environ.items() if k in (NO_PACK, VARIABLE)} == {
         k: v for k, v in before.items() if k in (NO_PACK, VARIABLE)

@@ -19,6 +19,7 @@ from autoflux.models.request import Request
 from autoflux.planning.activations import WIDEST_PRODUCT
 from autoflux.planning.fit import planned_vram
 from autoflux.planning.terms import TransferUnit
+from autoflux.runtime import placement
 from autoflux.runtime.quantized import QuantizedLinear
 from autoflux.runtime.sources import HostUnits, StagedUnits
 from autoflux.runtime.streamer import Streamer
@@ -264,6 +265,16 @@ def test_compiled_blocks_are_streamed_too_and_are_as_they_were_after_closing(ses
         assert all("forward" in vars(block) for block in lists)
         compiled.close()
         assert not any("forward" in vars(block) for block in lists)
+
+
+def test_blocks_are_compiled_for_one_size_and_way_of_attention(session, same, monkeypatch):
+    purposes = []
+    monkeypatch.setattr(placement, "compile_for", purposes.append)
+    same(session.plan)
+    with torch.compiler.set_stance("force_eager"):
+        same(session.plan.replace(compiled=True))
+    picture = session.plan.predicted.picture
+    assert purposes == [("default", picture.width, picture.height, picture.batch)]
 
 
 def test_attention_is_computed_by_what_the_plan_says_and_then_as_before():

@@ -6,7 +6,7 @@ import pytest
 
 from autoflux.errors import DamagedCheckpoint, InvalidRequest, OutOfMemory
 from autoflux.models.request import Order
-from autoflux.serving.messages import Ended, Finished, Loading, Ready
+from autoflux.serving.messages import Ended, Finished, Loading, Ready, Started, Stepped
 from autoflux.serving.stopwatch import TimedService
 from autoflux.testing import BEHAVIOUR_VARIABLE, FAIL, Behaviour, fake_prepare
 
@@ -48,6 +48,8 @@ def test_the_encoders_time_is_that_between_their_first_stage_and_the_next_other_
 
     def picture():
         job = service.submit(Order(prompt="a"))
+        yield Started(job_id=job.id, attempt=1)
+        yield Stepped(job_id=job.id, attempt=1, step=1)
         yield Finished(job_id=job.id, attempt=1, index=0, png=b"", seconds=1.0)
         yield Ended(job_id=job.id, attempt=1)
 
@@ -63,4 +65,8 @@ def test_the_encoders_time_is_that_between_their_first_stage_and_the_next_other_
     ]
     service._said = [(float(second), message) for second, message in enumerate(said)]
     times = service._times(accepted=0.5)
-    assert (times.encoder_seconds, times.ready_seconds, times.first_picture_seconds) == (2.0, 5.0, 6.0)
+    assert (times.encoder_seconds, times.ready_seconds, times.first_picture_seconds) == (2.0, 5.0, 8.0)
+    loading = [message.stage for message in said if isinstance(message, Loading)]
+    wanted = [*loading, "ready", "drawing", "step 1 done", "picture"]
+    assert [stage.name for stage in times.stages] == wanted
+    assert [stage.seconds for stage in times.stages] == [float(second) for second in range(len(wanted))]
