@@ -116,3 +116,21 @@ def test_where_nothing_is_told_nothing_is_made_up(tmp_path: Path, text: str | No
         status.write_text(text)
     peak = peak_ram_bytes(status)
     assert peak is None or peak > 10**6
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_imports_made_is_never_gone_through_again_where_nothing_but_autoflux_runs(own):
+    script = f"""
+import gc
+from autoflux import collection_paused
+from autoflux import process
+if {own}:
+    process.claim()
+with collection_paused():
+    import asyncio
+    assert not gc.isenabled()
+assert gc.isenabled()
+assert (gc.get_freeze_count() > 1000) is {own}
+"""
+    ran = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
