@@ -66,9 +66,9 @@ def freed_ram_given_back() -> Iterator[None]:
 def collection_paused() -> Iterator[None]:
     """Collect no garbage in here: for imports, whose half a million objects stay, and are gone through again and again.
 
-    torch, transformers and diffusers are imported in 9.1 s instead of 10.3 (two cores of a Xeon server). In a process of
-    autoflux's own they are never gone through again, which others' objects may want: there the sample model is ready
-    after 2.3 s instead of 3.0 (`autoflux bench load`).
+    torch, transformers and diffusers are imported in 9.1 s instead of 10.3 (two cores of a Xeon server). In a process
+    of autoflux's own they are not gone through afterwards either, as a program's own objects have to be: a worker has
+    the sample model ready after 2.3 s instead of 3.0 (two cores, `autoflux bench load`).
     """
     collects = gc.isenabled()
     gc.disable()
