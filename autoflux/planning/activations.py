@@ -70,10 +70,9 @@ def _kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, pict
     return PhaseBytes(encode=computing + GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=over_decode + GRAPHS_BYTES)
 
 
-def largest_tensor_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:
-    """Of what steps and decodes compute."""
-    step = WIDEST_PRODUCT * _denoise_unit(model, arrangement, picture) * picture.batch
-    return max(step, _decode_unit(model, arrangement, picture))
+def widest_product_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """Of the largest tensor of a step."""
+    return WIDEST_PRODUCT * _denoise_unit(model, arrangement, picture) * picture.batch
 
 
 def encode_activations(model: Model, arrangement: Arrangement, picture: Picture) -> int:
@@ -106,18 +105,15 @@ def _denoise_unit(model: Model, arrangement: Arrangement, picture: Picture) -> i
 
 
 def _decode_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
-    # Pictures of a batch are decoded one at a time.
-    wide = priors.float32_decode if _item_bytes(arrangement, "vae") == Precision.FLOAT32.item_bytes else 1.0
-    return int(priors.decode_activations * wide * _decode_unit(model, arrangement, picture))
-
-
-def _decode_unit(model: Model, arrangement: Arrangement, picture: Picture) -> int:
-    """Bytes of the widest tensor of a decode, in whole or in tiles: at full resolution, with the channels of the level
-    below, before the first residual block of the last level narrows them."""
+    # Pictures of a batch are decoded one at a time. The widest tensors at full resolution have the channels of the
+    # level below, before the first residual block of the last level narrows them.
     channels = model.architecture.vae_channels
     side = TILE_PIXELS if arrangement.tile_decode else max(picture.width, picture.height)
     pixels = min(picture.width, side) * min(picture.height, side)
-    return pixels * channels[min(1, len(channels) - 1)] * _item_bytes(arrangement, "vae")
+    item = _item_bytes(arrangement, "vae")
+    unit = pixels * channels[min(1, len(channels) - 1)] * item
+    wide = priors.float32_decode if item == Precision.FLOAT32.item_bytes else 1.0
+    return int(priors.decode_activations * wide * unit)
 
 
 def _item_bytes(arrangement: Arrangement, name: str) -> int:

@@ -5,8 +5,10 @@ Forbidden to take more than so much, it gives pieces back first, and waits for t
 wrongly is no reason to fail: the ceiling is lifted then.
 
 torch holds the whole of what is asked for against its limit, also where all but the end of it lies in memory that it
-has. So the limit is what is planned and the largest tensor on top of it. At what is planned, all pieces were given back
-and taken again in each block: steps of four pictures took up to a third longer (one H200, benchmarks/planning.py).
+has. So while steps are done the limit is what is planned and their largest tensor on top of it. At what is planned, all
+pieces were given back and taken again in each block: steps of four pictures took up to a third longer (one H200,
+benchmarks/planning.py). A decode, whose tensors become larger and larger, gives back once or twice in either case, and
+takes less at what is planned.
 """
 
 from __future__ import annotations
@@ -46,10 +48,14 @@ class Ceiling:
         self._largest_bytes = 0
         self._planned = cache(partial(planned_vram, plan, model))
 
-    def hold(self, width: int, height: int, batch: int, steps: int) -> None:
-        """Let torch take what so many pictures of that size and effort are planned to, unless they were given more."""
+    def hold(self, width: int, height: int, batch: int, steps: int, *, decoding: bool = False) -> None:
+        """Let torch take what so many pictures of that size and effort are planned to, unless they were given more.
+
+        `decoding` is whether they are decoded next, instead of going a step further.
+        """
         if self._active and not self.is_lifted:
-            self._set(*self._planned(width, height, batch, steps))
+            peak, largest = self._planned(width, height, batch, steps)
+            self._set(peak, 0 if decoding else largest)
 
     def lift(self) -> bool:
         """Allow more from now on, as there was not enough; whether there is more to allow."""

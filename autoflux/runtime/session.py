@@ -141,7 +141,7 @@ class Session:
     def finish(self, drawings: Sequence[Drawing]) -> list[Picture]:
         """Decode finished drawings."""
         states = [drawing.state for drawing in drawings]
-        self._hold(drawings)
+        self._hold(drawings, decoding=True)
         images = self._within_plan(lambda: self.pipeline.decode(states))
         now = time.perf_counter()
         return [
@@ -180,10 +180,10 @@ class Session:
     ) -> None:
         self.close()
 
-    def _hold(self, drawings: Sequence[Drawing]) -> None:
+    def _hold(self, drawings: Sequence[Drawing], *, decoding: bool = False) -> None:
         """Keep to what is planned for these, which have one size."""
         steps = max(drawing.request.steps for drawing in drawings)
-        self._ceiling.hold(*drawings[0].request.size, len(drawings), steps)
+        self._ceiling.hold(*drawings[0].request.size, len(drawings), steps, decoding=decoding)
 
     def _within_plan(self, work: Callable[[], T]) -> T:
         """Do that, which can be done a second time, in the memory that is planned; in more, if it is not enough."""

@@ -78,51 +78,59 @@ def session_of(pipeline: FakePipeline, plan: Plan, *, keeps_to_plan: bool = True
     return Session(pipeline, plan, fake_model(), keeps_to_plan=keeps_to_plan)
 
 
-def share_of(nbytes: int, batch: int = 1) -> float:
-    """With what torch holds against the limit although it has it."""
-    return (nbytes + batch * LARGEST - CONTEXT) / TOTAL
+def share_of(nbytes: int, *, tensors: int = 0) -> float:
+    """Of the card, with room for so many tensors of a step."""
+    return (nbytes + tensors * LARGEST - CONTEXT) / TOTAL
+
+
+def drawing(nbytes: int, batch: int = 1) -> list[float]:
+    """For steps and for the decode."""
+    return [share_of(nbytes, tensors=batch), share_of(nbytes)]
 
 
 def test_torch_may_take_what_is_planned_for_as_many_pictures_and_anything_once_the_session_is_over(shares):
     session = session_of(FakePipeline(), plan_for_a_card())
     session.generate("a", seed=1, steps=2)
-    assert shares == [share_of(PLANNED)]
+    assert shares == drawing(PLANNED)
     session.generate("a", seed=1, steps=2, count=2)
-    assert shares == [share_of(PLANNED), share_of(PLANNED + 10**9, batch=2)]
+    assert shares[2:] == drawing(PLANNED + 10**9, batch=2)
     session.generate("a", seed=1, steps=3)
-    assert shares[-1] == share_of(PLANNED + 10**8)
+    assert shares[4:] == drawing(PLANNED + 10**8)
     assert not session.exceeded_plan
     session.close()
-    assert shares[-1] == 1.0
+    assert shares[6:] == [1.0]
 
 
-@pytest.mark.parametrize("part", ["encode", "denoise", "decode"])
-@pytest.mark.parametrize(
-    ("enough", "wanted", "said"),
-    [
-        (share_of(LIMIT), [share_of(PLANNED), share_of(LIMIT)], ["up to 10.0 GB"]),
-        (1.0, [share_of(PLANNED), share_of(LIMIT), 1.0], ["up to 10.0 GB", "what there is"]),
-    ],
-)
-def test_the_ceiling_is_lifted_where_the_plan_counted_too_little(shares, caplog, part, enough, wanted, said):
+def test_torch_is_told_once_for_all_steps(shares):
+    session = session_of(FakePipeline(), plan_for_a_card())
+    session.generate("a", seed=1, steps=9)
+    assert shares == drawing(PLANNED + 10**8)
+
+
+@pytest.mark.parametrize(("part", "tensors"), [("encode", 0), ("denoise", 1), ("decode", 0)])
+@pytest.mark.parametrize("beyond", [False, True])
+def test_the_ceiling_is_lifted_where_the_plan_counted_too_little(shares, caplog, part, tensors, beyond):
     pipeline = OutOfRoom(shares, 0.0, part)
     session = session_of(pipeline, plan_for_a_card())
     session.generate("a", seed=1, steps=2)
-    pipeline._enough = enough
+    pipeline._enough = 1.0 if beyond else share_of(LIMIT, tensors=tensors)
     with caplog.at_level(logging.WARNING):
         (picture,) = session.generate("b", seed=1, steps=2)
     assert picture.image is not None
-    assert shares == wanted
+    lifted = [share_of(LIMIT, tensors=tensors), *([1.0] if beyond else [])]
+    before = drawing(PLANNED) + {"encode": [], "denoise": drawing(PLANNED)[:1], "decode": drawing(PLANNED)}[part]
+    assert shares == before + lifted
     assert session.exceeded_plan
+    said = ["up to 10.0 GB", "what there is"][: len(lifted)]
     assert [word in record.message for word, record in zip(said, caplog.records, strict=True)] == [True] * len(said)
     session.generate("c", seed=1, steps=2)
-    assert shares == wanted, "it stays lifted"
+    assert shares == before + lifted, "it stays lifted"
 
 
 def test_a_plan_that_may_take_no_more_than_it_counted_on_is_given_what_there_is(shares):
     plan = plan_for_a_card().replace(vram_limit_bytes=PLANNED)
     session_of(OutOfRoom(shares, 1.0), plan).generate("a", seed=1, steps=2)
-    assert shares == [share_of(PLANNED), 1.0]
+    assert shares == [share_of(PLANNED, tensors=1), 1.0]
 
 
 def test_where_there_is_no_more_memory_it_is_an_error_and_the_session_goes_on(shares):
@@ -140,7 +148,7 @@ def test_where_others_have_the_memory_it_is_no_fault_of_the_plans(shares, free):
     with pytest.raises(OutOfMemory):
         session.generate("a", seed=1, steps=2)
     assert not session.exceeded_plan
-    assert shares == [share_of(PLANNED)]
+    assert shares == [share_of(PLANNED, tensors=1)]
 
 
 def test_a_step_that_is_done_again_leaves_alone_those_that_are_further(shares):
@@ -158,7 +166,7 @@ def test_a_step_that_is_done_again_leaves_alone_those_that_are_further(shares):
 
 def test_a_device_without_a_number_is_the_current_one(shares):
     session_of(FakePipeline(), plan_for_a_card().replace(device="cuda")).generate("a", seed=1, steps=2)
-    assert shares == [share_of(PLANNED)]
+    assert shares == drawing(PLANNED)
 
 
 def test_what_is_planned_for_is_what_the_plan_predicts():
@@ -175,8 +183,7 @@ def test_pictures_whose_tensors_are_larger_may_ask_for_more_at_once(shares, monk
     session = session_of(FakePipeline(), plan_for_a_card())
     session.generate("a", seed=1, steps=2)
     session.generate("a", seed=1, steps=2, count=2)
-    session.generate("a", seed=1, steps=2, count=2)
-    assert shares == [share_of(PLANNED), share_of(PLANNED, batch=2)]
+    assert shares == drawing(PLANNED) + drawing(PLANNED, batch=2)
 
 
 @pytest.mark.parametrize(
