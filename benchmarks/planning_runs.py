@@ -33,8 +33,10 @@ from benchmarks.kept_buffers import KeptBuffers
 from benchmarks.planning_report import Figures, Row, Setting
 
 GB = 10**9
-ROUNDS, ROUNDS_SECONDS = 2, 0.3
-"""In how many rounds steps of a picture are timed, and for how long at least, as far as it has steps for that."""
+ROUNDS, ROUND_SECONDS = 4, 0.15
+"""In how many rounds steps are timed, half of them in each of two pictures, and how long all take on average at least,
+as far as there are steps for that. Of plans that compile all are in the second: the first compiles, and what that
+leaves running disturbs its steps."""
 
 WARM_STEPS = 2
 """That are not timed: the first compiles and fills caches, graphs are recorded in the second, anew for each picture
@@ -172,10 +174,10 @@ class Bench:
         session = Session(loaded.session.pipeline, plan, self._model, keeps_to_plan=not self._tiny)
         with HighWater(self._resident_bytes) as ram:
             began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, WARM_STEPS + self._steps)
-            warm = self._draw(session, row.setting, of=planned)
+            warm = self._draw(session, row.setting, of=planned, rounds=0 if plan.compiled else ROUNDS // 2)
             if self._drawn_bytes is None:
                 self._drawn_bytes = max(0, self._resident_bytes() - began)
-            drawn = self._draw(session, row.setting, of=planned)
+            drawn = self._draw(session, row.setting, of=planned, rounds=ROUNDS if plan.compiled else ROUNDS // 2)
         taken = max(ram.nbytes, loaded.ram_bytes) - weight_bytes - self._idle.left_bytes(compiled=plan.compiled)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         step = statistics.median([*warm.steps, *drawn.steps])
@@ -238,9 +240,9 @@ class Bench:
         """RAM of the process, without what no plan asked for."""
         return resident_bytes() - self._buffers.idle_bytes
 
-    def _draw(self, session: Session, setting: Setting, *, of: int) -> Drawn:
-        """Draw a batch: the first steps, then those that are timed, and only these of the many that it is begun for,
-        whose modulation is computed beforehand."""
+    def _draw(self, session: Session, setting: Setting, *, of: int, rounds: int) -> Drawn:
+        """Draw a batch: the first steps, then those that are timed in so many rounds, and only these of the many that
+        it is begun for, whose modulation is computed beforehand."""
         drawn = Drawn()
         with self._timed(drawn.seconds, "encode"):
             drawings = [session.begin(self._request(setting, of)) for _ in range(setting.batch)]
@@ -249,7 +251,7 @@ class Bench:
             for _ in range(WARM_STEPS):
                 session.advance(drawings)
         before = self._card.given_back()
-        drawn.steps += self._step_seconds(session, drawings, left=of - WARM_STEPS)
+        drawn.steps += self._step_seconds(session, drawings, rounds=rounds, left=of - WARM_STEPS)
         drawn.given_back = self._card.given_back() - before
         drawn.peaks["denoise"] = self._card.peaks()
         with self._timed(drawn.seconds, "decode"):
@@ -257,12 +259,12 @@ class Bench:
         drawn.peaks["decode"] = self._card.peaks()
         return drawn
 
-    def _step_seconds(self, session: Session, drawings: list[Drawing], *, left: int) -> Iterator[float]:
-        """Of a step in each of some rounds: more rounds where steps are short, and a pause of the host would count."""
+    def _step_seconds(self, session: Session, drawings: list[Drawing], *, rounds: int, left: int) -> Iterator[float]:
+        """Of a step in each of so many rounds: more where steps are short, and a pause of the host would count."""
         taken: dict[str, float] = {}
-        each, whole = max(1, self._steps // ROUNDS), 0.0
-        for number in range(left // each):
-            if number >= ROUNDS and whole >= ROUNDS_SECONDS:
+        each, whole = max(1, self._steps // 2), 0.0
+        for number in range(left // each if rounds else 0):
+            if number >= rounds and whole >= rounds * ROUND_SECONDS:
                 return
             with self._timed(taken, "round"):
                 for _ in range(each):
