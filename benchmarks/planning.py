@@ -128,7 +128,8 @@ def show(report: Report) -> None:
             continue
         print(f"\n{name}: {held['measured']} measured, {held['refused']} refused, {len(held['failed'])} failed")
         print(f"  what was planned of the card was not enough in {', '.join(held['exceeded']) or 'none'}")
-        print(f"  torch gave memory back between steps in {', '.join(held['given_back']) or 'none'}")
+        given_back, counted = ", ".join(held["given_back"]) or "none", held["given_back_counted"]
+        print(f"  while steps were timed torch gave memory back in {given_back} (of {counted} where that was counted)")
         print(
             f"  a step: median error {held['median_step_error']:.1%} (<= {BOUNDS['median_step_error']:.0%}), "
             f"worst {held['worst_step_error']:.1%} (<= {BOUNDS['worst_step_error']:.0%}) at {held['worst_step']}"

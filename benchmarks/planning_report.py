@@ -64,8 +64,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     context_bytes: int = 0
     exceeded: bool = False
     """What was planned of the card was not enough, and more was taken."""
-    given_back: int = 0
-    """How often torch gave back all pieces that it held while steps were timed; what waits for that is slower."""
+    given_back: int | None = None
+    """How often torch gave back all pieces that it held while steps were timed, as far as that was counted: steps wait
+    for that."""
     error: str | None = None
     """Why nothing was planned or drawn."""
     refused: bool = False
@@ -155,14 +156,14 @@ def _read(file: Path) -> Report:
         raise DamagedFile(f"{str(file)!r} is no report of this benchmark: {error}", hint="name another file") from error
 
 
-def settings(caps_gb: Sequence[float], sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> list[Setting]:
-    """Every combination, caps first to change: what is compiled for one size serves the next cap."""
+def settings(caps_gb: Iterable[float], sizes: Sequence[tuple[int, int]], batches: Sequence[int]) -> list[Setting]:
+    """Every combination, caps last to change: what one loads may serve the next."""
     return [
         Setting(cap_gb=cap, quality=quality, width=width, height=height, batch=batch)
+        for cap in caps_gb
         for quality in QUALITIES
         for width, height in sizes
         for batch in batches
-        for cap in caps_gb
     ]
 
 
@@ -198,6 +199,7 @@ def _summed(rows: Sequence[Row]) -> dict[str, Any]:
         "failed": [row.setting.name for row in rows if row.error and not row.refused],
         "exceeded": [row.setting.name for row in rows if row.exceeded],
         "given_back": [row.setting.name for row in rows if row.given_back],
+        "given_back_counted": sum(row.given_back is not None for row in rows),
         "median_step_error": statistics.median(error for error, _ in errors) if errors else None,
         "worst_step_error": worst and worst[0],
         "worst_step": worst and worst[1].setting.name,

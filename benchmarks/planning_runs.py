@@ -34,9 +34,9 @@ from benchmarks.planning_report import Figures, Row, Setting
 
 GB = 10**9
 ROUNDS, ROUND_SECONDS = 4, 0.15
-"""In how many rounds steps are timed, half of them in each of two pictures, and how long all take on average at least,
-as far as there are steps for that. Of plans that compile all are in the second: the first compiles, and what that
-leaves running disturbs its steps."""
+"""In how many rounds at least steps are timed, half of them in each of two pictures; and in more, until all have taken
+that many times so long. Of plans that compile all are in the second picture: the first compiles, and what that leaves
+running disturbs its steps."""
 
 WARM_STEPS = 2
 """That are not timed: the first compiles and fills caches, graphs are recorded in the second, anew for each picture
@@ -344,7 +344,7 @@ def _inexact(wishes: Wishes) -> Iterator[tuple[str, Wishes]]:
 
 def _key(plan: Plan) -> str:
     """The same for plans that what is loaded for one of them serves."""
-    # What is loaded for one size would compile blocks for any size when another comes.
+    # What was compiled for one size is compiled again for any size when another comes, and is slower then.
     picture = plan.predicted.picture if plan.compiled else None
     ways = [plan.arrangement, plan.hoist_modulation, plan.compiled, plan.attention, picture]
     return msgspec.json.encode(ways).decode()

@@ -57,7 +57,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     peak_vram_gb: float = 0.0
     peak_ram_gb: float = 0.0
     stages: dict[str, float] = msgspec.field(default_factory=dict)
-    """What it came to, and after how many seconds."""
+    """Its moments, after so many seconds."""
 
 
 def write_model(folder: Path, *, tiny: bool) -> None:

@@ -31,6 +31,10 @@ WIDEST_PRODUCT = 7
 """Width of the widest tensor of a step in units of the hidden size: DiffSynth's single blocks compute queries, keys,
 values and what is four times as wide as the hidden size in one product. diffusers' widest is 5."""
 
+WIDE_BYTES = 4
+"""Of a number where 8 bits are multiplied: products of int8 are sums of four bytes, and what is made narrow without a
+kernel of our own is float32 before."""
+
 TILE_PIXELS = 512
 """Side of the parts in which a picture is decoded when it is tiled."""
 
@@ -70,9 +74,10 @@ def _kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, pict
     return PhaseBytes(encode=computing + GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=over_decode + GRAPHS_BYTES)
 
 
-def widest_product_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:
-    """Of the largest tensor of a step."""
-    return WIDEST_PRODUCT * _denoise_unit(model, arrangement, picture) * picture.batch
+def largest_tensor_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:
+    """Of a step; none is larger."""
+    item = WIDE_BYTES if arrangement.component(TRANSFORMER).native else _item_bytes(arrangement, TRANSFORMER)
+    return WIDEST_PRODUCT * _denoise_numbers(model, picture) * item
 
 
 def encode_activations(model: Model, arrangement: Arrangement, picture: Picture) -> int:
@@ -95,13 +100,14 @@ def hoisted_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> i
 def _denoise_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:
     """Peak bytes of one denoise step beside the weights."""
     share = priors.compiled_activations if arrangement.compiled else 1.0
-    return int(priors.denoise_activations * share * _denoise_unit(model, arrangement, picture) * picture.batch)
+    unit = _denoise_numbers(model, picture) * _item_bytes(arrangement, TRANSFORMER)
+    return int(priors.denoise_activations * share * unit)
 
 
-def _denoise_unit(model: Model, arrangement: Arrangement, picture: Picture) -> int:
-    """Bytes of the tokens of a picture, each of the hidden size."""
+def _denoise_numbers(model: Model, picture: Picture) -> int:
+    """In the tokens of all pictures of a batch, each of the hidden size."""
     tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
-    return tokens * model.architecture.hidden_size * _item_bytes(arrangement, TRANSFORMER)
+    return tokens * model.architecture.hidden_size * picture.batch
 
 
 def _decode_activations(model: Model, arrangement: Arrangement, priors: Priors, picture: Picture) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from autoflux.errors import DoesNotFit
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.values import Model
-from autoflux.planning.activations import widest_product_bytes
+from autoflux.planning.activations import largest_tensor_bytes
 from autoflux.planning.footprint import Footprint, footprint
 from autoflux.planning.values import Picture, Plan
 from autoflux.units import format_bytes
@@ -31,12 +31,12 @@ def batch_limit(plan: Plan, model: Model, width: int, height: int) -> int:
 
 
 class PlannedVram(NamedTuple):
-    """Bytes of the device for pictures that are drawn together."""
+    """Bytes of the device for pictures that are drawn together, the driver's context included."""
 
     peak: int
-    """The most that they are planned to take, the driver's context included."""
-    largest: int
-    """The most of that which a step asks for at once, for one tensor."""
+    """The most that they are planned to take."""
+    stepping: int
+    """What steps take, and once more the largest tensor of one."""
 
 
 def planned_vram(plan: Plan, model: Model, width: int, height: int, batch: int, steps: int) -> PlannedVram:
@@ -45,7 +45,8 @@ def planned_vram(plan: Plan, model: Model, width: int, height: int, batch: int, 
     Steps count as far as their modulation is computed beforehand.
     """
     picture = _picture(plan, width, height, batch, steps)
-    return PlannedVram(_need(plan, model, picture).vram.peak, widest_product_bytes(model, plan.arrangement, picture))
+    vram = _need(plan, model, picture).vram
+    return PlannedVram(vram.peak, vram.denoise + largest_tensor_bytes(model, plan.arrangement, picture))
 
 
 def _picture(plan: Plan, width: int, height: int, batch: int, steps: int) -> Picture:

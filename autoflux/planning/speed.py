@@ -54,10 +54,10 @@ NARROW_WAVE_SECONDS = 0.00012
 TIMED_ROWS = FLUX_IMAGE_TOKENS + FLUX_TEXT_TOKENS
 """Rows of the products that a probe times."""
 
-RAGGED = 1.03
-"""Time of products whose last tile of rows is not full over that of products of as many whole tiles. One H200: a step of
-one picture of 1344x768, of 35.5 tiles, takes 1.4 % longer than one of 1024x1024, of 36; one of four, of 142, takes 1.2 %
-less (benchmarks/planning.py)."""
+UNALIGNED_ROWS = 1.03
+"""Time of products whose last tile of rows is not full over that of products of as many whole tiles. Two H200, blocks
+that are not compiled and wait for no copy: a picture of 1344x768, of 35.5 tiles, takes 0.3 to 3.7 % longer than one of
+1024x1024, of 36 (eight plans); four, of 142, 0.6 to 1.2 % less than four of 144 (seven; benchmarks/planning.py)."""
 
 LAUNCHED_BESIDE = 2.0
 """Time of the host for a block as the library and the engine run it, over that of the bare one that a probe times. What
@@ -197,7 +197,7 @@ def all_blocks_seconds(model: Model, rates: Rates, priors: Priors, picture: Pict
 def _filling(rows: int, priors: Priors) -> float:
     """What a product takes over what its operations do: the last tile of rows takes as long as the others, and more."""
     computed = -(-rows // priors.product_rows) * priors.product_rows
-    return computed / rows * (RAGGED if computed > rows else 1.0)
+    return computed / rows * (UNALIGNED_ROWS if computed > rows else 1.0)
 
 
 def _product_seconds(multiplying: float, wide: float, rates: Rates, priors: Priors, way: Way, hidden: int) -> float:

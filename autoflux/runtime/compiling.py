@@ -1,11 +1,8 @@
-"""Compiling blocks so that what brings their weights stays outside.
-
-What was compiled belongs to the process, not to a plan: it serves the next one too, if that is for the same.
-"""
+"""Compiling blocks so that what brings their weights stays outside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,21 +14,6 @@ RECOMPILATIONS = 64
 """Most compilations of one kind of block. At torch's limit of 8 a picture would break off: FLUX's single blocks are
 given tensors that lie in two ways, in batches of one and of several, of one size and then of any, and each of these is
 compiled by itself."""
-
-_purpose: Hashable = None
-"""What blocks were last compiled for."""
-
-
-def compile_for(purpose: Hashable) -> None:
-    """Let go of what was compiled for anything else.
-
-    What was compiled for one way of attention may serve no plan with another, and torch does not ask. What was compiled
-    for one size is compiled for any size when another comes, and is slower then.
-    """
-    global _purpose  # noqa: PLW0603 — torch's own is the process's too
-    if _purpose not in (None, purpose):
-        torch.compiler.reset()
-    _purpose = purpose
 
 
 def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> Callable[[], None]:

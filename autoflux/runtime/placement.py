@@ -13,7 +13,7 @@ from autoflux.errors import ContradictoryWishes
 from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waiting
 from autoflux.planning.values import ComponentPlan, Plan
 from autoflux.runtime.bringing import forget_ahead
-from autoflux.runtime.compiling import compile_blocks, compile_for
+from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.contradictions import check_narrow_on_disk, check_plan, check_resident
 from autoflux.runtime.decoding import spare_memory
 from autoflux.runtime.memory import give_back_much_unused, give_back_unused
@@ -64,9 +64,6 @@ class Residences:
             UnknownName: nothing computes attention by the plan's name for it.
         """
         check_plan(plan)
-        if plan.compiled:
-            picture = plan.predicted.picture
-            compile_for((plan.attention, picture.width, picture.height, picture.batch))
         self._plan = plan
         self._run_once = run_once
         self._device = torch.device(plan.device)
@@ -275,6 +272,9 @@ class Residences:
             self._transformer.run_as_written()
         if self._stop_compiling:
             self._stop_compiling()
+        if self._plan.compiled:
+            # Nothing that was compiled for one way of attention may serve a plan with another, and torch does not ask.
+            torch.compiler.reset()
         for part in [*(self._transformer.parts if self._transformer else ()), *self._others.values()]:
             part.drop()
         self._transformer = None

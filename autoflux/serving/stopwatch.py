@@ -18,7 +18,7 @@ ENCODERS = "loading text encoder"
 
 
 class Stage(Value, frozen=True, kw_only=True):
-    """What a start came to, and when, in seconds since a worker process was asked for."""
+    """A moment of a start, in seconds since a worker process was asked for."""
 
     name: str
     seconds: float
@@ -38,7 +38,7 @@ class StartTimes(Value, frozen=True, kw_only=True):
     peak_ram_bytes: int
     """Of the worker process."""
     stages: tuple[Stage, ...] = ()
-    """From the process running and each component being loaded to the steps of the picture and the picture."""
+    """When the process ran, each component was begun to be loaded, each step of the picture was done, it was there."""
 
 
 class TimedService(Service):

@@ -146,6 +146,13 @@ def test_rows_come_to_errors_shares_and_regret():
     assert summary([])["all"]["measured"] == 0
 
 
+def test_where_torch_gave_memory_back_is_told_as_far_as_it_was_counted(capsys):
+    counts = (None, 0, 3)
+    rows = [msgspec.structs.replace(row(number), given_back=count) for number, count in enumerate(counts)]
+    planning.show(Report(machine={}, rows=rows, summary=summary(rows)))
+    assert f"gave memory back in {rows[2].setting.name} (of 2 where" in capsys.readouterr().out
+
+
 def test_a_report_is_read_as_it_was_written(tmp_path):
     report = Report(machine={"device": "H200"}, rows=[row(1), row(2, alternative="--keep vae")])
     report.save(tmp_path / "rows.json")

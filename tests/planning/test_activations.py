@@ -12,7 +12,7 @@ from autoflux.planning.activations import (
     activations,
     encode_activations,
     kept,
-    widest_product_bytes,
+    largest_tensor_bytes,
     working_bytes,
 )
 from autoflux.planning.arranging import placed
@@ -78,10 +78,12 @@ def test_compiled_blocks_compute_in_less(streamed):
     assert share < 1
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-def test_the_largest_tensor_of_a_step_is_the_widest_of_all_pictures(streamed, batch):
+@pytest.mark.parametrize(("batch", "native", "item"), [(1, False, 2), (4, False, 2), (4, True, 4)])
+def test_the_largest_tensor_of_a_step_is_the_widest_of_all_pictures(streamed, batch, native, item):
     picture = Picture(width=1024, height=1024, batch=batch, steps=28, text_tokens=512)
-    assert widest_product_bytes(FLUX, streamed.arrangement, picture) == batch * (4096 + 512) * 7 * 3072 * 2
+    components = tuple(c.replace(native=native and c.name == "transformer") for c in streamed.components)
+    arrangement = streamed.arrangement.replace(components=components)
+    assert largest_tensor_bytes(FLUX, arrangement, picture) == batch * (4096 + 512) * 7 * 3072 * item
 
 
 def test_an_encoder_that_the_processor_computes_takes_ram_instead(streamed):

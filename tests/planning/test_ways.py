@@ -21,7 +21,7 @@ from autoflux.planning.speed import (
     LAUNCHED_BESIDE,
     NARROW_WAVE_SECONDS,
     NATIVE_LAUNCHES,
-    RAGGED,
+    UNALIGNED_ROWS,
     WIDENED_LAUNCHES,
     Rates,
     Way,
@@ -253,7 +253,7 @@ def test_products_compute_whole_tiles_of_rows_and_are_slower_where_the_last_is_n
         timed(hardware, narrow.replace(batch=batch), wide) / timed(hardware, square.replace(batch=batch), wide)
         for batch in (1, 4)
     )
-    assert four < 1 < one < RAGGED, "only of four the last tile is full"
+    assert four < 1 < one < UNALIGNED_ROWS, "only of four the last tile is full"
 
 
 def test_products_in_eight_bits_lose_by_few_tokens_and_gain_nothing_by_many():

@@ -7,7 +7,6 @@ import threading
 import pytest
 import torch
 
-from autoflux.runtime import compiling
 from autoflux.runtime.compiling import compile_blocks
 from autoflux.runtime.modulation import Modulation
 from autoflux.runtime.streamer import Streamer
@@ -60,20 +59,6 @@ def test_inputs_of_many_kinds_are_no_error():
     for dimensions in range(1, 13):
         assert chain(torch.ones((1,) * dimensions + (16,))).dim() == dimensions + 1
     assert len(backend.graphs) == 12
-
-
-def test_what_was_compiled_serves_the_next_plan_for_the_same_and_no_other(monkeypatch):
-    monkeypatch.setattr(compiling, "_purpose", None)
-    backend, x = Counting(), torch.ones(1, 16)
-    compiled = []
-    for purpose in ("1024x1024", "1024x1024", "512x512", "1024x1024"):
-        compiling.compile_for(purpose)
-        chain = Chain((16, 16))
-        undo = compile_blocks(chain.layers, backend=backend)
-        chain(x)
-        undo()
-        compiled.append(len(backend.graphs))
-    assert compiled == [1, 1, 2, 3]
 
 
 def test_undoing_leaves_no_attribute():
