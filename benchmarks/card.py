@@ -132,7 +132,7 @@ class Card:
 
     def given_back(self) -> int:
         """How often torch had to give back all pieces it held before it was given more: each time it waits."""
-        return int(torch.cuda.memory_stats()["num_alloc_retries"]) if self.there else 0
+        return int(torch.cuda.memory_stats().get("num_alloc_retries", 0)) if self.there else 0
 
     def release(self) -> None:
         """Give back what nothing uses."""

@@ -70,13 +70,13 @@ def collection_paused() -> Iterator[None]:
     of autoflux's own they are not gone through afterwards either, as a program's own objects have to be: a worker has
     the sample model ready after 2.3 s instead of 3.0 (two cores, `autoflux bench load`).
     """
-    collects = gc.isenabled()
+    collects, known = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
         if collects:
-            if is_own_process():
+            if is_own_process() and len(sys.modules) > known:  # else there may be garbage of what ran before
                 gc.freeze()
             gc.enable()
 
