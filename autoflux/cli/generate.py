@@ -23,7 +23,7 @@ from autoflux.models.request import Order, Request, make_requests
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
 from autoflux.runtime.auto_packing import lacking
-from autoflux.runtime.picture import Picture
+from autoflux.runtime.picture import Picture, png_files
 from autoflux.units import GIB, format_seconds
 
 WORTH_PACKING_BYTES = GIB
@@ -66,8 +66,8 @@ def command(
         prepared = prepare(model, wishes, plugins, base=base, on_stage=status.update, saved=saved)
     stderr.print(summary(prepared.plan, first.steps), style="dim", soft_wrap=True)
     pictures = _draw(prepared, plugins, requests)
-    for picture, file in zip(pictures, files, strict=True):
-        write_atomic(file, picture.png())
+    for png, file in zip(png_files(pictures), files, strict=True):
+        write_atomic(file, png)
     _tell(pictures, files, prepared, as_json=as_json)
     _advise(prepared)
 

@@ -21,6 +21,7 @@ from autoflux.errors import AutofluxError, DamagedPack, ErrorReport, PluginFailu
 from autoflux.runtime import allocator
 from autoflux.runtime.memory import peak_ram_bytes, peak_vram_bytes
 from autoflux.runtime.meter import Meter
+from autoflux.runtime.picture import png_files
 from autoflux.serving.channel import Channel, worker_end
 from autoflux.serving.messages import (
     Alive,
@@ -229,16 +230,16 @@ def _draw(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
             pictures = session.finish(drawings)
         if measured := meter.measured(drawings, encoded=run.afresh):
             outbox.send(Took(job_id=run.job_id, attempt=run.attempt, measured=measured))
-        for index, picture in zip(indexes, pictures, strict=True):
-            outbox.send(_finished(run, index, picture))
+        for index, picture, png in zip(indexes, pictures, png_files(pictures), strict=True):
+            outbox.send(_finished(run, index, picture, png))
 
 
-def _finished(run: Run, index: int, picture: Picture) -> Finished:
+def _finished(run: Run, index: int, picture: Picture, png: bytes) -> Finished:
     return Finished(
         job_id=run.job_id,
         attempt=run.attempt,
         index=index,
-        png=picture.png(),
+        png=png,
         seconds=picture.seconds,
         warnings=picture.warnings,
     )
