@@ -1,5 +1,6 @@
 """Whether this process is autoflux's own, so that what is the whole process's may be changed: libraries are imported
-without what only others would use, and torch is forbidden to take more of a device than is planned."""
+without what only others would use, what they made is not looked through for garbage, and torch is forbidden to take
+more of a device than is planned."""
 
 from __future__ import annotations
 

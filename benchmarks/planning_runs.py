@@ -174,10 +174,11 @@ class Bench:
         session = Session(loaded.session.pipeline, plan, self._model, keeps_to_plan=not self._tiny)
         with HighWater(self._resident_bytes) as ram:
             began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, WARM_STEPS + self._steps)
-            warm = self._draw(session, row.setting, of=planned, rounds=0 if plan.compiled else ROUNDS // 2)
+            rounds = 0 if plan.compiled else ROUNDS // 2
+            warm = self._draw(session, row.setting, of=planned, rounds=rounds)
             if self._drawn_bytes is None:
                 self._drawn_bytes = max(0, self._resident_bytes() - began)
-            drawn = self._draw(session, row.setting, of=planned, rounds=ROUNDS if plan.compiled else ROUNDS // 2)
+            drawn = self._draw(session, row.setting, of=planned, rounds=ROUNDS - rounds)
         taken = max(ram.nbytes, loaded.ram_bytes) - weight_bytes - self._idle.left_bytes(compiled=plan.compiled)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         step = statistics.median([*warm.steps, *drawn.steps])
@@ -263,7 +264,7 @@ class Bench:
         """Of a step in each of so many rounds: more where steps are short, and a pause of the host would count."""
         taken: dict[str, float] = {}
         each, whole = max(1, self._steps // 2), 0.0
-        for number in range(left // each if rounds else 0):
+        for number in range(left // each):
             if number >= rounds and whole >= rounds * ROUND_SECONDS:
                 return
             with self._timed(taken, "round"):

@@ -205,8 +205,9 @@ class DiffusersPipeline:
             for state, own in zip(lacking, torch.split(rows, list(map(len, embeddings))), strict=True):
                 state.modulation = Hoisted(own, state.step)
         for state in states:
-            assert state.row is not None  # noqa: S101 — it was computed
-            yield state.row
+            row = state.row
+            assert row is not None  # noqa: S101 — it was computed
+            yield row
 
     def _embeddings(self, state: FluxState) -> list[torch.Tensor]:
         """Of as many steps, from the one that the picture is at, as modulation is computed for at once."""

@@ -96,8 +96,9 @@ class Ceiling:
         torch: Any = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_available():
             return
-        ours = None if limit_bytes is None else max(0, limit_bytes - self._plan.priors.context_bytes)
-        share = 1.0 if ours is None else min(1.0, ours / self._total_bytes)
+        share = 1.0
+        if limit_bytes is not None:
+            share = min(1.0, max(0, limit_bytes - self._plan.priors.context_bytes) / self._total_bytes)
         if share != self._share:
             torch.cuda.set_per_process_memory_fraction(share, self._index())
             self._share = share

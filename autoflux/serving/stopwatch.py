@@ -37,7 +37,7 @@ class StartTimes(Value, frozen=True, kw_only=True):
     """What torch took of the device, without the driver's context; 0 on the CPU."""
     peak_ram_bytes: int
     """Of the worker process."""
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[Stage, ...]
     """When the process ran, each component was begun to be loaded, each step of the picture was done, it was there."""
 
 
