@@ -17,6 +17,7 @@ from autoflux import __version__, process
 from autoflux.cli import interrupt, output
 from autoflux.errors import AutofluxError, ErrorReport, OutputUnwritable, PluginConflict, UnknownName, describe
 from autoflux.plugin_manager import Plugins, load_plugins
+from autoflux.runtime import bytecode
 
 COMMANDS = ("probe", "machines", "plan", "tune", "generate", "serve", "bench", "models", "plugins")
 """Modules of `autoflux.cli` that hold a click command named `command`, in the order of the help page."""
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 ok, 1 failed, 2 usage, 3 does not fit this machine, 130 interrupted."""
     interrupt.install()
     process.claim()
+    bytecode.keep()
     _open_closed_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):

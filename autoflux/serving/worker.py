@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from autoflux import process
 from autoflux.errors import AutofluxError, DamagedPack, ErrorReport, PluginFailure, describe
-from autoflux.runtime import allocator
+from autoflux.runtime import allocator, bytecode
 from autoflux.runtime.memory import peak_ram_bytes, peak_vram_bytes
 from autoflux.runtime.meter import Meter
 from autoflux.runtime.picture import png_files
@@ -117,6 +117,7 @@ def main(connection: Connection, log: str | None) -> None:
     """Run until told to stop. `log` gets what libraries print; None leaves it on the terminal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     process.claim()
+    bytecode.keep()
     if log:
         _print_into(log)
     faulthandler.enable()
