@@ -12,8 +12,8 @@ from autoflux.errors import (
     ContradictoryWishes,
     DamagedFile,
     DeviceUnavailable,
-    DoesNotFit,
     MissingExtra,
+    UnknownName,
 )
 from autoflux.files import is_path, read_small
 from autoflux.hardware.changes import Changes, changed
@@ -24,15 +24,17 @@ from autoflux.hardware.values import Hardware
 from autoflux.models.finding import find, require_weights
 from autoflux.models.pack_shelf import Shelf, packs_wanted
 from autoflux.models.values import Model
-from autoflux.paths import config_dir
+from autoflux.paths import config_dir, expanded
 from autoflux.planning import planner
 from autoflux.planning.backends import BackendFacts
+from autoflux.planning.candidates import Candidate
 from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.packs import NO_PACKS, PackedPart, Packs
-from autoflux.planning.planner import BRIEF, Detail, make_plan, make_plans, would_fit
+from autoflux.planning.planner import BRIEF, Detail, make_plan, make_plans
 from autoflux.planning.profile_files import AnyProfile, parse_profile, parse_profiles
 from autoflux.planning.profiles import for_host
-from autoflux.planning.saved import check_plan, read_plan
+from autoflux.planning.refusal import Asked
+from autoflux.planning.saved import check_consistency, check_plan, read_plan
 from autoflux.planning.values import Alternative, HostProfile, Plan, Profile, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
 from autoflux.runtime.calibration_store import CalibrationStore
@@ -116,11 +118,8 @@ def load(
     """
     plugins = load_plugins()
     found = find_model(model, plugins, base)
-    if plan is None:
-        plan = _plan_here(found, wishes or Wishes(), plugins, probe())
-    else:
-        check_plan(plan, probe(), found)
-    return open_session(plan, found, plugins, progress)
+    planned = check_plan(plan, probe(), found) if plan else _plan_here(found, wishes or Wishes(), plugins, probe())
+    return open_session(planned, found, plugins, progress)
 
 
 def open_session(
@@ -161,12 +160,14 @@ def prepare(  # noqa: PLR0913 — all but the first three have a default
         AutofluxError: any other of those that probing and planning can end in.
     """
     what_if = what_if or WhatIf()
-    found, hardware = _take_stock(model, plugins, base, what_if, refresh=refresh, on_stage=on_stage)
+    found, machine = _take_stock(model, plugins, base, what_if, refresh=refresh, on_stage=on_stage)
+    hardware = changed(machine, what_if.changes)
     if saved is not None:
-        check_plan(saved, hardware, found)
-        _require(plugins.backends.get(saved.backend))
-        return Prepared(hardware, found, saved.replace(machine=what_if.machine))
-    return Prepared(hardware, found, _plan_if(found, wishes, plugins, hardware, what_if, detail))
+        held = check_plan(saved, hardware, found, machine=what_if.machine)
+        check_consistency(held, found)
+        _require(plugins.backends.get(held.backend))
+        return Prepared(hardware, found, held.replace(machine=what_if.machine))
+    return Prepared(hardware, found, _plan_if(found, wishes, plugins, machine, what_if, detail))
 
 
 def all_ways(
@@ -177,10 +178,11 @@ def all_ways(
     Raises:
         AutofluxError: any of those that probing and planning can end in, but DoesNotFit.
     """
-    found, hardware = _take_stock(model, plugins, base, what_if or WhatIf())
+    what_if = what_if or WhatIf()
+    found, machine = _take_stock(model, plugins, base, what_if)
+    hardware = changed(machine, what_if.changes)
     profiles, wishes = _profiles(wishes, plugins, hardware)
-    here = what_if is None or what_if.on is None
-    return planner.all_ways(hardware, found, profiles, wishes, Findings(packs=packs_of(found)) if here else NO_FINDINGS)
+    return planner.all_ways(hardware, found, profiles, wishes, _findings(what_if, found))
 
 
 def _take_stock(
@@ -192,36 +194,28 @@ def _take_stock(
     refresh: bool = False,
     on_stage: OnStage | None = None,
 ) -> tuple[Model, Hardware]:
-    """The model, and the machine as it is or is to be taken for."""
+    """The model, and the machine as it is, before what is to be assumed of it."""
     if refresh and what_if.on is not None:
         raise ContradictoryWishes(
             f"--refresh measures this machine again, and the plan is for {what_if.machine!r}",
             hint="drop --refresh, or drop --on",
         )
     found = find_model(model, plugins, base, absent=True)
-    if what_if.on is None:
-        models_path = Path(found.path) if found.path else None
-        hardware = probe(refresh=refresh, models_path=models_path, on_stage=on_stage)
-    else:
-        hardware = other_machine(what_if.on)
-    return found, changed(hardware, what_if.changes)
+    if what_if.on is not None:
+        return found, other_machine(what_if.on)
+    models_path = Path(found.path) if found.path else None
+    return found, probe(refresh=refresh, models_path=models_path, on_stage=on_stage)
 
 
 def _plan_if(
-    model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, what_if: WhatIf, detail: Detail
+    model: Model, wishes: Wishes, plugins: Plugins, machine: Hardware, what_if: WhatIf, detail: Detail
 ) -> Plan:
     if what_if == WhatIf():
-        return _plan_here(model, wishes, plugins, hardware, detail)
+        return _plan_here(model, wishes, plugins, machine, detail)
+    hardware = changed(machine, what_if.changes)
+    asked = _asked(what_if, model, wishes, plugins, machine) if what_if.machine else None
     try:
-        here = what_if.on is None
-        findings = Findings(packs=packs_of(model)) if here else NO_FINDINGS
-        plan = plan_for(model, wishes, plugins, hardware, findings, detail=detail)
-    except DoesNotFit as error:
-        if what_if.machine is None:
-            raise
-        had = {"--vram": what_if.changes.vram_bytes, "--ram": what_if.changes.ram_bytes}.get(error.lacking)
-        hint = error.hint if had is None else would_fit(error, had)
-        raise DoesNotFit(f"on {what_if.machine}: {error.message}", hint=hint) from error
+        plan = plan_for(model, wishes, plugins, hardware, _findings(what_if, model), detail=detail, asked=asked)
     except DeviceUnavailable as error:
         if what_if.on is None:
             raise
@@ -230,6 +224,24 @@ def _plan_if(
             f"on {what_if.machine}: {error.message}", hint=hint or "drop --device, or name one that it has"
         ) from error
     return plan.replace(machine=what_if.machine, warnings=(*what_if.assumptions, *plan.warnings))
+
+
+def _findings(what_if: WhatIf, model: Model) -> Findings:
+    """Of calibration none: with other rates or memory it does not hold."""
+    return Findings(packs=packs_of(model)) if what_if.on is None else NO_FINDINGS
+
+
+def _asked(what_if: WhatIf, model: Model, wishes: Wishes, plugins: Plugins, machine: Hardware) -> Asked:
+    """What was asked for of another machine, whose memory is then among the wishes."""
+    changes, findings = what_if.changes, _findings(what_if, model)
+
+    def ways(wished: Wishes) -> Sequence[Candidate]:
+        memory = {"vram_bytes": wished.vram_bytes, "ram_bytes": wished.ram_bytes}
+        hardware = changed(machine, changes.replace(**memory))
+        profiles, rest = _profiles(wished.replace(vram_bytes=None, ram_bytes=None), plugins, hardware)
+        return planner.ways(hardware, model, profiles, rest, findings)
+
+    return Asked(wishes.replace(vram_bytes=changes.vram_bytes, ram_bytes=changes.ram_bytes), ways, what_if.machine)
 
 
 def _plan_here(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, detail: Detail = BRIEF) -> Plan:
@@ -249,7 +261,7 @@ def other_machine(on: str) -> Hardware:
     """
     if is_known(on) or not is_path(on):
         return known_machine(on)
-    return read_hardware(read_small(Path(on).expanduser()), repr(on))
+    return read_hardware(read_small(expanded(on)), repr(on))
 
 
 def saved_plan(file: str) -> Plan:
@@ -258,7 +270,7 @@ def saved_plan(file: str) -> Plan:
     Raises:
         DamagedFile: it cannot be read, or is of another version.
     """
-    return read_plan(read_small(Path(file).expanduser()), repr(file))
+    return read_plan(read_small(expanded(file)), repr(file))
 
 
 def find_model(model: str, plugins: Plugins, base: str | None = None, *, absent: bool = False) -> Model:
@@ -286,11 +298,12 @@ def plan_for(
     findings: Findings = NO_FINDINGS,
     *,
     detail: Detail = BRIEF,
+    asked: Asked | None = None,
 ) -> Plan:
     """Plan with the profiles and backends of the plugins, the user's own profiles, and what else was found."""
     given = _given(model, wishes, plugins, hardware)
     known = findings.replace(facts=given.facts)
-    return make_plan(hardware, model, given.profiles, given.wishes, given.backends, known, detail=detail)
+    return make_plan(hardware, model, given.profiles, given.wishes, given.backends, known, detail=detail, asked=asked)
 
 
 def plans_for(
@@ -340,21 +353,21 @@ def packs_of(model: Model) -> Packs:
         found = Shelf().made_for(model)
     except AutofluxError:
         return NO_PACKS  # loading will say what is wrong with the model's files
-    return Packs(
-        parts=tuple(
-            PackedPart(component=p.component, storage=p.storage, arithmetic=p.arithmetic, nbytes=p.nbytes)
-            for p in found
-        )
+    parts = (
+        PackedPart(component=p.component, storage=p.storage, arithmetic=p.arithmetic, nbytes=p.nbytes) for p in found
     )
+    return Packs(parts=tuple(parts))
 
 
 def _profiles(wishes: Wishes, plugins: Plugins, hardware: Hardware) -> tuple[list[Profile], Wishes]:
     """The profiles that hold on that host, and the wishes with the name of the profile whose file was wished."""
     offered = list(plugins.profiles)
     everything = [*offered, *user_profiles(known=offered)]
-    wished = wishes.profile
-    if wished is not None and wished not in {profile.name for profile in everything} and is_path(wished):
-        text = _profile_text(Path(wished).expanduser())
+    wished, names = wishes.profile, {profile.name for profile in everything}
+    if wished is not None and wished not in names:
+        if not wished or not is_path(wished):
+            raise UnknownName("profile", wished, names, hint="`autoflux plugins` lists the profiles")
+        text = _profile_text(expanded(wished))
         everything.append(parse_profile(text, repr(wished), everything))
         wished = everything[-1].name
     hosts = [profile.name for profile in everything if isinstance(profile, HostProfile)]

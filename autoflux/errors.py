@@ -101,24 +101,8 @@ class ContradictoryWishes(UsageError):
 
 
 class DoesNotFit(AutofluxError):
-    """`lacking` is the option that more of would help, `--vram` or `--ram`, and `missing_bytes` how much more; "" and 0
-    where that is not known."""
-
     code = "does_not_fit"
     exit_code = 3
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str | None = None,
-        param: str | None = None,
-        lacking: str = "",
-        missing_bytes: int = 0,
-    ) -> None:
-        super().__init__(message, hint=hint, param=param)
-        self.lacking = lacking
-        self.missing_bytes = missing_bytes
 
 
 class DeviceUnavailable(AutofluxError):
@@ -200,7 +184,16 @@ class OutOfMemory(AutofluxError):
     code = "out_of_memory"
 
 
-_SURROUNDINGS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ELOOP}
+_SURROUNDINGS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 """What the system refuses because of a file and its disk, and not because of a mistake in the program."""
 
 
@@ -212,7 +205,7 @@ def describe(error: BaseException) -> ErrorReport:
         return ErrorReport(
             code="system",
             message=f"cannot use {os.fsdecode(error.filename)!r}: {error.strerror}",
-            hint="check who may read and write it, and the disk that it is on",
+            hint="check its name, who may read and write it, and the disk that it is on",
         )
     text = str(error).strip() or "no message"
     return ErrorReport(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -55,7 +58,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
         OutputUnwritable: the folder is missing, read-only or full; `path` is as it was before.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".autoflux-")
     except OSError as error:
         raise _unwritable(path, path.parent, error) from error
     try:
@@ -73,6 +76,48 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
         raise
 
 
+def write_new(path: Path, data: bytes) -> Path:
+    """Write `data` as `write_atomic` under a name that nothing has: `path`, else `name-2`, `name-3`, …; gives the name.
+
+    Of several processes that do so at once each gets a name of its own.
+
+    Raises:
+        OutputUnwritable: the folder is missing, read-only or full; nothing is left behind.
+    """
+    for number in itertools.count(1):
+        free = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        try:
+            free.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(free, free.parent, error) from error
+        break
+    try:
+        write_atomic(free, data)
+    except BaseException:
+        free.unlink(missing_ok=True)
+        raise
+    return free
+
+
+def check_target(path: Path) -> None:
+    """Find out before the work, not after it, whether `write_atomic` can write `path`.
+
+    Raises:
+        OutputUnwritable: a folder or a device is there, the name cannot be one, or the folder cannot be written.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise OutputUnwritable(f"cannot write {str(path)!r}: {what} is there", hint="choose another name")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, path.parent, error) from error
+    check_writable(path.parent)
+
+
 def check_writable(folder: Path) -> None:
     """Find out before the work, not after it, whether a file can be created in `folder`.
 
@@ -86,12 +131,32 @@ def check_writable(folder: Path) -> None:
         raise _unwritable(folder, folder, error) from error
 
 
+def flush(file: Path) -> None:
+    """Wait until what was written is on the disk."""
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """The same for what was renamed there; Windows cannot open folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def _unwritable(path: Path, folder: Path, error: OSError) -> OutputUnwritable:
-    hint = f"create the folder {str(folder)!r} first" if not folder.is_dir() else "choose another place"
-    return OutputUnwritable(f"cannot write {str(path)!r}: {error.strerror or error}", hint=hint)
+def _unwritable(path: Path, folder: Path, error: OSError | ValueError) -> OutputUnwritable:
+    code, reason = getattr(error, "errno", 0), getattr(error, "strerror", None) or error
+    hints = {errno.ENOENT: f"create the folder {str(folder)!r} first", errno.ENAMETOOLONG: "choose a shorter name"}
+    return OutputUnwritable(f"cannot write {str(path)!r}: {reason}", hint=hints.get(code, "choose another place"))

@@ -16,3 +16,8 @@ def cache_dir() -> Path:
 def config_dir() -> Path:
     """What the user wrote: own profiles, settings."""
     return Path(os.environ.get("AUTOFLUX_CONFIG_DIR") or platformdirs.user_config_dir("autoflux"))
+
+
+def expanded(path: str) -> Path:
+    """The path with `~` or `~user` replaced by that home; as it was written where there is no such home."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 — `Path.expanduser` raises for a user without a home

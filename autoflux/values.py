@@ -44,13 +44,19 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         The text may be in UTF-16 or begin with a byte order mark, as `>` of PowerShell writes it.
 
         Raises:
-            DamagedFile: not JSON, the envelope of an error, of another version than `schema`, or as of `from_json`.
+            DamagedFile: not JSON, the envelope of an error, something else, of another version than `schema`, or as of
+                `from_json`.
         """
         try:
             data: object = msgspec.json.decode(_decoded(text))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise DamagedFile(f"{origin} is not JSON: {error}", hint=f"give what `{made_by}` wrote") from error
         data = _unwrapped(data, origin)
+        if foreign := _foreign_keys(cls, data):
+            raise DamagedFile(
+                f"{origin} cannot be read as {cls.__name__}: it is something else, with {', '.join(foreign[:4])}",
+                hint=f"give what `{made_by}` wrote",
+            )
         if isinstance(data, dict) and isinstance(found := data.get("schema"), int) and found != schema:
             raise DamagedFile(
                 f"{origin} is of version {found} and this autoflux reads version {schema}",
@@ -69,6 +75,14 @@ def _decoded(text: str | bytes) -> str | bytes:
     if isinstance(text, bytes) and text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return text.decode("utf-16")
     return text.removeprefix(codecs.BOM_UTF8) if isinstance(text, bytes) else text
+
+
+def _foreign_keys(kind: type[msgspec.Struct], data: object) -> list[str]:
+    """The keys of what is no `kind` of any version: most of them are not its own."""
+    if not isinstance(data, dict):
+        return []
+    foreign = sorted(data.keys() - set(kind.__struct_fields__))
+    return foreign if len(foreign) > len(data) / 2 else []
 
 
 def _unwrapped(data: object, origin: str) -> object:

@@ -22,7 +22,7 @@ from autoflux.planning import streaming
 from autoflux.planning.terms import Waiting
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
-from autoflux.units import format_bytes, format_seconds
+from autoflux.units import counted, format_bytes, format_seconds
 
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.what_if --write -->", "<!-- end -->"
@@ -178,7 +178,8 @@ def streamed_bytes(plan: Plan, model: Model) -> int:
 def _way(plan: Plan) -> str:
     part = plan.component("transformer")
     where = {"device": "all weights stay", "visiting": "a component at a time", "streamed": "streamed"}[part.placement]
-    staying = f", {len(part.resident)} blocks stay" if part.resident else ""
+    count = len(part.resident)
+    staying = f", {counted(count, 'block')} {'stays' if count == 1 else 'stay'}" if count else ""
     waiting = f" from {WAITING[part.waiting]}" if part.placement == "streamed" else ""
     return f"{plan.device} in {part.storage.value}, {where}{waiting}{staying}"
 

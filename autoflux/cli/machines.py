@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from autoflux.api import other_machine
@@ -11,7 +10,7 @@ from autoflux.cli.output import json_option, stdout, succeed
 from autoflux.cli.probe import show
 from autoflux.hardware.known import LOW_RAM, LOW_RAM_GIB, WINDOWS, known_machine, known_names
 from autoflux.hardware.values import Accelerator, Figure, Hardware
-from autoflux.units import format_bytes
+from autoflux.units import format_bytes, format_number
 
 COLUMNS = 64
 """What the list takes."""
@@ -45,7 +44,7 @@ def _list(machines: dict[str, Hardware]) -> None:
     for name, machine in machines.items():
         cards = machine.accelerators
         memory, rate, link = _card(cards[0]) if cards else ("", _rate(machine.host.matmul_tflops), "")
-        table.add_row(escape(name), memory, rate, link, format_bytes(machine.host.total_bytes.value))
+        table.add_row(name, memory, rate, link, format_bytes(machine.host.total_bytes.value))
     stdout.print(table, crop=False)
     stdout.print()
     stdout.print(
@@ -57,10 +56,10 @@ def _list(machines: dict[str, Hardware]) -> None:
 
 def _card(card: Accelerator) -> tuple[str, str, str]:
     link = card.link.to_device_gb_per_s(pinned=True) if card.link else None
-    way = "unified" if card.unified_memory else f"{link.value:.3g} GB/s" if link else ""
+    way = "unified" if card.unified_memory else f"{format_number(link.value)} GB/s" if link else ""
     return format_bytes(card.total_bytes.value), _rate(card.matmul_tflops), way
 
 
 def _rate(rates: dict[str, Figure]) -> str:
     """The first that is listed, which is the one for FLUX's own format."""
-    return next((f"{rate.value:.3g}" if rate.value < 999.5 else f"{rate.value:.0f}" for rate in rates.values()), "")
+    return next((format_number(rate.value) for rate in rates.values()), "")

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
-from rich.console import Console, ConsoleDimensions
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
 
 from autoflux.errors import ErrorReport, OutputUnwritable
 
@@ -21,6 +23,9 @@ MIN_COLUMNS = 40
 UNKNOWN_COLUMNS = 80
 """For COLUMNS=0, which is how some terminals say that they do not know."""
 
+UNBROKEN_COLUMNS = 10_000
+"""Longer than any path."""
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -33,13 +38,25 @@ class _Console(Console):
         return ConsoleDimensions(max(columns, MIN_COLUMNS), found.height)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich prints. Raises OutputUnwritable when standard output takes no more, such as a full disk."""
+        """As rich prints, but text is no markup unless `markup=True` says so: names and paths may have brackets.
+
+        Raises:
+            OutputUnwritable: standard output takes no more, such as a full disk.
+        """
         try:
-            super().print(*objects, **options)
+            super().print(*objects, **{"markup": False, **options})
         except BrokenPipeError:
             raise
         except OSError as error:
             raise _unwritable(error) from error
+
+
+class _Unbroken:
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self._table, options.update(width=UNBROKEN_COLUMNS))
 
 
 stdout = _Console(highlight=False, emoji=False)
@@ -65,18 +82,27 @@ def fail(report: ErrorReport, data: object = None) -> None:
 
 def complain(report: ErrorReport) -> None:
     """Print an error for people."""
-    stderr.print(f"[bold red]error:[/] {_escape(report.message)}", soft_wrap=True)
+    stderr.print(Text.assemble(("error:", "bold red"), f" {report.message}"), soft_wrap=True)
     if report.hint:
-        stderr.print(f"[bold]try:[/]   {_escape(report.hint)}", soft_wrap=True)
+        hint(report.hint)
+
+
+def hint(text: str) -> None:
+    """Print for people what to try."""
+    stderr.print(Text.assemble(("try:", "bold"), f"   {text}"), soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Print a warning for people."""
-    stderr.print(f"[bold yellow]warning:[/] {_escape(message)}", soft_wrap=True)
+    stderr.print(Text.assemble(("warning:", "bold yellow"), f" {message}"), soft_wrap=True)
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def print_whole(table: Table) -> None:
+    """Print a table on stdout, and break no line of it for a program that reads it."""
+    if stdout.is_terminal:
+        stdout.print(table)
+    else:
+        stdout.print(_Unbroken(table), crop=False)
 
 
 def _print(envelope: dict[str, object]) -> None:

@@ -45,7 +45,7 @@ from autoflux.plugin_manager import Plugins
     help="Write the drawing as SVG, replaced if it exists.",
 )
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Also write the plan, for --plan.")
-@saved_plan_option("size", "steps", "compare", "link_gb_per_s", "disk_gb_per_s")
+@saved_plan_option("size", "steps", "refresh", "compare", "link_gb_per_s", "disk_gb_per_s")
 @wishes_options
 @what_if_options
 @json_option
@@ -74,6 +74,8 @@ def command(  # noqa: PLR0913 — one for each option
     """
     if drawing and as_json:
         raise UsageError("--drawing is text and --json is not: use one of them", hint="--svg FILE goes with --json")
+    if svg is not None and save is not None and svg.resolve() == save.resolve():
+        raise UsageError("--save and --svg name the same file, which holds one of them", hint="name two files")
     if svg is not None:
         check_writable(svg.parent)
     width, height = size or (None, None)
@@ -124,4 +126,4 @@ def _show_drawing(prepared: Prepared) -> None:
     drawing = draw(prepared.plan, prepared.model)
     text = to_text(drawing, columns=stdout.width, unicode=not stdout.options.ascii_only)
     stdout.print()
-    stdout.print(text, markup=False, emoji=False, soft_wrap=True)
+    stdout.print(text, emoji=False, soft_wrap=True)

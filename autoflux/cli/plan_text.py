@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from autoflux.api import Prepared
 from autoflux.cli.output import stdout, warn
@@ -17,7 +17,7 @@ from autoflux.planning.planner import BRIEF, Detail
 from autoflux.planning.terms import Offload, Origin, Placement, Waiting
 from autoflux.planning.values import Alternative, ComponentPlan, Instead, Plan
 from autoflux.planning.weights import component_bytes
-from autoflux.units import format_bytes, format_seconds
+from autoflux.units import counted, format_bytes, format_seconds
 
 DECISIVE = ("device", "weights", "offload", "compiling")
 """Choices that are told without being asked for."""
@@ -42,10 +42,10 @@ def show(prepared: Prepared, detail: Detail) -> None:
     plan = prepared.plan
     if plan.machine is not None:
         stdout.print(
-            escape(f"what if: this plan is for {plan.machine}, not for this machine, and cannot be run here"),
+            f"what if: this plan is for {plan.machine}, not for this machine, and cannot be run here",
             soft_wrap=True,
         )
-    stdout.print(f"[bold]{escape(summary(plan))}[/]", soft_wrap=True)
+    stdout.print(summary(plan), style="bold", soft_wrap=True)
     if detail.explain or not detail.compare:
         _print(_predictions(plan), _components(plan, prepared.model))
         stdout.print()
@@ -132,7 +132,8 @@ def _components(plan: Plan, model: Model) -> Table:
 
 def _place(part: ComponentPlan, places: Mapping[Placement, str]) -> str:
     waiting = {Waiting.PINNED: "pinned RAM", Waiting.PAGEABLE: "RAM", Waiting.DISK: "its files"}[part.waiting]
-    staying = f", {len(part.resident)} blocks stay" if part.resident else ""
+    count = len(part.resident)
+    staying = f", {counted(count, 'block')} {'stays' if count == 1 else 'stay'}" if count else ""
     return places[part.placement] + (waiting if part.placement == Placement.STREAMED else "") + staying
 
 
@@ -149,9 +150,9 @@ def _explain(plan: Plan) -> None:
     """Every choice with its reason, how what it rests on is known, and the next best."""
     stdout.print("Why", style="bold")
     for choice in plan.choices:
-        stdout.print(f"{escape(choice.topic)}: [bold]{escape(choice.value)}[/]  [dim]{KNOWN[choice.origin]}[/]")
+        stdout.print(Text.assemble(f"{choice.topic}: ", (choice.value, "bold"), "  ", (KNOWN[choice.origin], "dim")))
         for line in (choice.reason, *_instead(choice.instead, plan)):
-            stdout.print(Padding(escape(line), (0, 0, 0, 4)))
+            stdout.print(Padding(line, (0, 0, 0, 4)))
 
 
 def _instead(instead: Instead | None, plan: Plan) -> Iterable[str]:
@@ -165,6 +166,7 @@ def _instead(instead: Instead | None, plan: Plan) -> Iterable[str]:
     changes = [
         _change(format_seconds, instead.seconds_per_step - told.seconds_per_step, "a step"),
         _change(format_seconds, instead.seconds_per_image - told.seconds_per_image, "a picture"),
+        _change(format_seconds, instead.seconds_to_start - told.seconds_to_start, "to start"),
         _change(format_bytes, instead.peak_vram_bytes - told.peak_vram_bytes.peak, "of device memory"),
         _change(format_bytes, instead.peak_ram_bytes - told.peak_ram_bytes, "of RAM"),
     ]

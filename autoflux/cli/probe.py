@@ -14,7 +14,7 @@ from autoflux.cli import output
 from autoflux.errors import AutofluxError, UsageError
 from autoflux.hardware import probe as hardware
 from autoflux.hardware.values import Accelerator, Disk, Figure, Hardware, Host, Link, Problem, Size, Transfer
-from autoflux.units import KIB, MIB, format_bytes, format_seconds
+from autoflux.units import KIB, MIB, format_bytes, format_number, format_seconds
 
 Row = tuple[str, str, str]
 """What, how much, how it is known."""
@@ -168,19 +168,19 @@ def _host_rows(host: Host) -> Iterator[Row]:
     yield _size("available", host.available_bytes)
     yield _size("can be pinned", host.pinnable_bytes)
     if host.copy_gb_per_s:
-        yield ("copies in RAM", f"{_number(host.copy_gb_per_s.value)} GB/s", str(host.copy_gb_per_s.source))
+        yield ("copies in RAM", f"{format_number(host.copy_gb_per_s.value)} GB/s", str(host.copy_gb_per_s.source))
     yield from _rate_rows("matmul", host.matmul_tflops)
 
 
 def _disk_rows(disk: Disk) -> Iterator[Row]:
     yield _size("free", disk.free_bytes)
     if disk.read_gb_per_s:
-        yield ("reading", f"{_number(disk.read_gb_per_s.value)} GB/s", _known(disk.read_gb_per_s))
+        yield ("reading", f"{format_number(disk.read_gb_per_s.value)} GB/s", _known(disk.read_gb_per_s))
 
 
 def _rate_rows(what: str, rates: dict[str, Figure]) -> Iterator[Row]:
     for name, rate in rates.items():
-        yield (f"{what} {name}", f"{_number(rate.value)} TFLOP/s", _known(rate))
+        yield (f"{what} {name}", f"{format_number(rate.value)} TFLOP/s", _known(rate))
 
 
 def _size(name: str, size: Size) -> Row:
@@ -189,11 +189,6 @@ def _size(name: str, size: Size) -> Row:
 
 def _known(figure: Figure | Size) -> str:
     return f"{figure.source}{f': {figure.note}' if figure.note else ''}"
-
-
-def _number(value: float) -> str:
-    """Three significant figures."""
-    return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def _line(row: Row, widths: list[int]) -> Text:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -34,7 +33,7 @@ def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) 
 
 class _Fitting(Table):
     def add_row(self, *cells: Any, **options: Any) -> None:
-        super().add_row(*(cell if isinstance(cell, Text) else escape(str(cell)) for cell in cells), **options)
+        super().add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells), **options)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self._least_width(console, options) <= options.max_width:
@@ -50,11 +49,11 @@ class _Fitting(Table):
         columns = ([column.header, *column.cells] for column in self.columns)
         return sum(max(map(least, cells)) for cells in columns) + 2 * (len(self.columns) - 1)
 
-    def _paragraphs(self) -> Iterator[Table | Text]:
+    def _paragraphs(self) -> Iterator[Any]:
         if self.title:
             yield Text(str(self.title), style="bold")
         for first, *others in zip(*(column.cells for column in self.columns), strict=True):
-            yield first if isinstance(first, Text) else Text.from_markup(str(first))
+            yield first
             named = zip((column.header for column in self.columns[1:]), others, strict=True)
             yield _paragraph([(str(name), cell) for name, cell in named if str(cell)])
 

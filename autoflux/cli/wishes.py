@@ -10,14 +10,13 @@ import click
 
 from autoflux.cli.options import ByteSize, with_options
 from autoflux.models.values import Precision
-from autoflux.planning.terms import Offload, Quality, TransferUnit
+from autoflux.planning.terms import ATTENTIONS, Offload, Quality, TransferUnit
 from autoflux.planning.values import Wishes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 WIDE = (Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16)
 NARROW = {"none": None, "fp8": Precision.FLOAT8, "int8": Precision.INT8}
-ATTENTIONS = ("default", "cudnn")
 
 
 class BlockSize(click.ParamType[TransferUnit | int]):
@@ -28,9 +27,9 @@ class BlockSize(click.ParamType[TransferUnit | int]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> TransferUnit | int:
         if isinstance(value, (TransferUnit, int)):
             return value
-        text = str(value).strip().lower()
-        if text in set(TransferUnit):
-            return TransferUnit(text)
+        text = str(value).strip()
+        if text.lower() in set(TransferUnit):
+            return TransferUnit(text.lower())
         return ByteSize().convert(text, param, ctx)
 
 
@@ -57,7 +56,12 @@ _WISHES = (
     ),
     _option("--precision", type=click.Choice([p.value for p in WIDE]), help="Number format of arithmetic."),
     _option("--quant", type=click.Choice(list(NARROW)), help="8-bit format of the transformer's weights."),
-    _option("--block-size", type=BlockSize(), help="What one copy to the device moves: a layer, a block, or more."),
+    _option(
+        "--block-size",
+        type=BlockSize(),
+        help="What one copy to the device moves: a layer, a block, or several blocks of that size together. With a "
+        "layer or a size no block stays on the device.",
+    ),
     _option("--keep", multiple=True, metavar="COMPONENT", help="Keep a component on the device, such as vae. Repeat."),
     _option("--cpu", multiple=True, metavar="COMPONENT", help="Leave a component to the processor. Repeat."),
     _option("--batch", type=click.IntRange(1, 64), help="Pictures that must fit at once."),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autoflux.errors import DamagedFile, OutputUnwritable
 from autoflux.files import check_writable, write_atomic
+from autoflux.hardware.saved import impossible
 from autoflux.hardware.values import SCHEMA, Hardware, Problem
 
 
@@ -28,6 +29,8 @@ def load(folder: Path, key: str) -> tuple[Hardware | None, list[Problem]]:
         return None, [_ignored(path, str(error))]
     if (hardware.fingerprint, hardware.schema) != (key, SCHEMA):
         return None, [_ignored(path, "it is of another machine or version")]
+    if fault := impossible(hardware):
+        return None, [_ignored(path, f"{str(path)!r} cannot be right: {fault}")]
     return hardware, []
 
 

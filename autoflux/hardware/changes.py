@@ -46,14 +46,14 @@ def changed(hardware: Hardware, changes: Changes) -> Hardware:
 
 def _check(hardware: Hardware, changes: Changes) -> None:
     separate = [a for a in hardware.accelerators if not a.unified_memory]
-    for option, wish, what in (
-        ("--vram", changes.vram_bytes, "memory"),
-        ("--link", changes.link_gb_per_s, "link"),
+    for option, wish, what, instead in (
+        ("--vram", changes.vram_bytes, "memory", "--ram changes the memory that a CPU or a unified chip computes in"),
+        ("--link", changes.link_gb_per_s, "link", "weights lie where a CPU or a unified chip computes"),
     ):
         if wish is not None and not separate:
             raise ContradictoryWishes(
                 f"{option} is for a card, and that machine has none with a {what} of its own",
-                hint=f"drop {option}; --ram changes the memory that a CPU or a unified chip computes in",
+                hint=f"drop {option}; {instead}",
             )
 
 

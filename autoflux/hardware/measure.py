@@ -35,14 +35,11 @@ from autoflux.hardware import copies, load, nvml, products
 from autoflux.hardware.device import Device, Findings, first_line
 from autoflux.hardware.products import ATTENTIONS, DEVICE_PRODUCTS, HOST_PRODUCTS, Attention, Product
 from autoflux.hardware.report import NO_ROOM, DeviceReport, Done, HostReport, Message, Stage, TorchReport, encode
-from autoflux.hardware.values import DeviceKind, Figure
+from autoflux.hardware.values import LEAST_CUDNN, DeviceKind, Figure
 from autoflux.units import GB, MIB, format_bytes
 
 LEAST_CAPABILITY = {"float8_e4m3fn": (8, 9), "int8": (7, 5)}
 """Compute capability from which NVIDIA cards have arithmetic in these formats."""
-
-LEAST_CUDNN = (8, 0)
-"""Compute capability from which cuDNN has fused attention: `check_cudnn_hardware_support` in torch's sdp_utils.cpp."""
 
 LEAST_BLOCK_BYTES = 2 * GB
 """Free memory below which no block is timed: a double block has 453 MB of weights, and 4608 tokens in it, four times

@@ -27,6 +27,9 @@ FLUX_TEXT_TOKENS = 512
 LEAST_KERNEL_CAPABILITY = (8, 0)
 """Compute capability of the oldest cards that kernels of our own run on: those that Triton supports, by its README."""
 
+LEAST_CUDNN = (8, 0)
+"""Compute capability from which cuDNN has fused attention: `check_cudnn_hardware_support` in torch's sdp_utils.cpp."""
+
 BlockKind = Literal["double", "single"]
 
 

@@ -24,6 +24,10 @@ GRAPHS_BYTES = 50_000_000
 """What CUDA graphs of all blocks take beside the memory in which blocks compute: a part of the driver's, and what torch
 keeps for cuBLAS, on one H200. Of the driver's it is 10 MB (benchmarks/eager_steps.py)."""
 
+GRAPHS_SHARE = 0.93
+"""Of what a step's activations are planned to take, what CUDA graphs keep of it: their memory is a pool of its own, of
+which less lies in pieces. One H200, four pictures of 512x512 (benchmarks/planning.py)."""
+
 HOISTED_STEPS = 32
 """Steps whose modulation is computed at once; FLUX.1-dev's takes 2.1 MB a step and picture."""
 
@@ -69,7 +73,7 @@ def _kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, pict
     """What CUDA graphs keep by phase: the memory that blocks compute in, until what stays is parked, and their own."""
     if not arrangement.graphs:
         return PhaseBytes(encode=0, denoise=0, decode=0)
-    computing = _denoise_activations(model, arrangement, priors, picture)
+    computing = int(GRAPHS_SHARE * _denoise_activations(model, arrangement, priors, picture))
     over_decode = 0 if arrangement.park_for_decode else computing
     return PhaseBytes(encode=computing + GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=over_decode + GRAPHS_BYTES)
 

@@ -14,7 +14,7 @@ from autoflux.planning.native import passing_bytes
 from autoflux.planning.sites import Site
 from autoflux.planning.speed import Rates, Way, all_blocks_seconds, assumed, block_seconds, choose_rates
 from autoflux.planning.streaming import Room, block_bytes_of, hoists, modulation_bytes, pinned_bytes, stream_layout
-from autoflux.planning.terms import Offload, Placement, Quality, TransferUnit, Waiting
+from autoflux.planning.terms import TRANSFORMER, Offload, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.timeline import copy_gb_per_s, timeline
 from autoflux.planning.values import Arrangement, ComponentPlan, Picture, Wishes
 from autoflux.planning.ways import Option, wished_attention
@@ -35,14 +35,13 @@ WAITINGS = (
 )
 """Where the transformer waits and where the others do."""
 
-ELSEWHERE = (
-    ("vae", Placement.DEVICE),
-    ("text_encoder", Placement.DEVICE),
-    ("text_encoder_2", Placement.DEVICE),
-    ("text_encoder_2", Placement.HOST),
-)
-"""Where else components may be beside a streamed transformer, in the order that is tried."""
-
+OTHERS: dict[str, tuple[Placement, ...]] = {
+    "vae": (Placement.STREAMED, Placement.DEVICE),
+    "text_encoder": (Placement.STREAMED, Placement.DEVICE),
+    "text_encoder_2": (Placement.STREAMED, Placement.DEVICE, Placement.HOST),
+}
+"""Where components may be beside a streamed transformer, in the order that is tried. To leave CLIP or the decoder to
+the processor is for the user to wish: the one would save a hundredth of a second, the other takes minutes."""
 
 HOST_TFLOPS = 0.1
 """Assumed of a processor that was not measured: two cores with AVX2, as in the profile 'cpu'."""
@@ -132,32 +131,52 @@ def arrange(
         return _native(task, plain)
     if option.offload != Offload.STREAM:
         return Held(plain, rates)
-    plain = plain.replace(unit=wishes.unit or TransferUnit.BLOCK, block_bytes=wishes.block_bytes or 0)
+    tried: list[Held] = []
+    for unit in _units(task):
+        tried.append(_in_units(task, plain.replace(unit=unit, block_bytes=wishes.block_bytes or 0)))
+        if task.fits(tried[-1]) and all_stay(model, tried[-1].arrangement):
+            break
+    return min(tried, key=lambda held: (max(0, task.missing_bytes(held)), task.preference(held)))
+
+
+def _units(task: _Task) -> Sequence[TransferUnit]:
+    """What one copy may move. Only of whole blocks in their own format is there another way to bring their layers."""
+    wishes, way = task.wishes, task.way
+    if wishes.unit:
+        return (wishes.unit,)
+    whole = wishes.block_bytes or TRANSFORMER in wishes.keep or way.is_narrow or way.compiled or way.graphs
+    return (TransferUnit.BLOCK,) if whole else (TransferUnit.BLOCK, TransferUnit.LAYER)
+
+
+def _in_units(task: _Task, plain: Arrangement) -> Held:
+    """The fastest arrangement that fits and moves such units; if none does, the one that lacks least."""
     found = _streaming(task, plain)
-    for smaller in _smaller(task, plain):
+    for easier in _easier(plain):
         if task.fits(found[0]):
             break
-        found = min(found, _streaming(task, smaller), key=lambda tried: task.missing_bytes(tried[0]))
+        found = min(found, _streaming(task, easier), key=lambda tried: task.missing_bytes(tried[0]))
     if not task.fits(found[0]):
         return found[0]
     return min((_with_others_elsewhere(task, held) for held in found), key=task.preference)
 
 
-def _smaller(task: _Task, plain: Arrangement) -> Iterator[Arrangement]:
-    """What takes less room on the device: encoding left to the processor, and layers instead of blocks."""
-    encoder = plain.component("text_encoder_2")
-    free = encoder.placement == Placement.STREAMED
-    left = placed(plain, "text_encoder_2", Placement.HOST) if free else plain
-    if free:
-        yield left
-    if task.wishes.unit is None and not (task.way.is_narrow or task.way.compiled or task.way.graphs):
-        yield left.replace(unit=TransferUnit.LAYER)
+def _easier(plain: Arrangement) -> Iterator[Arrangement]:
+    """What takes less room on the device, encoding left to the processor; and what takes less RAM, others there."""
+    free = [name for name in OTHERS if plain.component(name).placement == Placement.STREAMED]
+    if "text_encoder_2" in free:
+        yield placed(plain, "text_encoder_2", Placement.HOST)
+    for name in free:
+        plain = placed(plain, name, Placement.DEVICE)
+        yield plain
 
 
-def placed(arrangement: Arrangement, name: str, placement: Placement) -> Arrangement:
-    """With that component elsewhere."""
+def placed(
+    arrangement: Arrangement, name: str, placement: Placement, streamed: Waiting = Waiting.PINNED
+) -> Arrangement:
+    """With that component elsewhere; `streamed` is where it waits if it streams."""
+    waiting = streamed if placement == Placement.STREAMED else Waiting.PINNED
     components = (
-        c.replace(placement=placement, waiting=Waiting.PINNED) if c.name == name else c for c in arrangement.components
+        c.replace(placement=placement, waiting=waiting) if c.name == name else c for c in arrangement.components
     )
     return arrangement.replace(components=tuple(components))
 
@@ -167,12 +186,12 @@ def _check_names(model: Model, wishes: Wishes) -> None:
     for name in (*wishes.keep, *wishes.cpu):
         if name not in names:
             raise UnknownName("component", name, names)
-    if "transformer" in wishes.cpu:
+    if TRANSFORMER in wishes.cpu:
         raise ContradictoryWishes(
             "the transformer computes on the device and cannot be left to the processor alone",
             hint="use --device cpu for everything",
         )
-    if "transformer" in wishes.keep and wishes.offload not in (None, Offload.NONE):
+    if TRANSFORMER in wishes.keep and wishes.offload in (Offload.COMPONENT, Offload.NATIVE):
         raise ContradictoryWishes(
             f"--keep transformer and --offload {wishes.offload} exclude each other",
             hint="drop one; as many of its blocks stay as fit",
@@ -186,11 +205,12 @@ def rates_for(hardware: Hardware, site: Site, option: Option, wishes: Wishes) ->
     priors, accelerator, host = site.profile.priors, site.accelerator, hardware.host
     pinned = option.offload == Offload.STREAM
     link = accelerator.link.to_device_gb_per_s(pinned=pinned) if accelerator and accelerator.link else None
-    host_rates = sorted(host.matmul_tflops.values(), key=lambda rate: rate.value)
+    # Of others the fastest: processors widen what they cannot multiply.
+    fastest = max(host.matmul_tflops.values(), key=lambda rate: rate.value, default=assumed(HOST_TFLOPS))
     others: dict[str, Figure] = {
         "link_gb_per_s": link or assumed(priors.link_gb_per_s),
         "disk_gb_per_s": hardware.disk.read_gb_per_s or assumed(priors.disk_gb_per_s),
-        "host_tflops": host_rates[-1] if host_rates else assumed(HOST_TFLOPS),
+        "host_tflops": host.matmul_tflops.get(option.way.arithmetic.value) or fastest,
     }
     if host.copy_gb_per_s:
         others["host_copy_gb_per_s"] = host.copy_gb_per_s
@@ -203,11 +223,12 @@ def rates_for(hardware: Hardware, site: Site, option: Option, wishes: Wishes) ->
 
 def _planned(task: _Task, option: Option, name: str) -> ComponentPlan:
     placement = PLACEMENTS[option.offload]
-    if name in task.wishes.keep:
+    # Blocks that stay are those of a streamed transformer.
+    if name in task.wishes.keep and not (name == TRANSFORMER and option.offload == Offload.STREAM):
         placement = Placement.DEVICE
     if name in task.wishes.cpu and task.site.accelerator:
         placement = Placement.HOST
-    narrow = name == "transformer" and task.way.is_narrow
+    narrow = name == TRANSFORMER and task.way.is_narrow
     planned = ComponentPlan(
         name=name,
         storage=task.way.storage if narrow else task.way.arithmetic,
@@ -224,7 +245,7 @@ def _native(task: _Task, plain: Arrangement) -> Held:
     model, priors = task.model, task.site.profile.priors
     working = working_bytes(model, plain, priors, task.picture).peak
     room = (task.site.vram_limit_bytes or 0) - priors.context_bytes - working - passing_bytes(model, plain.components)
-    copied = model.component("transformer").bytes_as(task.way.storage) / (task.rates.link_gb_per_s.value * 1e9)
+    copied = model.component(TRANSFORMER).bytes_as(task.way.storage) / (task.rates.link_gb_per_s.value * 1e9)
     computed = all_blocks_seconds(model, task.rates, priors, task.picture, task.way)
     return Held(plain.replace(ring_bytes=max(0, room)), task.rates, copied + computed)
 
@@ -232,7 +253,8 @@ def _native(task: _Task, plain: Arrangement) -> Held:
 def _streaming(task: _Task, plain: Arrangement) -> list[Held]:
     """What fits: of each way to decode the fastest, over all places to wait; or else the one that lacks least.
 
-    The first places to wait that fit are the fastest, but for the second.
+    The first places to wait that fit are the fastest, but for the second, and but for decodes in tiles: whole ones may
+    have room where others wait.
     """
     lacking: list[Held] = []
     fitting: list[Held] = []
@@ -241,7 +263,7 @@ def _streaming(task: _Task, plain: Arrangement) -> list[Held]:
         fits = [held for held in tried if task.fits(held)]
         fitting += fits
         lacking += tried
-        if fits and waiting != WAITINGS[1]:
+        if waiting != WAITINGS[1] and any(not held.arrangement.tile_decode for held in fits):
             break
     if not fitting:
         return [min(lacking, key=task.missing_bytes)]
@@ -252,15 +274,13 @@ def _streaming(task: _Task, plain: Arrangement) -> list[Held]:
 def _waitings(task: _Task) -> Sequence[tuple[Waiting, Waiting]]:
     # What is made narrow as it is loaded cannot stay in its files, but for those of a pack.
     way = task.way
-    stays = not way.is_narrow or task.site.packs.find("transformer", way.storage, way.arithmetic)
+    stays = not way.is_narrow or task.site.packs.find(TRANSFORMER, way.storage, way.arithmetic)
     return [pair for pair in WAITINGS if stays or pair[0] != Waiting.DISK]
 
 
 def _waiting(plain: Arrangement, transformer: Waiting, others: Waiting) -> Arrangement:
     components = (
-        c.replace(waiting=transformer if c.name == "transformer" else others)
-        if c.placement == Placement.STREAMED
-        else c
+        c.replace(waiting=transformer if c.name == TRANSFORMER else others) if c.placement == Placement.STREAMED else c
         for c in plain.components
     )
     return plain.replace(components=tuple(components))
@@ -289,18 +309,18 @@ def _streamed(task: _Task, arrangement: Arrangement) -> Held:
     room = (site.vram_limit_bytes or 0) - priors.context_bytes - staying
     # What is parked while a picture is decoded leaves its room to the decoder.
     beside = max(working.encode, working.denoise) if arrangement.park_for_decode else working.peak
-    waiting = arrangement.component("transformer").waiting
+    waiting = arrangement.component(TRANSFORMER).waiting
     layout = stream_layout(
         model,
         arrangement,
         Room(room - beside, room - working.decode),
+        picture=task.picture,
         seconds=block_seconds(model, task.rates, priors, task.picture, task.way),
         pause=priors.pause_seconds,
         bytes_per_second=copy_gb_per_s(waiting, task.rates) * 1e9,
+        all_stay=TRANSFORMER in task.wishes.keep,
     )
-    placed = tuple(
-        c.replace(resident=layout.resident) if c.name == "transformer" else c for c in arrangement.components
-    )
+    placed = tuple(c.replace(resident=layout.resident) if c.name == TRANSFORMER else c for c in arrangement.components)
     made = arrangement.replace(components=placed, ring_bytes=layout.ring_bytes)
     return Held(made, task.rates, layout.seconds_per_step)
 
@@ -318,7 +338,7 @@ def _with_others_elsewhere(task: _Task, found: Held) -> Held:
 
 
 def _with_modulation_there(task: _Task, found: Held) -> Held:
-    blocks = sum(block_bytes_of(task.model, found.arrangement.component("transformer")))
+    blocks = sum(block_bytes_of(task.model, found.arrangement.component(TRANSFORMER)))
     whole = blocks + modulation_bytes(task.model, found.arrangement)
     if not hoists(found.arrangement) or whole > (task.site.vram_limit_bytes or 0):
         return found
@@ -332,17 +352,29 @@ def _is_sound(task: _Task, held: Held) -> bool:
 
 
 def _with_components_elsewhere(task: _Task, found: Held) -> Held:
-    best, seconds = found, task.seconds(found)
-    for name, placement in ELSEWHERE:
-        if best.arrangement.component(name).placement != Placement.STREAMED:
-            continue
-        held = _streamed(task, placed(best.arrangement, name, placement))
-        if _is_sound(task, held) and task.seconds(held) < seconds:
-            best, seconds = held, task.seconds(held)
+    """Move one after the other as long as that helps: where one is best depends on where the others are."""
+    waits = {c.name: c.waiting for c in found.arrangement.streamed if c.name in OTHERS}
+    best, seconds, tried = found, task.seconds(found), {_places(found.arrangement)}
+    moves = [(name, placement) for name in waits for placement in OTHERS[name]]
+    improved = True
+    while improved:
+        improved = False
+        for name, placement in moves:
+            arrangement = placed(best.arrangement, name, placement, waits[name])
+            if (places := _places(arrangement)) in tried:
+                continue
+            tried.add(places)
+            held = _streamed(task, arrangement)
+            if _is_sound(task, held) and task.seconds(held) < seconds:
+                best, seconds, improved = held, task.seconds(held), True
     return best
+
+
+def _places(arrangement: Arrangement) -> tuple[Placement, ...]:
+    return tuple(c.placement for c in arrangement.components)
 
 
 def all_stay(model: Model, arrangement: Arrangement) -> bool:
     """Whether no block of the transformer is streamed in a step."""
-    planned = arrangement.component("transformer")
+    planned = arrangement.component(TRANSFORMER)
     return len(planned.resident) == len(block_bytes_of(model, planned))

@@ -82,5 +82,5 @@ def _every(
         return found  # another wish leaves nothing exact
 
 
-def _rank(candidate: Candidate) -> tuple[int, float, int, int]:
+def _rank(candidate: Candidate) -> tuple[float, ...]:
     return max(0, candidate.missing_bytes), *candidate.cost

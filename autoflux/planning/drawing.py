@@ -179,22 +179,25 @@ def _trace(plan: Plan, blocks: Sequence[DrawnBlock]) -> tuple[PassTrace, float]:
         return PassTrace(plan.predicted.seconds_per_step, passages), pause
     predicted = plan.predicted
     if plan.unit == TransferUnit.LAYER:
-        return _layered(plan, blocks), pause
+        return _layered(plan, blocks, pause), pause
     units = [Unit(block.nbytes, predicted.block_seconds[block.kind]) for block in blocks]
     trace = trace_pass(units, planned.resident, plan.ring_bytes, predicted.copy_gb_per_s * 1e9, pause=pause)
     times = predicted.seconds_per_step / trace.seconds
     return trace.stretched(times), pause * times
 
 
-def _layered(plan: Plan, blocks: Sequence[DrawnBlock]) -> PassTrace:
-    """Layer after layer is copied and computes, so that a block's copies and arithmetic take their turns."""
-    total, at, passages = plan.predicted.seconds_per_step, 0.0, []
-    for block in blocks:
-        each = total * block.nbytes / sum(other.nbytes for other in blocks)
-        middle = at + max(0.0, each - plan.predicted.block_seconds[block.kind] / 2)
-        passages.append(Passage(Span(at, middle), Span(middle, at + each)))
-        at += each
-    return PassTrace(total, tuple(passages))
+def _layered(plan: Plan, blocks: Sequence[DrawnBlock], pause: float) -> PassTrace:
+    """Layer after layer is copied and computes, so that a block's copies and arithmetic share its time."""
+    predicted = plan.predicted
+    turns = [(block.nbytes / (predicted.copy_gb_per_s * 1e9), predicted.block_seconds[block.kind]) for block in blocks]
+    times = (predicted.seconds_per_step - pause) / sum(max(turn) for turn in turns)
+    at, passages = pause, []
+    for copying, computing in turns:
+        end = at + times * max(copying, computing)
+        copy = Span(at, at + min(1.0, times) * copying)
+        passages.append(Passage(copy, Span(end - min(1.0, times) * computing, end)))
+        at = end
+    return PassTrace(predicted.seconds_per_step, tuple(passages))
 
 
 def _lanes(trace: PassTrace) -> tuple[Lane, ...]:
@@ -279,11 +282,11 @@ def _blocks_caption(plan: Plan, blocks: Sequence[DrawnBlock]) -> str:
         return f"all blocks stay, {nbytes}"
     if placement == Placement.VISITING:
         return f"all blocks, {nbytes}, come to {plan.device} once a picture and stay there for its steps"
+    through = f"pass through a ring of {format_bytes(plan.ring_bytes)} in every step"
+    if all(block.part == Part.STREAMED for block in blocks):
+        return f"no block stays; all, {nbytes}, {through}"
     stay = ", ".join(_share(blocks, kind) for kind in dict.fromkeys(block.kind for block in blocks))
-    return (
-        f"{stay} blocks stay; the others, {format_bytes(streamed)} of {nbytes}, pass through a ring of "
-        f"{format_bytes(plan.ring_bytes)} in every step"
-    )
+    return f"{stay} blocks stay; the others, {format_bytes(streamed)} of {nbytes}, {through}"
 
 
 def _share(blocks: Sequence[DrawnBlock], kind: str) -> str:

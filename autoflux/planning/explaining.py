@@ -8,7 +8,8 @@ from itertools import product
 
 from autoflux.hardware.values import Hardware
 from autoflux.models.values import Model
-from autoflux.planning.arranging import placed
+from autoflux.planning.arranging import OTHERS, placed
+from autoflux.planning.backends import ChosenBackend
 from autoflux.planning.candidates import Candidate, judge
 from autoflux.planning.reasons import decoding, weights, yes
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit
@@ -36,16 +37,20 @@ def explained(
     best: Candidate,
     others: Sequence[Candidate],
     made: Iterable[Choice],
+    backend: ChosenBackend,
 ) -> tuple[Choice, ...]:
-    """The choices with the next best to each. What the user wished has none, nor has what has no other value."""
+    """The choices with the next best to each, as that backend builds it.
+
+    What the user wished has none, nor has what has no other value.
+    """
     rivals = _Rivals(hardware, model, wishes, best, others)
     return tuple(
-        choice if choice.origin == Origin.WISH else choice.replace(instead=_next_best(rivals.of(choice.topic)))
+        choice if choice.origin == Origin.WISH else choice.replace(instead=_next_best(rivals.of(choice.topic), backend))
         for choice in made
     )
 
 
-def _next_best(rivals: Iterable[Rival]) -> Instead | None:
+def _next_best(rivals: Iterable[Rival], backend: ChosenBackend) -> Instead | None:
     """The fastest that fits, or else what lacks least."""
     found = min(rivals, key=lambda rival: (max(0, rival[1].missing_bytes), rival[1].cost), default=None)
     if found is None:
@@ -55,6 +60,7 @@ def _next_best(rivals: Iterable[Rival]) -> Instead | None:
         value=value,
         seconds_per_step=candidate.timeline.step,
         seconds_per_image=candidate.seconds_per_image,
+        seconds_to_start=candidate.timeline.start + backend.start_seconds,
         peak_vram_bytes=candidate.footprint.vram.peak,
         peak_ram_bytes=candidate.footprint.ram_bytes,
         lacks=candidate.shortfall,
@@ -148,9 +154,9 @@ class _Rivals:
 
     def _places(self, name: str) -> Iterator[Rival]:
         held = self.best.arrangement
-        for placement, called in PLACES.items():
+        for placement in OTHERS.get(name, ()):
             if self.best.offload == Offload.STREAM and placement != held.component(name).placement:
-                yield called, self._judged(self.wishes, placed(held, name, placement))
+                yield PLACES[placement], self._judged(self.wishes, placed(held, name, placement))
 
     def _judged(self, wishes: Wishes, arrangement: Arrangement | None = None) -> Candidate:
         best = self.best

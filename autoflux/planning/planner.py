@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
-from autoflux.errors import DoesNotFit
 from autoflux.hardware.values import DeviceKind, Figure, Hardware
 from autoflux.models.request import Request, check
 from autoflux.models.values import Model
@@ -16,13 +16,12 @@ from autoflux.planning.comparing import best_of_each_kind, kind
 from autoflux.planning.explaining import explained
 from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.reasons import choices, rejection
+from autoflux.planning.refusal import Asked, refusal
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.streaming import hoists, streamed_bytes
 from autoflux.planning.terms import Quality, Waiting
 from autoflux.planning.timeline import copy_gb_per_s
 from autoflux.planning.values import Alternative, Calibrated, Correction, Picture, Plan, Predicted, Profile, Wishes
-from autoflux.planning.weights import component_bytes
-from autoflux.units import format_bytes
 
 WORTH_TRYING = 2.0
 """How much longer than the best a picture may be predicted to take for a plan to be run at all: predictions that never
@@ -50,15 +49,17 @@ def make_plan(
     findings: Findings = NO_FINDINGS,
     *,
     detail: Detail = BRIEF,
+    asked: Asked | None = None,
 ) -> Plan:
     """The fastest way to run `model` on `hardware` that keeps to the `wishes`; of equals, the smaller.
 
     `backends` are the names that work here, the preferred one first. Predictions are corrected by what runs took
     (`findings`), and the setting that `tune` chose is followed where it is nearly the fastest. `detail` is what to work
-    out beside, which takes longer than the plan.
+    out beside, which takes longer than the plan. `asked` is for another machine: how to plan for it again if nothing
+    fits.
 
     Raises:
-        DoesNotFit: no way fits; the message gives need against have.
+        DoesNotFit: no way fits; the message gives need against have, the hint what would fit, or what is lacking.
         DeviceUnavailable: the wished device is not there.
         ContradictoryWishes: two wishes exclude each other.
         UnknownName: no backend, profile or component of that name.
@@ -71,16 +72,24 @@ def make_plan(
     tried = candidates(hardware, model, profiles, wishes, picture, known)
     fitting = _preferred([c for c in tried if c.fits])
     if not fitting:
-        raise _refusal(model, tried, wishes)
+        asked = asked or Asked(wishes, partial(ways, hardware, model, profiles, findings=known))
+        raise refusal(hardware, model, tried, asked)
     best = _best(fitting, backend.name, known.calibration)
     others = [c for c in tried if c is not best]
     plan = _plan(hardware, model, wishes, backend, best, others)
     if detail.explain:
-        plan = plan.replace(choices=explained(hardware, model, wishes, best, others, plan.choices))
+        plan = plan.replace(choices=explained(hardware, model, wishes, best, others, plan.choices, backend))
     if detail.compare:
         kinds = best_of_each_kind(hardware, model, profiles, wishes, picture, known)
-        plan = plan.replace(rejected=tuple(rejection(c, best, backend.name) for c in kinds if kind(c) != kind(best)))
+        plan = plan.replace(rejected=tuple(rejection(c, best, backend) for c in kinds if kind(c) != kind(best)))
     return plan
+
+
+def ways(
+    hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, findings: Findings = NO_FINDINGS
+) -> list[Candidate]:
+    """All ways that the wishes leave open, fitting or not. Raises as `make_plan`, but DoesNotFit."""
+    return candidates(hardware, model, profiles, wishes, _picture(model, wishes), findings)
 
 
 def all_ways(
@@ -88,7 +97,8 @@ def all_ways(
 ) -> tuple[Alternative, ...]:
     """The best of every device, strategy, precision and quality, also where nothing fits. Raises as `make_plan`."""
     kinds = best_of_each_kind(hardware, model, profiles, wishes, _picture(model, wishes), findings)
-    return tuple(rejection(candidate, kinds[0], "") for candidate in kinds)
+    none = ChosenBackend("", "nothing is built", 0.0)
+    return tuple(rejection(candidate, kinds[0], none) for candidate in kinds)
 
 
 def make_plans(
@@ -227,7 +237,7 @@ def _plan(
         predicted=predicted,
         calibrated=_calibrated(best),
         choices=choices(hardware, model, wishes, backend, best, others),
-        rejected=tuple(rejection(c, best, backend.name) for c in others),
+        rejected=tuple(rejection(c, best, backend) for c in others),
         warnings=_warnings(model, best, wishes),
     )
 
@@ -241,9 +251,14 @@ def _calibrated(best: Candidate) -> Calibrated | None:
 
 def _warnings(model: Model, best: Candidate, wishes: Wishes) -> tuple[str, ...]:
     figures = {"arithmetic rate": best.rates.matmul_tflops, "disk rate": best.rates.disk_gb_per_s}
-    if best.kind != DeviceKind.CPU:
+    if not best.site.one_memory:
         figures["link bandwidth"] = best.rates.link_gb_per_s
-    return (*_told(figures, best, wishes), *_worth_packing(model, best, wishes))
+    return (*_told(figures, best, wishes), *_seams(best, wishes), *_worth_packing(model, best, wishes))
+
+
+def _seams(best: Candidate, wishes: Wishes) -> Iterator[str]:
+    if wishes.quality == Quality.EXACT and best.arrangement.tile_decode:
+        yield "pictures are decoded in tiles, as a whole one does not fit: all but faint seams is exact"
 
 
 def _worth_packing(model: Model, best: Candidate, wishes: Wishes) -> Iterator[str]:
@@ -265,31 +280,3 @@ def _told(figures: dict[str, Figure], best: Candidate, wishes: Wishes) -> Iterat
         yield f"{', '.join(unmeasured)} not measured; assumed from the profile {best.profile.name!r}"
     if wishes.vram_bytes is not None and best.site.vram_limit_bytes is None:
         yield "the ceiling of device memory (--vram) means nothing on the CPU; --ram limits its memory"
-
-
-def would_fit(error: DoesNotFit, had_bytes: int) -> str:
-    """The wish that is nearest to one of `had_bytes` of what was lacking, and fits."""
-    return f"{error.lacking} {format_bytes(had_bytes + error.missing_bytes * 1.01).replace(' ', '')} would fit"
-
-
-def _refusal(model: Model, tried: Sequence[Candidate], wishes: Wishes) -> DoesNotFit:
-    nearest = min(tried, key=lambda c: c.missing_bytes)
-    parts = ", ".join(f"{c.name} {format_bytes(component_bytes(model, c))}" for c in nearest.arrangement.components)
-    site = nearest.site
-    short_of_device = site.vram_limit_bytes is not None and nearest.missing_vram_bytes > 0
-    has = site.vram_limit_bytes if short_of_device else site.ram_limit_bytes
-    option = "--vram" if short_of_device else "--ram"
-    error = DoesNotFit(
-        f"{model.name!r} does not fit: on {nearest.device} with offload {nearest.offload.value!r}, "
-        f"{nearest.shortfall} (weights: {parts})",
-        lacking=option if has else "",  # of nothing at all, nobody knows how much is missing to something
-        missing_bytes=nearest.missing_bytes,
-    )
-    limited = wishes.vram_bytes if short_of_device else wishes.ram_bytes
-    if limited is not None and error.lacking:
-        error.hint = would_fit(error, limited)
-    elif wishes.device and nearest.kind != DeviceKind.CPU:
-        error.hint = "drop --device to let another device be chosen, or ask for a smaller --size"
-    else:
-        error.hint = f"free {format_bytes(nearest.missing_bytes)} more memory, or ask for a smaller --size"
-    return error

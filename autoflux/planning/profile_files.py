@@ -14,6 +14,7 @@ import msgspec
 from autoflux.errors import DamagedFile
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.values import Precision
+from autoflux.planning.profiles import version
 from autoflux.planning.values import HostProfile, Match, Priors, Profile
 
 Table = dict[str, Any]
@@ -111,6 +112,8 @@ def _fail_base(waiting: Mapping[str, Table], bases: Mapping[str, Profile]) -> No
     names = {table.get("name") for table in waiting.values()}
     for origin, table in waiting.items():
         base = table["base"]
+        if base == table.get("name") and base not in bases:
+            raise DamagedFile(f"the profile {origin} is its own base", hint="name another profile as base, or none")
         if base not in names:
             raise DamagedFile(
                 f"the profile {origin} has the base {base!r}, which is not there; known: {', '.join(sorted(bases))}",
@@ -129,11 +132,17 @@ def _profile(table: Table, origin: str, bases: Mapping[str, Profile]) -> AnyProf
             f"the profile {origin} gives no source for {', '.join(sorted(unsourced))}",
             hint="say under [sources] where each figure was measured or read",
         )
+    if empty := [key for key, source in sources.items() if isinstance(source, str) and not source.strip()]:
+        raise DamagedFile(
+            f"the profile {origin} gives an empty source for {', '.join(sorted(empty))}",
+            hint="say under [sources] where each figure was measured or read",
+        )
     if _layout(table) == "host":
         _convert(priors, _SomePriors, origin, "$.priors")
         return _convert(table, HostProfile, origin)
     profile = _convert(_with_base(table, bases), Profile, origin)
     _check_formats(profile, origin)
+    _check_capabilities(profile.match, origin)
     return profile
 
 
@@ -164,9 +173,19 @@ def _check_formats(profile: Profile, origin: str) -> None:
     for key, formats in (("precision", profile.precision), ("eight_bit", profile.eight_bit)):
         if len(set(formats)) < len(formats):
             raise DamagedFile(f"the profile {origin} names a format twice in {key}", hint="name each once, best first")
-    if wide := [precision for precision in profile.eight_bit if precision.item_bytes != 1]:
-        allowed = ", ".join(p for p in Precision if p.item_bytes == 1)
-        raise DamagedFile(f"the profile {origin} has {wide[0].value!r} in eight_bit; allowed: {allowed}")
+        narrow = key == "eight_bit"
+        if wrong := [precision for precision in formats if (precision.item_bytes == 1) != narrow]:
+            allowed = ", ".join(p for p in Precision if (p.item_bytes == 1) == narrow)
+            raise DamagedFile(f"the profile {origin} has {wrong[0].value!r} in {key}; allowed: {allowed}")
+
+
+def _check_capabilities(match: Match, origin: str) -> None:
+    lowest, highest = match.min_capability, match.max_capability
+    if lowest and highest and version(lowest) > version(highest):
+        raise DamagedFile(
+            f"the profile {origin} matches no device: min_capability {lowest} is above max_capability {highest}",
+            hint="exchange the two",
+        )
 
 
 def _convert(table: Table, kind: type[T], origin: str, path: str = "$") -> T:

@@ -59,7 +59,7 @@ def matches(match: Match, kind: DeviceKind, capability: str | None, name: str) -
     if capability is None:
         return False
     lowest, highest = match.min_capability or "0.0", match.max_capability or "999.0"
-    return _version(lowest) <= _version(capability) <= _version(highest)
+    return version(lowest) <= version(capability) <= version(highest)
 
 
 def _particularity(match: Match) -> int:
@@ -67,5 +67,6 @@ def _particularity(match: Match) -> int:
     return sum(part is not None for part in given)
 
 
-def _version(text: str) -> tuple[int, ...]:
+def version(text: str) -> tuple[int, ...]:
+    """A compute capability, to be compared."""
     return tuple(int(part) for part in text.split("."))

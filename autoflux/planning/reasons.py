@@ -10,9 +10,9 @@ from autoflux.planning.arranging import all_stay
 from autoflux.planning.backends import ChosenBackend
 from autoflux.planning.candidates import HOST_AHEAD, WORTH_GRAPHS, Candidate
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
-from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
+from autoflux.planning.terms import TRANSFORMER, Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.values import Alternative, Arrangement, Choice, Correction, Wishes
-from autoflux.units import format_bytes, format_seconds
+from autoflux.units import format_bytes, format_number, format_seconds
 
 _WAITING = {
     Waiting.PINNED: "pinned RAM",
@@ -22,6 +22,9 @@ _WAITING = {
 
 
 ASKED = "you asked for it"
+
+SAME = 1.005
+"""Times that differ by less are told as the same."""
 
 _NOT_FAR_AHEAD = f"and must be {HOST_AHEAD:g} times as fast to be taken before an accelerator"
 
@@ -92,7 +95,7 @@ def _choices(
         reason = _weights_reason(best, others, wishes)
         yield _choice("weights", weights(best), wishes.quant, reason, known.unless_exact(known.streaming))
     offload_known = known.streaming if streams else known.memory
-    yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best), offload_known)
+    yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best, wishes), offload_known)
     yield _choice("backend", backend.name, wishes.backend, backend.reason, Origin.REPORTED)
     yield from _from_runs(best, backend.name)
     most = "the most pictures of this size that fit at once"
@@ -125,7 +128,7 @@ def _block_size(best: Candidate) -> tuple[str, str]:
     if held.block_bytes:
         return f"blocks up to {format_bytes(held.block_bytes)}", ASKED
     if held.unit == TransferUnit.LAYER:
-        return "a layer", "not even two blocks fit the device"
+        return "a layer", "whole blocks would not fit, or leave less room for the rest"
     return "a block", "larger copies need a larger ring, smaller ones cannot leave out the modulation"
 
 
@@ -144,7 +147,7 @@ def _from_runs(best: Candidate, backend: str) -> Iterator[Choice]:
         yield _choice("setting", "tuned", None, known.tuned_words(), Origin.CALIBRATED)
     ran, here = best.rates.correction, known.is_measured(best.device, best.way, best.rates.attention)
     if ran != Correction():
-        what = f"blocks take {ran.blocks:.3g} times as long as measured rates alone say"
+        what = f"blocks take {format_number(ran.blocks)} times as long as measured rates alone say"
         guessed = "" if here else "; this way itself has not run, others have"
         reason = f"calibrated on {known.made_at[:10]} from {known.steps} steps: {what}{guessed}"
         yield _choice("prediction", "calibrated", None, reason, Origin.CALIBRATED)
@@ -157,7 +160,7 @@ def yes(condition: bool) -> str:  # noqa: FBT001
 
 def _device_reason(best: Candidate, others: Sequence[Candidate]) -> str:
     rate = best.rates.matmul_tflops
-    speed = f"{rate.value:.3g} TFLOP/s {rate.source}, {format_seconds(best.seconds_per_image)} a picture"
+    speed = f"{format_number(rate.value)} TFLOP/s {rate.source}, {format_seconds(best.seconds_per_image)} a picture"
     elsewhere = [c for c in others if c.device != best.device]
     if not elsewhere:
         return f"the only one for what was asked, {speed}"
@@ -211,8 +214,7 @@ def _compiling_reason(best: Candidate, others: Sequence[Candidate], wishes: Wish
     if not rivals:
         exact = wishes.quality == Quality.EXACT
         return "it changes the last bits, and quality 'exact' allows none" if exact else "nothing here compiles for it"
-    what = "without it" if best.way.compiled else "with it, and its time at the start spread over all pictures,"
-    return _against(what, best, rivals)
+    return _against("without it" if best.way.compiled else "with it", best, rivals)
 
 
 def _graphs_reason(model: Model, best: Candidate) -> str:
@@ -224,52 +226,81 @@ def _graphs_reason(model: Model, best: Candidate) -> str:
     )
     longer = sum(launched.values()) / sum(replayed.values())
     if way.graphs:
-        return f"launched one by one, the operations of a block take the host {longer:.3g} times as long as the device"
+        times = format_number(longer)
+        return f"launched one by one, the operations of a block take the host {times} times as long as the device"
     if longer > WORTH_GRAPHS:
         return "the device would compute faster, but the copies would not, or their memory is worth more to weights"
     return "the host launches operations faster than the device computes them"
 
 
 def _against(what: str, best: Candidate, rivals: Sequence[Candidate]) -> str:
-    """How much longer a picture takes the other way."""
+    """How much longer a picture takes the other way, or what that takes more to start."""
     fitting = [c for c in rivals if c.fits]
     if not fitting:
         return f"{what} nothing would fit"
-    longer = min(c.cost[0] for c in fitting) / best.cost[0]
-    times = f"{longer:.3g}"
-    return f"{what} a picture takes {'' if times == '1' else f'{times} times '}as long"
+    rival = min(fitting, key=lambda c: c.cost)
+    return f"{what} a picture takes {_as_long(rival, best)}{_later(rival, best)}"
+
+
+def _as_long(rival: Candidate, best: Candidate) -> str:
+    times = format_number(rival.seconds_per_image / best.seconds_per_image)
+    return "as long" if times == "1" else f"{times} times as long"
+
+
+def _later(rival: Candidate, best: Candidate) -> str:
+    """What it takes more to start, where that is why it was not taken: pictures alone take no longer."""
+    longer = rival.seconds_per_image > SAME * best.seconds_per_image
+    if longer or rival.timeline.start <= SAME * best.timeline.start:
+        return ""
+    return f", and {format_seconds(rival.timeline.start - best.timeline.start)} more to start"
 
 
 def _attention_reason(best: Candidate, wishes: Wishes) -> str:
     if wishes.quality == Quality.EXACT:
         return "torch's own choice: others change the last bits"
     rate = best.rates.attention_tflops
-    return f"the fastest, at {rate.value:.3g} TFLOP/s {rate.source}"
+    return f"the fastest, at {format_number(rate.value)} TFLOP/s {rate.source}"
 
 
-def _offload_reason(model: Model, best: Candidate) -> str:
-    held = best.arrangement
-    if best.offload == Offload.STREAM:
-        if held.unit == TransferUnit.LAYER:
-            return "not even two blocks fit the device, so layers pass through it one by one"
-        if all_stay(model, held):
-            weights = "stay for that too" if held.keep_modulation else "need not stay"
-            return (
-                "all blocks fit the device; modulation, which depends on no token, is computed before the steps, and "
-                f"its weights {weights}"
-            )
-        return (
-            f"{len(held.component('transformer').resident)} of the transformer's blocks fit the device for good, the "
-            f"others pass through {format_bytes(held.ring_bytes)} of it while earlier ones compute; they wait in "
-            f"{_WAITING[held.component('transformer').waiting]}"
-        )
+def _offload_reason(model: Model, best: Candidate, wishes: Wishes) -> str:
     limit = best.site.vram_limit_bytes
+    if best.offload == Offload.STREAM:
+        return _stream_reason(model, best, wishes)
     if best.offload == Offload.COMPONENT:
         return f"all weights together need more than {format_bytes(limit or 0)} of device memory"
     where, need, have = "the device", best.footprint.vram.peak, limit
     if limit is None:
         where, need, have = "RAM", best.footprint.ram_bytes, best.site.ram_limit_bytes
     return f"everything fits {where}: {format_bytes(need)} of {format_bytes(have or 0)}"
+
+
+def _stream_reason(model: Model, best: Candidate, wishes: Wishes) -> str:
+    held = best.arrangement
+    if all_stay(model, held):
+        weights = "stay for that too" if held.keep_modulation else "need not stay"
+        return (
+            "all blocks fit the device; modulation, which depends on no token, is computed before the steps, and its "
+            f"weights {weights}"
+        )
+    transformer = held.component(TRANSFORMER)
+    ring, staying = format_bytes(held.ring_bytes), len(transformer.resident)
+    if held.unit == TransferUnit.LAYER:
+        why = "as you asked" if wishes.unit else "as whole blocks would not fit, or leave less room"
+        passing = f"layers pass through {ring} of the device one by one, {why}"
+    elif held.block_bytes:
+        passing = f"blocks pass through {ring} of the device several at once, as you asked, so none of them stays there"
+    elif staying:
+        fit = "fits" if staying == 1 else "fit"
+        passing = (
+            f"{staying} of the transformer's blocks {fit} the device for good, the others pass through {ring} of it "
+            "while earlier ones compute"
+        )
+    else:
+        passing = (
+            f"none of the transformer's blocks fits the device for good, so all pass through {ring} of it while "
+            "earlier ones compute"
+        )
+    return f"{passing}; they wait in {_WAITING[transformer.waiting]}"
 
 
 def decoding(arrangement: Arrangement) -> str:
@@ -301,14 +332,16 @@ def _staying(best: Candidate, wishes: Wishes, known: Origin) -> Iterator[Choice]
             yield _choice(component.name, value, wish, reason, known)
 
 
-def rejection(candidate: Candidate, best: Candidate, backend: str) -> Alternative:
+def rejection(candidate: Candidate, best: Candidate, backend: ChosenBackend) -> Alternative:
     """Another way, and why it was not taken when that backend builds it."""
-    slower = candidate.cost[0] / best.cost[0]
-    reason = f"{slower:.3g} times as long a picture" if slower > 1.005 else "as fast, but takes more memory"
+    as_long, later = f"{_as_long(candidate, best)} a picture", _later(candidate, best)
+    reason = f"{as_long}{later}"
+    if not later and candidate.seconds_per_image <= SAME * best.seconds_per_image:
+        reason = "as fast, but takes more memory"
     if _is_host_before(candidate, best):
-        reason = f"{slower:.3g} times as long a picture, {_NOT_FAR_AHEAD}"
+        reason = f"{as_long}, {_NOT_FAR_AHEAD}"
     known = candidate.site.calibration
-    if known and known.was_slower(candidate.setting(backend)):
+    if known and known.was_slower(candidate.setting(backend.name)):
         reason = "it was slower when it ran here"
     if candidate.device == best.device and candidate.preference > best.preference:
         reason = f"less exact than {best.way.arithmetic.value}, which fits"
@@ -323,7 +356,7 @@ def rejection(candidate: Candidate, best: Candidate, backend: str) -> Alternativ
         reason=candidate.shortfall or reason,
         seconds_per_step=candidate.timeline.step,
         seconds_per_image=candidate.seconds_per_image,
-        seconds_to_start=candidate.timeline.start,
+        seconds_to_start=candidate.timeline.start + backend.start_seconds,
         peak_vram_bytes=candidate.footprint.vram.peak,
         peak_ram_bytes=candidate.footprint.ram_bytes,
         pinned_bytes=candidate.pinned_bytes,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from autoflux.hardware.values import block_operations
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model
-from autoflux.planning.schedule import Unit, contended_seconds, layer_pass_seconds
+from autoflux.planning.layers import LayerPass, layer_seconds, layers_of
+from autoflux.planning.schedule import Unit, contended_seconds
 from autoflux.planning.speed import GRAPH_HANDOFF
-from autoflux.planning.streaming import block_bytes_of, block_kinds, joined
+from autoflux.planning.streaming import block_bytes_of, block_kinds, joined, text_share
 from autoflux.planning.terms import Offload, TransferUnit
 from autoflux.planning.values import Picture, Plan
 
@@ -34,7 +35,8 @@ def step_seconds(
     seconds = {kind: time * scale for kind, time in predicted.block_seconds.items()}
     rate = predicted.copy_gb_per_s * 1e9 * copies
     if plan.unit == TransferUnit.LAYER:
-        return layer_pass_seconds(pause + sum(seconds[kind] for kind in kinds), predicted.streamed_bytes / rate)
+        layers = layers_of(model, planned, seconds, text_share(model, picture or predicted.picture))
+        return layer_seconds(LayerPass(layers, rate, pause), plan.ring_bytes)
     sizes = block_bytes_of(model, planned)
     loads = [Unit(nbytes, seconds[kind]) for nbytes, kind in zip(sizes, kinds, strict=True)]
     units, handoff = joined(loads, plan.block_bytes), GRAPH_HANDOFF * plan.graphs

@@ -6,19 +6,25 @@ import math
 from collections.abc import Iterator
 
 from autoflux.errors import DamagedFile, DoesNotFit, PlanUnusable
-from autoflux.hardware.values import DeviceKind, Hardware
+from autoflux.hardware.values import Accelerator, DeviceKind, Hardware
 from autoflux.models.values import Model
-from autoflux.planning.footprint import Footprint, footprint
+from autoflux.planning.arranging import PLACEMENTS
+from autoflux.planning.contradictions import contradictions
+from autoflux.planning.footprint import footprint
 from autoflux.planning.schedule import aligned
-from autoflux.planning.streaming import largest_streamed
-from autoflux.planning.terms import Placement
+from autoflux.planning.speed import DEFAULT_ATTENTION
+from autoflux.planning.streaming import block_kinds, largest_streamed, pinned_bytes, streamed_bytes
+from autoflux.planning.terms import ATTENTIONS, TRANSFORMER, Placement
 from autoflux.planning.values import PLAN_SCHEMA, Plan
-from autoflux.units import PB, format_bytes
+from autoflux.units import PB, format_bytes, format_seconds, told_apart
 
 ANEW = "make it anew: `autoflux plan --save FILE`"
 
 MOST_PICTURES = 64
 """At once, which is also the most that `--batch` takes."""
+
+NEARLY_ALL = 0.999
+"""Of the time of steps: the same seconds summed up in another order differ by less."""
 
 
 def read_plan(text: str | bytes, origin: str) -> Plan:
@@ -61,19 +67,38 @@ def _numbers(data: object, name: str = "") -> Iterator[tuple[str, float]]:
         yield name, data
 
 
-def check_plan(plan: Plan, hardware: Hardware, model: Model) -> None:
-    """Find out whether a plan made earlier holds for this machine and model, before anything is loaded.
+def check_plan(plan: Plan, hardware: Hardware, model: Model, machine: str | None = None) -> Plan:
+    """Find out whether a plan made earlier holds for the hardware and model, before anything is loaded.
+
+    What comes back is the plan with what its arrangement was found to need, whatever the plan says of it. `machine` is
+    what the hardware is called if it is not this machine's.
 
     Raises:
         PlanUnusable: it is of another machine, or of other versions of driver, torch or autoflux; of another model,
-            or of the model before one of its files changed; or it is at odds with itself.
+            or of the model before one of its files changed; or it holds a figure that cannot be right.
         DoesNotFit: what it needs is not free now.
     """
     _check_machine(plan, hardware)
     _check_model(plan, model)
     if wrong := next(_absurd(plan), None):
         raise PlanUnusable(f"the plan holds a figure that cannot be right: {wrong}", hint=ANEW)
-    _check_device(plan, hardware, model)
+    accelerator = _accelerator(plan, hardware)
+    plan = _reckoned(plan, model, unified_memory=accelerator is not None and accelerator.unified_memory)
+    told = plan.predicted
+    _check_room("RAM", told.peak_ram_bytes, hardware.host.available_bytes.value, machine)
+    if accelerator is not None:
+        _check_room(f"memory on {plan.device}", told.peak_vram_bytes.peak, accelerator.usable_bytes.value, machine)
+    return plan
+
+
+def check_consistency(plan: Plan, model: Model) -> None:
+    """Find out whether a plan that `check_plan` gave says what goes together, so that it can be told and followed.
+
+    Raises:
+        PlanUnusable: it is at odds with itself.
+    """
+    if wrong := next(_at_odds(plan, model), None):
+        raise PlanUnusable(f"the plan is at odds with itself: {wrong}", hint=ANEW)
 
 
 def _check_machine(plan: Plan, hardware: Hardware) -> None:
@@ -112,34 +137,71 @@ def _check_model(plan: Plan, model: Model) -> None:
             raise PlanUnusable(f"the plan keeps a block of {part.name!r} twice", hint=ANEW)
 
 
-def _check_device(plan: Plan, hardware: Hardware, model: Model) -> None:
-    """Whether what the plan says it needs, and what it arranges does need, is there and free now."""
+def _accelerator(plan: Plan, hardware: Hardware) -> Accelerator | None:
+    """What the plan is for; None is the CPU."""
+    if plan.device == DeviceKind.CPU:
+        return None
     kind, _, index = plan.device.partition(":")
     known = kind in set(DeviceKind) and (index.isdecimal() or not index)
+    accelerator = hardware.accelerator(DeviceKind(kind), int(index or 0)) if known else None
+    if accelerator is None:
+        raise PlanUnusable(f"the plan is for the device {plan.device!r}, which this machine does not have", hint=ANEW)
+    return accelerator
+
+
+def _at_odds(plan: Plan, model: Model) -> Iterator[str]:
+    """What of it excludes each other."""
+    yield from (reason for reason, _ in contradictions(plan))
+    transformer, told = plan.component(TRANSFORMER), plan.predicted
+    if transformer.placement != PLACEMENTS[plan.offload]:
+        yield f"its offload is {plan.offload.value!r}, and its transformer is placed {transformer.placement.value!r}"
     on_cpu = plan.device == DeviceKind.CPU
-    accelerator = hardware.accelerator(DeviceKind(kind), int(index or 0)) if known and not on_cpu else None
-    if accelerator is None and not on_cpu:
-        raise PlanUnusable(f"the plan is for the device {plan.device!r}, which this machine does not have")
-    reckoned = _reckoned(plan, model, DeviceKind(kind))
-    need, free = max(plan.predicted.peak_ram_bytes, reckoned.ram_bytes), hardware.host.available_bytes.value
-    if need > free:
-        raise _too_much("RAM", need, free)
-    need = max(plan.predicted.peak_vram_bytes.peak, reckoned.vram.peak)
-    if accelerator is not None and need > (have := accelerator.usable_bytes.value):
-        raise _too_much(f"memory on {plan.device}", need, have)
+    if on_cpu != (plan.vram_limit_bytes is None):
+        yield f"it is for {plan.device!r}, and vram_limit_bytes is {plan.vram_limit_bytes}"
+    there = ATTENTIONS if plan.device.startswith(DeviceKind.CUDA) else (DEFAULT_ATTENTION,)
+    if plan.attention not in there:
+        yield f"attention is {plan.attention!r} on {plan.device!r}; there is {', '.join(there)}"
+    steps = told.picture.steps * told.seconds_per_step / told.picture.batch
+    if told.seconds_per_image < steps * NEARLY_ALL:
+        picture = format_seconds(told.seconds_per_image)
+        yield f"a picture takes {picture}, and its {told.picture.steps} steps alone {format_seconds(steps)}"
+    if streamed_bytes(model, plan.arrangement) and not told.copy_gb_per_s:
+        yield "blocks are streamed, and predicted.copy_gb_per_s is 0"
+    if missing := set(block_kinds(model.component(TRANSFORMER))) - set(told.block_seconds):
+        yield f"predicted.block_seconds says nothing of {min(missing)} blocks"
+    for name, need in (("vram_limit_bytes", told.peak_vram_bytes.peak), ("ram_limit_bytes", told.peak_ram_bytes)):
+        limit = getattr(plan, name)
+        if limit is not None and need > limit:
+            needed, allowed = told_apart(need, limit)
+            yield f"it needs {needed}, and its {name} allows {allowed}"
 
 
-def _reckoned(plan: Plan, model: Model, kind: DeviceKind) -> Footprint:
-    """What the arrangement takes, whatever the plan says of it: the ring is at least as large as one copy."""
-    arrangement = plan.arrangement
-    if plan.component("transformer").placement == Placement.STREAMED:
-        least = aligned(largest_streamed(model, arrangement))
-        arrangement = arrangement.replace(ring_bytes=max(plan.ring_bytes, least))
-    return footprint(model, arrangement, kind, plan.priors, plan.predicted.picture, unified_memory=plan.unified_memory)
+def _reckoned(plan: Plan, model: Model, *, unified_memory: bool) -> Plan:
+    """With what the arrangement takes: the ring is at least as large as one copy."""
+    if plan.component(TRANSFORMER).placement == Placement.STREAMED:
+        least = aligned(largest_streamed(model, plan.arrangement))
+        plan = plan.replace(ring_bytes=max(plan.ring_bytes, least))
+    arrangement, kind = plan.arrangement, DeviceKind(plan.device.partition(":")[0])
+    need = footprint(model, arrangement, kind, plan.priors, plan.predicted.picture, unified_memory=unified_memory)
+    predicted = plan.predicted.replace(
+        peak_vram_bytes=need.vram,
+        peak_ram_bytes=need.ram_bytes,
+        pinned_bytes=pinned_bytes(model, arrangement),
+        streamed_bytes=streamed_bytes(model, arrangement),
+    )
+    return plan.replace(model=model.name, model_path=model.path, unified_memory=unified_memory, predicted=predicted)
 
 
-def _too_much(what: str, need: int, have: int) -> DoesNotFit:
-    return DoesNotFit(
-        f"the plan needs {format_bytes(need)} of {what} and {format_bytes(have)} are free now",
+def _check_room(what: str, need: int, have: int, machine: str | None) -> None:
+    if need <= have:
+        return
+    needed, there = told_apart(need, have)
+    if machine is not None:
+        raise DoesNotFit(
+            f"the plan needs {needed} of {what} and {machine} has {there} for it",
+            hint="leave --plan away and let autoflux plan for what it has",
+        )
+    raise DoesNotFit(
+        f"the plan needs {needed} of {what} and {there} are free now",
         hint="end what takes it, or leave --plan away and let autoflux plan for what is free",
     )

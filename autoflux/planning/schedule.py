@@ -37,10 +37,6 @@ CONTENTION = 0.75e-12
 """How much longer arithmetic takes for each byte that is copied meanwhile, in seconds. One H200: steps that wait for no
 copy take 0.6 to 0.9 ms longer for each GB that is streamed (benchmarks/planning.py)."""
 
-LAYERS_APART = 0.4
-"""Of arithmetic, what adds to the copies where layers are streamed one by one. One H200: 0.25 of a picture of 1024x1024
-(benchmarks/streaming.py, smallest), 0.41 of four (benchmarks/planning.py)."""
-
 STEADY_PASSES = 4
 """Passes until the simulation repeats itself: the first starts with an empty ring."""
 
@@ -159,14 +155,6 @@ def contended_seconds(
     taken = CONTENTION * sum(streamed) + handoff * len(streamed)
     computing = pause + sum([unit.seconds for unit in units])
     return max(computing + taken, pass_seconds(units, resident, ring_bytes, bytes_per_second, pause=pause))
-
-
-def layer_pass_seconds(computing: float, copying: float) -> float:
-    """Seconds one pass takes whose ring holds no more than the largest layer.
-
-    Nothing is copied while that one computes, and little while others do.
-    """
-    return max(computing, copying + LAYERS_APART * computing)
 
 
 def trace_pass(

@@ -92,7 +92,8 @@ class Site:
 
 def _devices(hardware: Hardware, wishes: Wishes) -> list[Accelerator | None]:
     if wishes.device is None:
-        return [*hardware.accelerators, None]
+        # On the processor everything is where it computes, which is not what --keep asks for.
+        return [*hardware.accelerators, *([] if wishes.keep and hardware.accelerators else [None])]
     kind_name, _, index = wishes.device.lower().partition(":")
     if kind_name not in set(DeviceKind) or not (index.isdecimal() or not index):
         raise UnknownName("device", wishes.device, [*DeviceKind])

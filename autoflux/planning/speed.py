@@ -37,19 +37,20 @@ NATIVE_OVERHEAD: Mapping[Precision, float] = {Precision.FLOAT8: 1.0, Precision.I
 scaling sums that arrive as four bytes each. One H200, 4608 x 3072 -> 12288: 0.25 ms in fp8 at 1259 TFLOP/s, 0.59 ms in
 int8 at 850."""
 
-EAGER_NARROWING = 0.27
+EAGER_NARROWING = 0.38
 """What making activations narrow adds to the rest of a block that is not compiled, as a share of that rest. One H200,
 1024x1024, replayed (benchmarks/eager_steps.py): a step takes 141 ms in bfloat16, of which products, attention and what
-is beside blocks take 116, and 107 in fp8, of which these take 75."""
+is beside blocks take 116, and 107 in fp8, of which these take 75: 0.28. Another took 107 to 114 (benchmarks/starts.py),
+and four pictures of 512x512 120 ms on one and 132 on the other (benchmarks/planning.py): 0.23 to 0.6."""
 
 COMPILED_NARROWING = 0.19
 """The same where blocks are compiled: most rows are fused with what comes before them, but read twice. There
 (benchmarks/streaming.py) a step takes 129 ms in bfloat16 and 92 in fp8: 13 and 18 ms beside all that."""
 
-NARROW_WAVE_SECONDS = 0.00012
+NARROW_WAVE_SECONDS = 0.00014
 """What a block of few tokens loses because its 8-bit products end in a wave of tiles that does not fill the device; at
-`TIMED_ROWS` the measured rate has it. One H200, fp8, replayed: four pictures of 512x512 take 31 ms each, one 34 to 36
-(benchmarks/planning.py, eager_steps.py)."""
+`TIMED_ROWS` the measured rate has it. Two H200, fp8, replayed: four pictures of 512x512 take 30 and 33 ms each, one 37
+and 39 (benchmarks/planning.py)."""
 
 TIMED_ROWS = FLUX_IMAGE_TOKENS + FLUX_TEXT_TOKENS
 """Rows of the products that a probe times."""

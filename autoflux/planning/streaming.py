@@ -7,7 +7,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from autoflux.hardware.values import BlockKind
+from autoflux.models.flops import image_tokens
 from autoflux.models.values import Component, Model
+from autoflux.planning.layers import LayerPass, layer_seconds, layers_of
 from autoflux.planning.schedule import (
     ALIGNMENT,
     SLOWER_LINK,
@@ -16,11 +18,10 @@ from autoflux.planning.schedule import (
     choose_resident,
     contended_seconds,
     filled,
-    layer_pass_seconds,
 )
 from autoflux.planning.speed import GRAPH_HANDOFF, KINDS
 from autoflux.planning.terms import Placement, TransferUnit, Waiting
-from autoflux.planning.values import Arrangement, ComponentPlan
+from autoflux.planning.values import Arrangement, ComponentPlan, Picture
 from autoflux.planning.weights import (
     TENSORS_PER_BLOCK,
     all_unit_bytes,
@@ -35,12 +36,11 @@ RING_UNITS = (1.0, 4 / 3, 2.0)
 """Sizes of the ring to try, in largest units: with one, nothing is copied while a largest block computes; with two,
 one can be on its way at any time."""
 
+LAYER_RING_UNITS = (*RING_UNITS, 3.0, 4.0)
+"""The same in largest layers: the largest, which hold modulation, follow each other and compute next to nothing."""
+
 RUNGS = 2
 """Budgets tried, a smallest unit apart: what is chosen for a budget is not always better than for a little less."""
-
-LARGEST_LAYER, LARGEST_MODULATION = 5, 6
-"""The largest layers of FLUX's blocks in squares of the hidden size: the last of a single block, and the modulation of
-a double one."""
 
 
 class StreamLayout(NamedTuple):
@@ -63,6 +63,10 @@ class Room(NamedTuple):
     budget_bytes: int
     ring_limit_bytes: int
 
+    def holds(self, ring_bytes: int, beside: int = 0) -> bool:
+        """Whether the ring fits, with so many bytes that stay."""
+        return beside + ring_bytes <= self.budget_bytes and ring_bytes <= self.ring_limit_bytes
+
 
 def block_kinds(transformer: Component) -> list[BlockKind]:
     """Of each block in order: the first list holds double blocks, the second single ones."""
@@ -74,11 +78,13 @@ def stream_layout(
     arrangement: Arrangement,
     room: Room,
     *,
+    picture: Picture,
     seconds: Mapping[BlockKind, float],
     pause: float,
     bytes_per_second: float,
+    all_stay: bool = False,
 ) -> StreamLayout:
-    """The fastest way to share the room between a ring and blocks that stay.
+    """The fastest way to share the room between a ring and blocks that stay: `all_stay` says that they do.
 
     The text encoders and the decoder pass through the ring too, whole blocks at a time. If not even the smallest ring
     fits, that one is returned.
@@ -89,13 +95,14 @@ def stream_layout(
     rest = aligned(rest_bytes(transformer.rest, planned)) + _kept_modulation(model, arrangement)
     least = max(_largest_of_others(model, arrangement), _passing_modulation(model, arrangement))
     if arrangement.unit == TransferUnit.LAYER:
-        computing = pause + sum(seconds[kind] for kind in kinds)
-        layers = _by_layers(model, planned, computing, bytes_per_second)
-        return layers._replace(ring_bytes=max(layers.ring_bytes, least))
+        layers = layers_of(model, planned, seconds, text_share(model, picture))
+        return _by_layers(LayerPass(layers, bytes_per_second, pause), room, least)
     loads = [
         Unit(nbytes, seconds[kind]) for nbytes, kind in zip(all_unit_bytes(transformer, planned), kinds, strict=True)
     ]
     units = joined(loads, arrangement.block_bytes)
+    if all_stay:
+        return _all_there(units, pause, least)
     streams = least or arrangement.block_bytes or arrangement.park_for_decode
     if not streams and rest + sum(aligned(unit.nbytes) for unit in units) <= room.budget_bytes:
         return _all_there(units, pause)
@@ -104,7 +111,7 @@ def stream_layout(
     fewest = arrangement.park_for_decode
     for times in RING_UNITS:
         ring = max(int(times * max(unit.nbytes for unit in units)), least)
-        if found and (rest + ring > room.budget_bytes or ring > room.ring_limit_bytes):
+        if found and not room.holds(ring, rest):
             break
         # Numbers of joined units mean nothing to people, and whoever joins blocks wants them streamed.
         budget = 0 if arrangement.block_bytes else max(0, room.budget_bytes - rest - ring)
@@ -113,21 +120,27 @@ def stream_layout(
     return min(found, key=lambda layout: layout.cost)
 
 
-def _all_there(units: Sequence[Unit], pause: float) -> StreamLayout:
-    """Nothing passes through a ring, so there is none."""
+def _all_there(units: Sequence[Unit], pause: float, ring_bytes: int = 0) -> StreamLayout:
+    """No block passes through the ring, if there is one."""
     seconds = pause + sum(unit.seconds for unit in units)
-    return StreamLayout(tuple(range(len(units))), 0, seconds, seconds)
+    return StreamLayout(tuple(range(len(units))), ring_bytes, seconds, seconds)
 
 
-def _by_layers(model: Model, planned: ComponentPlan, computing: float, bytes_per_second: float) -> StreamLayout:
-    """A ring for the largest layer."""
-    hidden = model.architecture.hidden_size
-    # Modulation is never in 8 bits.
-    wide, narrow = planned.arithmetic.item_bytes, planned.storage.item_bytes
-    largest = max(LARGEST_MODULATION * wide, LARGEST_LAYER * narrow) * hidden**2
-    copies = component_bytes(model, planned) / bytes_per_second
-    seconds, slower = (layer_pass_seconds(computing, copies / rate) for rate in (1.0, SLOWER_LINK))
-    return StreamLayout((), int(1.01 * largest), seconds, slower)
+def _by_layers(layers: LayerPass, room: Room, least_bytes: int) -> StreamLayout:
+    """A ring for the largest layer, and for more where there is room and it is of use."""
+    found: list[StreamLayout] = []
+    for times in LAYER_RING_UNITS:
+        ring = max(int(times * layers.largest), least_bytes)
+        if found and not room.holds(ring):
+            break
+        found.append(StreamLayout((), ring, layer_seconds(layers, ring), layer_seconds(layers, ring, SLOWER_LINK)))
+    return min(found, key=lambda layout: layout.cost)
+
+
+def text_share(model: Model, picture: Picture) -> float:
+    """Of text among the tokens of a picture."""
+    image = image_tokens(model.architecture, picture.width, picture.height)
+    return picture.text_tokens / (picture.text_tokens + image)
 
 
 def joined(loads: Sequence[Unit], block_bytes: int) -> list[Unit]:

@@ -8,6 +8,12 @@ TRANSFORMER = "transformer"
 """The name of the component that denoises: only its blocks are made narrow, kept apart, or compiled."""
 
 
+CUDNN = "cudnn"
+
+ATTENTIONS = ("default", CUDNN)
+"""What can compute attention: torch's own choice, or cuDNN on NVIDIA cards."""
+
+
 class Quality(StrEnum):
     """How far a plan may go from the picture that bfloat16 weights give."""
 

@@ -155,6 +155,7 @@ class Instead(Value, frozen=True, kw_only=True):
     value: str
     seconds_per_step: float
     seconds_per_image: float
+    seconds_to_start: float
     peak_vram_bytes: int
     peak_ram_bytes: int
     lacks: str = ""

@@ -7,11 +7,11 @@ from itertools import product
 from typing import NamedTuple
 
 from autoflux.errors import ContradictoryWishes
-from autoflux.hardware.values import DeviceKind, Hardware
+from autoflux.hardware.values import LEAST_CUDNN, DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.sites import ROCM, Site
 from autoflux.planning.speed import DEFAULT_ATTENTION, Way
-from autoflux.planning.terms import Offload, Quality, TransferUnit
+from autoflux.planning.terms import CUDNN, TRANSFORMER, Offload, Quality, TransferUnit
 from autoflux.planning.values import Wishes
 
 LEAST_FOR_TRITON = (7, 0)
@@ -34,6 +34,8 @@ def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> lis
     _check(wishes)
     if wishes.graphs and site.kind != DeviceKind.CUDA:
         raise ContradictoryWishes(f"there are no CUDA graphs on {site.kind.value!r}", hint="drop --graphs or --device")
+    if wishes.attention == CUDNN:
+        _check_cudnn(hardware, site, wishes)
     offloads = _offloads(site, wishes, model)
     found = [
         Option(offload, way)
@@ -43,11 +45,23 @@ def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> lis
     ]
     if not found:
         asked, option = _asked_of_streaming(wishes)
-        raise ContradictoryWishes(
-            f"{asked}, which {site.kind.value!r} has only when it streams",
-            hint=f"drop {option}, --offload or --device",
-        )
+        raise ContradictoryWishes(f"{asked}, {_why_not(site, wishes)}", hint=f"drop {option}{_or_else(site, wishes)}")
     return found
+
+
+def _why_not(site: Site, wishes: Wishes) -> str:
+    """Why there are no streamed blocks."""
+    if site.one_memory:
+        return f"which only devices have that weights are streamed to; {site.kind.value!r} computes where they lie"
+    if wishes.offload:
+        return f"which only streamed weights have, and --offload {wishes.offload.value} streams none"
+    return "which only streamed weights have, and this model has no blocks to stream"
+
+
+def _or_else(site: Site, wishes: Wishes) -> str:
+    if site.one_memory:
+        return " or --device" if wishes.device else ""
+    return " or --offload" if wishes.offload else ""
 
 
 def _asked_of_streaming(wishes: Wishes) -> tuple[str, str]:
@@ -65,15 +79,37 @@ def wished_attention(wishes: Wishes) -> str | None:
     return wishes.attention or (DEFAULT_ATTENTION if exact else None)
 
 
+def _check_cudnn(hardware: Hardware, site: Site, wishes: Wishes) -> None:
+    there = site.kind == DeviceKind.CUDA and ROCM not in hardware.versions
+    if not (there and site.accelerator and site.accelerator.is_at_least(LEAST_CUDNN)):
+        raise ContradictoryWishes(
+            f"{site.device!r} has no attention of cuDNN, which is there from compute capability 8.0 on",
+            hint="use --attention default",
+        )
+    if wishes.precision == Precision.FLOAT32:
+        raise ContradictoryWishes(
+            "cuDNN has no attention in float32", hint="use --attention default, or --precision bfloat16"
+        )
+
+
 def _check(wishes: Wishes) -> None:
     if wishes.quality == Quality.EXACT and _is_narrow_wished(wishes):
         raise ContradictoryWishes(
             f"--quality exact keeps weights as they are, and --quant {_asked_format(wishes)} makes them narrow",
             hint="drop one of the two",
         )
-    if wishes.graphs and wishes.unit == TransferUnit.LAYER:
+    for wished, option, does in (
+        (wishes.graphs, "--graphs", "replays"),
+        (wishes.compiled, "--compile", "compiles"),
+    ):
+        if wished and wishes.unit == TransferUnit.LAYER:
+            raise ContradictoryWishes(
+                f"{option} {does} whole blocks, and --block-size layer brings the layers of a block one by one",
+                hint="drop one of the two",
+            )
+    if TRANSFORMER in wishes.keep and (wishes.unit == TransferUnit.LAYER or wishes.block_bytes):
         raise ContradictoryWishes(
-            "--graphs replays whole blocks, and --block-size layer brings the layers of a block one by one",
+            "--keep transformer has all blocks stay, and --block-size says how they are streamed",
             hint="drop one of the two",
         )
 
@@ -81,11 +117,11 @@ def _check(wishes: Wishes) -> None:
 def _offloads(site: Site, wishes: Wishes, model: Model) -> Sequence[Offload]:
     if wishes.offload is not None:
         return (wishes.offload,)
-    if site.one_memory or "transformer" in wishes.keep:
+    if site.one_memory:
         return (Offload.NONE,)
-    streamable = bool(model.component("transformer").blocks)
-    ours = (Offload.NONE, Offload.COMPONENT, Offload.STREAM)
-    return ours if streamable else ours[:2]
+    # Kept as a whole it may still be beside others that are streamed.
+    ours = (Offload.NONE,) if TRANSFORMER in wishes.keep else (Offload.NONE, Offload.COMPONENT)
+    return (*ours, Offload.STREAM) if model.component(TRANSFORMER).blocks else ours
 
 
 def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision, offload: Offload) -> Iterator[Way]:
@@ -125,7 +161,8 @@ def _multiplies(site: Site, storage: Precision) -> bool:
 def _compiled(hardware: Hardware, site: Site, wishes: Wishes) -> Sequence[bool]:
     if wishes.compiled is not None:
         return (wishes.compiled,)
-    if wishes.quality == Quality.EXACT or site.kind != DeviceKind.CUDA:
+    # What brings a layer would have to run inside of a compiled block.
+    if wishes.quality == Quality.EXACT or site.kind != DeviceKind.CUDA or wishes.unit == TransferUnit.LAYER:
         return (False,)
     return (False, True) if _compiles(hardware, site) else (False,)
 

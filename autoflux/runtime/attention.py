@@ -9,11 +9,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autoflux.errors import ContradictoryWishes, UnknownName
-from autoflux.hardware.measure import LEAST_CUDNN
+from autoflux.hardware.values import LEAST_CUDNN
 from autoflux.models.values import Precision
+from autoflux.planning.terms import CUDNN
 
 DEFAULT_ATTENTION = "default"
-CUDNN = "cudnn"
 
 _KERNELS = {CUDNN: SDPBackend.CUDNN_ATTENTION}
 

@@ -5,9 +5,9 @@ Forbidden to take more than so much, it gives pieces back first, and waits for t
 wrongly is no reason to fail: the ceiling is lifted then.
 
 torch holds the whole of what is asked for against its limit, also where all but the end of it lies in memory that it
-has. So the limit leaves steps room for their largest tensor. Without that, steps of four pictures took up to a third
-longer (one H200, benchmarks/planning.py), by all signs because pieces were given back and taken again in each block. A
-decode, whose tensors become larger and larger, gives back once or twice in either case.
+has. So the limit leaves steps room for their largest tensor. Without that, pieces were given back and taken again in
+each block, and steps of four pictures took up to a third longer (one H200, benchmarks/planning.py). A decode, whose
+tensors become larger and larger, gives back once or twice in either case.
 """
 
 from __future__ import annotations

@@ -63,6 +63,14 @@ def test_a_file_that_cannot_be_written_is_said_before_the_machine_is_measured(ca
     assert "is a directory" in capfd.readouterr().err
 
 
+def test_plan_and_drawing_are_not_written_into_one_file(capfd, tiny_model: Path, tmp_path: Path):
+    file = tmp_path / "plan"
+    names = ["--save", str(file), "--svg", str(tmp_path / "." / "plan")]
+    assert run(["plan", "--model", str(tiny_model), *names]) == 2
+    assert "--save and --svg name the same file" in capfd.readouterr().err
+    assert not file.exists()
+
+
 def test_a_drawing_is_no_json(capfd, tiny_model: Path):
     assert run(["plan", "--model", str(tiny_model), "--drawing", "--json"]) == 2
     error = json.loads(capfd.readouterr().out)["error"]
@@ -91,7 +99,9 @@ def test_every_choice_is_explained_with_what_the_next_best_would_cost(capfd):
         assert known in shown
     joined = " ".join(shown.split())
     assert re.search(
-        r"instead bfloat16: \+[\d.]+ s a step, \+[\d.]+ s a picture, [+-][\d.]+ MB of device memory", joined
+        r"instead bfloat16: \+[\d.]+ s a step, \+[\d.]+ s a picture, [+-][\d.]+ m?s to start, "
+        r"[+-][\d.]+ MB of device memory",
+        joined,
     )
     assert re.search(r"instead component: needs [\d.]+ GB of device memory and may use [\d.]+ GB", joined)
 
@@ -132,3 +142,24 @@ def test_a_saved_plan_leaves_nothing_to_compare(capfd, tiny_model: Path, tmp_pat
     assert "instead" in capfd.readouterr().out
     assert run(["plan", "--plan", file, "--compare"]) == 2
     assert "--compare would change it" in capfd.readouterr().err
+    assert run(["plan", "--plan", file, "--refresh"]) == 2
+    assert "--refresh would change it" in capfd.readouterr().err
+
+
+def test_numbers_are_told_as_people_write_them(capfd):
+    assert run(["plan", "--model", "flux.1-dev", "--on", "b200-180gb"]) == 0
+    assert "1462 TFLOP/s" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("resident", "words"), [((), "RAM"), ((3,), ", 1 block stays"), ((3, 4), ", 2 blocks stay")])
+def test_blocks_that_stay_are_counted(capfd, tmp_path: Path, resident, words):
+    file = tmp_path / "plan.json"
+    assert run([*FLUX_ON_A_SMALL_CARD, "--quant", "int8", "--no-compile", "--save", str(file)]) == 0
+    made = Plan.from_json(file.read_bytes())
+    parts = (c.replace(resident=resident) if c.name == "transformer" else c for c in made.components)
+    file.write_text(made.replace(components=tuple(parts), park_for_decode=False).to_json())
+    capfd.readouterr()
+    assert run(["plan", "--on", "rtx-4060-8gb", "--plan", str(file)]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert words in shown
+    assert resident or " stay" not in shown.partition("Why")[0]

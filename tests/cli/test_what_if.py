@@ -100,6 +100,10 @@ def test_a_probe_saved_by_a_shell_that_writes_another_encoding_is_read(plan, her
         ("no JSON", "give what `autoflux probe --json` wrote"),
         ("", "not JSON"),
         ("{}", "as Hardware"),
+        (
+            json.dumps({"schema": 3, "backend": "x", "components": [], "predicted": {}}),
+            "it is something else, with back",
+        ),
         ('{"schema": 99}', "of version 99 and this autoflux reads version"),
         (known_machine("rtx-3060-12gb").to_json().replace('"value": 12', '"value": -12', 1), "cannot be right"),
     ],
@@ -114,7 +118,12 @@ def test_a_file_that_is_no_probe_is_refused(plan, here, content, words):
 
 @pytest.mark.parametrize(
     ("machine", "arguments"),
-    [("rtx-3060-12gb", ("--device", "cuda", "--vram", "1GB")), ("cpu-8-core-32gb", ("--ram", "4.2GB"))],
+    [
+        ("rtx-3060-12gb", ("--device", "cuda", "--vram", "1GB")),
+        ("rtx-3060-12gb", ("--device", "cuda", "--vram", "100MB")),
+        ("cpu-8-core-32gb", ("--ram", "4.2GB")),
+        ("cpu-8-core-32gb", ("--ram", "2GB")),
+    ],
 )
 def test_what_would_fit_fits(plan, machine, arguments):
     code, _, err = plan("--on", machine, *arguments)
@@ -125,12 +134,35 @@ def test_what_would_fit_fits(plan, machine, arguments):
     assert plan("--on", machine, *wished)[0] == 0
 
 
+def test_what_another_machine_lacks_is_not_to_be_freed(here, capsys):
+    for machine, words in (("cpu-8-core-32gb", "more RAM"), ("rtx-3060-12gb", "without --offload it would fit")):
+        assert run(["plan", "--model", "flux.1-dev", "--on", machine, "--offload", "none"]) == 3
+        said = capsys.readouterr().err
+        assert words in said
+        assert "free" not in said
+
+
+def test_no_room_for_a_saved_plan_on_another_machine_is_not_to_be_freed(plan, here):
+    assert plan("--on", "rtx-3060-12gb", "--device", "cuda", "--save", "p.json")[0] == 0
+    made = json.loads((here / "p.json").read_text())
+    made["ring_bytes"], made["vram_limit_bytes"] = 14 * 10**9, 16 * 10**9
+    (here / "p.json").write_text(json.dumps(made))
+    code, _, err = plan("--on", "rtx-3060-12gb", "--plan", "p.json")
+    assert (code, "of memory on cuda:0 and rtx-3060-12gb has 12.6 GB for it" in err, "free" in err) == (3, True, False)
+
+
 def test_mistakes_are_explained(plan):
     for arguments, code, words in (
         (("--on", "rtx-3060-12bg"), 2, "did you mean 'rtx-3060-12gb'?"),
         (("--on", "cpu-8-core-32gb", "--vram", "8GB"), 2, "none with a memory"),
         (("--on", "rtx-3060-12gb", "--link", "6.8"), 2, "such as 6.8GB/s"),
         (("--on", "rtx-3060-12gb", "--link", "0GB/s"), 2, "above zero"),
+        (("--on", "rtx-3060-12gb", "--link", "1B/s"), 2, "below 1 MB/s"),
+        (("--on", "rtx-3060-12gb", "--link", "6.8Gb/s"), 2, "write 0.85GB/s if it is in bits"),
+        (("--block-size", "1KB"), 2, "'1KB' is only 1.00 kB"),
+        (("--profile", "nope"), 2, "known: cpu, cuda,"),
+        (("--profile", "low-rom"), 2, "did you mean 'low-ram'?"),
+        (("--profile", ""), 2, "no profile named ''"),
         (("--on", "rtx-3060-12gb", "--device", "cuda", "--vram", "1GB"), 3, "on rtx-3060-12gb: "),
         (("--on", "rtx-3060-12gb", "--vram", "8"), 2, "'8' is only 8 B; write a unit, such as 8GB"),
         (("--on", "rtx-3060-12gb", "--refresh"), 2, "--refresh measures this machine again"),
@@ -166,6 +198,25 @@ def test_a_plan_that_was_changed_by_hand_to_what_cannot_be_is_refused(plan, here
     assert "'p.json' holds a figure that cannot be right: ring_bytes is -1" in err
 
 
+def test_what_is_told_of_a_plan_is_reckoned_and_not_what_its_file_says(plan, here, tiny_model):
+    told = plan("--device", "cpu", "--save", "p.json")[1].splitlines()
+    good = json.loads((here / "p.json").read_text())
+    predicted = good["predicted"] | {"peak_ram_bytes": 0, "pinned_bytes": 5}
+    (here / "p.json").write_text(json.dumps(good | {"predicted": predicted, "model": "foo"}))
+    code, out, _ = plan("--plan", "p.json")
+    assert (code, out.splitlines()) == (0, told)
+    (here / "p.json").write_text(json.dumps(good | {"ram_limit_bytes": 1}))
+    code, _, err = plan("--plan", "p.json")
+    assert (code, "and its ram_limit_bytes allows 1 B" in err) == (2, True)
+
+
+def test_a_probe_is_no_plan_of_another_version(plan, here):
+    (here / "box.json").write_text(known_machine("rtx-3060-12gb").to_json())
+    code, _, err = plan("--plan", "box.json")
+    assert (code, "it is something else, with accelerators, disk" in err) == (1, True)
+    assert "give what `autoflux plan --save` wrote" in err
+
+
 def test_a_profile_from_a_file(plan, here):
     text = 'name = "mine"\ndescription = "x"\nbase = "cuda-ampere"\n[match]\nkind = "cuda"\n'
     (here / "mine.toml").write_text(text + "[priors]\nreserve_bytes = 9_000_000_000\n[sources]\nreserve_bytes = 'I'\n")
@@ -175,6 +226,9 @@ def test_a_profile_from_a_file(plan, here):
     (here / "mine.toml").write_text(text + "[prior]\n")
     code, _, err = plan("--on", "rtx-3060-12gb", "--profile", "mine.toml")
     assert (code, "'mine.toml'" in err, "did you mean 'priors'?" in err) == (1, True, True)
+    (here / "mine.toml").write_text('precision = ["int8"]\n' + text)
+    code, _, err = plan("--on", "rtx-3060-12gb", "--profile", "mine.toml")
+    assert (code, "has 'int8' in precision" in err) == (1, True)
 
 
 def test_a_host_profile_can_be_wished_where_ram_is_not_low(plan):
@@ -199,7 +253,7 @@ def test_a_saved_plan_is_followed(plan, here, capsys):
 
 def test_a_plan_leaves_no_room_for_wishes_but_ignores_the_environments(plan, here, monkeypatch):
     plan("--device", "cpu", "--save", "p.json")
-    for wish in (("--vram", "8GB"), ("--steps", "3"), ("--size", "64"), ("--link", "3GB/s")):
+    for wish in (("--vram", "8GB"), ("--steps", "3"), ("--size", "64"), ("--link", "3GB/s"), ("--refresh",)):
         code, _, err = plan("--plan", "p.json", *wish)
         assert (code, wish[0] in err) == (2, True)
     monkeypatch.setenv("AUTOFLUX_DEVICE", "cuda")

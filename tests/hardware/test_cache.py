@@ -6,6 +6,7 @@ import pytest
 
 from autoflux.hardware import cache
 from autoflux.hardware.values import Disk, Hardware, Host, Size, Source
+from tests.conftest import figure
 
 SIZE = Size(value=1, source=Source.REPORTED)
 HARDWARE = Hardware(
@@ -38,6 +39,7 @@ def test_nothing_kept_is_no_problem(tmp_path: Path):
         HARDWARE.replace(fingerprint="other").to_json(),
         HARDWARE.replace(schema=99).to_json(),
         HARDWARE.to_json().replace('"fingerprint"', '"finger"'),
+        HARDWARE.replace(host=HARDWARE.host.replace(matmul_tflops={"float32": figure(-3.0)})).to_json(),
     ],
 )
 def test_damaged_or_foreign_files_are_ignored_with_a_problem(tmp_path: Path, text: str):

@@ -51,8 +51,15 @@ def test_a_unified_chip_grows_with_the_ram():
     assert new.accelerators[0].usable_bytes.value <= new.host.available_bytes.value
 
 
-@pytest.mark.parametrize("changes", [Changes(vram_bytes=GB), Changes(link_gb_per_s=5.0)])
-def test_a_card_that_is_not_there_cannot_be_changed(machine, changes):
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        (Changes(vram_bytes=GB), "drop --vram; --ram changes the memory that a CPU"),
+        (Changes(link_gb_per_s=5.0), "drop --link; weights lie where"),
+    ],
+)
+def test_a_card_that_is_not_there_cannot_be_changed(machine, changes, hint):
     for hardware in (machine(), machine(card(30, kind=DeviceKind.MPS))):
-        with pytest.raises(ContradictoryWishes, match="none with a"):
+        with pytest.raises(ContradictoryWishes, match="none with a") as caught:
             changed(hardware, changes)
+        assert (caught.value.hint or "").startswith(hint)

@@ -7,9 +7,12 @@ import json
 import pytest
 
 from autoflux.errors import DamagedFile
-from autoflux.hardware.known import known_machine
-from autoflux.hardware.saved import read_hardware
+from autoflux.hardware.known import known_machine, known_names
+from autoflux.hardware.saved import impossible, read_hardware
+from autoflux.planning.planner import make_plan
+from autoflux.planning.values import Wishes
 from tests.conftest import card
+from tests.planning.test_planner import FLUX, PROFILES
 
 
 def test_a_probe_is_read_with_its_envelope_and_without(machine):
@@ -29,6 +32,10 @@ def test_no_memory_left_is_a_figure_like_any_other():
     ("path", "value", "words"),
     [
         (("host", "total_bytes"), -1, "host.total_bytes is -1"),
+        (("host", "total_bytes"), 10**30, r"host.total_bytes is 1e\+30"),
+        (("host", "available_bytes"), 35 * 10**9, "host.available_bytes is 35.0 GB of 34.4 GB"),
+        (("accelerators", 0, "usable_bytes"), 13 * 10**9, r"accelerators\[0\].usable_bytes is 13.0 GB of 12.9 GB"),
+        (("disk", "read_gb_per_s"), 1e-300, "disk.read_gb_per_s is 1e-300"),
         (("disk", "read_gb_per_s"), 0.0, "disk.read_gb_per_s is 0"),
         (("accelerators", 0, "matmul_tflops", "bfloat16"), -3.0, r"accelerators\[0\].matmul_tflops.bfloat16 is -3"),
         (
@@ -46,3 +53,24 @@ def test_what_cannot_be_is_refused_by_key(path, value, words):
     figure["value"] = value
     with pytest.raises(DamagedFile, match=words):
         read_hardware(json.dumps(data), "'box.json'")
+
+
+@pytest.mark.parametrize("cores", [0, -4])
+def test_a_machine_without_processors_cannot_be(cores):
+    was = known_machine("rtx-3060-12gb")
+    with pytest.raises(DamagedFile, match=f"host.cores is {cores}"):
+        read_hardware(was.replace(host=was.host.replace(cores=cores)).to_json(), "'box.json'")
+
+
+def test_no_known_machine_is_taken_for_impossible():
+    for name in known_names():
+        assert not impossible(known_machine(name)), name
+
+
+def test_a_plan_is_no_machine_of_another_version(machine):
+    made = make_plan(machine(card(48)), FLUX, PROFILES, Wishes(), ("diffusers",))
+    with pytest.raises(
+        DamagedFile, match=r"cannot be read as Hardware: it is something else, with .*backend"
+    ) as caught:
+        read_hardware(made.to_json(), "'plan.json'")
+    assert caught.value.hint == "give what `autoflux probe --json` wrote"

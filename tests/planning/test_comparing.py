@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from autoflux.errors import DoesNotFit
 from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import Source
 from autoflux.models.values import Precision
+from autoflux.planning.backends import BackendFacts
 from autoflux.planning.comparing import as_alternative
+from autoflux.planning.findings import NO_FINDINGS
 from autoflux.planning.planner import Detail, all_ways, make_plan
 from autoflux.planning.reasons import origin
 from autoflux.planning.speed import assumed
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit
 from autoflux.planning.values import Alternative, Choice, Plan, Wishes
-from autoflux.units import GB
+from autoflux.units import GB, format_seconds
 from tests.conftest import card, figure, size
 from tests.planning.test_planner import PROFILES
+from tests.planning.test_streaming import FLUX
 from tests.planning.test_ways import SMALL
 
 BACKENDS = ("diffusers",)
@@ -123,6 +128,61 @@ def test_what_the_next_best_takes_is_what_wishing_it_takes(tight):
         assert instead.seconds_per_step == pytest.approx(wished.seconds_per_step), topic
         assert instead.peak_vram_bytes == wished.peak_vram_bytes.peak, topic
         assert instead.peak_ram_bytes == wished.peak_ram_bytes, topic
+        assert instead.seconds_to_start == wished.seconds_to_start, topic
+
+
+def test_what_only_starts_later_is_not_told_to_draw_slower():
+    facts = (BackendFacts(name="diffusers", start_seconds=3.0),)
+    made = make_plan(
+        known_machine("b200-180gb"),
+        FLUX,
+        PROFILES,
+        Wishes(width=512, height=512),
+        BACKENDS,
+        NO_FINDINGS.replace(facts=facts),
+        detail=Detail(explain=True, compare=True),
+    )
+    told, compiling = made.predicted, choice(made, "compiling")
+    later = [way for way in made.rejected if way.fits and way.seconds_per_image < told.seconds_per_image]
+    assert (compiling.value, bool(later)) == ("no", True)
+    for way in later:
+        share = way.seconds_per_image / told.seconds_per_image
+        start = format_seconds(way.seconds_to_start - told.seconds_to_start)
+        assert way.reason == f"{share:.3g} times as long a picture, and {start} more to start"
+    assert compiling.reason.startswith("with it a picture takes 0.")
+    assert compiling.reason.endswith("s more to start")
+    assert compiling.instead.seconds_to_start > told.seconds_to_start
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        (
+            {"unit": TransferUnit.LAYER, "quality": Quality.EXACT, "vram_bytes": 8 * GB},
+            "layers pass through .* one by one, as you asked",
+        ),
+        ({"block_bytes": 2 * GB, "vram_bytes": 8 * GB}, "several at once, as you asked, so none of them stays"),
+    ],
+)
+def test_what_was_wished_of_blocks_is_not_told_as_need(wishes, words):
+    made = plan(known_machine("rtx-5090-32gb"), **wishes)
+    assert re.search(words, choice(made, "offload").reason)
+    assert "not fit" not in choice(made, "offload").reason
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "none of the transformer's blocks fits the device for good, so all pass"),
+        (1, "1 of the transformer's blocks fits the device for good, the others pass"),
+        (2, "2 of the transformer's blocks fit the device for good, the others pass"),
+    ],
+)
+def test_blocks_that_fit_are_counted(count, words):
+    tried = (plan(device="cuda", vram_bytes=mb * 10**6) for mb in range(2600, 5000, 50))
+    stays = (made for made in tried if len(made.component("transformer").resident) == count)
+    made = next(made for made in stays if made.unit == TransferUnit.BLOCK)
+    assert choice(made, "offload").reason.startswith(words)
 
 
 def test_what_was_wished_has_no_next_best():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from xml.etree import ElementTree as ET
 
@@ -125,6 +126,8 @@ def test_captions_tell_what_stays_and_who_waits():
     assert "leaves the device while the picture is decoded" in waiting.memory_caption
     assert "no weights are copied" in CASES["resident"][0].step_caption
     assert "once a picture" in CASES["component"][0].blocks_caption
+    joined, _ = drawn(12, block_bytes=GB)
+    assert re.match(r"no block stays; all, [\d.]+ GB, pass through a ring of", joined.blocks_caption)
     assert "not made of blocks" in CASES["without blocks"][0].blocks_caption
 
 

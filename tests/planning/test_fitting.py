@@ -16,7 +16,7 @@ from autoflux.planning.findings import Findings
 from autoflux.planning.fitting import LIMIT, RESERVE, Measured, Run, calibrate
 from autoflux.planning.planner import make_plan
 from autoflux.planning.replay import step_seconds
-from autoflux.planning.terms import Offload, Waiting
+from autoflux.planning.terms import Offload, TransferUnit, Waiting
 from autoflux.planning.values import PhaseBytes, Plan, Wishes
 from tests.conftest import GB
 from tests.planning.test_planner import PROFILES
@@ -32,7 +32,7 @@ def plan(calibration: Calibration | None = None, *, machine: Hardware = MACHINE,
     return make_plan(machine, SMALL, PROFILES, wished, ("diffusers",), Findings(calibration=calibration))
 
 
-ALL_STAY, STREAMED = plan(), plan(vram_bytes=int(2.5 * GB))
+ALL_STAY, STREAMED = plan(), plan(vram_bytes=int(2.5 * GB), unit=TransferUnit.BLOCK)
 COPYING = plan(machine=changed(MACHINE, Changes(link_gb_per_s=2.0)), vram_bytes=int(2.4 * GB))
 
 

@@ -142,6 +142,10 @@ def test_measured_rates_beat_the_profile_and_a_missing_one_is_a_warning(machine)
     assert measured.predicted.seconds_per_step < assumed.predicted.seconds_per_step
     assert not measured.warnings
     assert "arithmetic rate not measured" in assumed.warnings[0]
+    (plain,) = plan(machine(card(48, tflops=None).replace(link=None))).warnings
+    assert "link bandwidth" in plain
+    (unified,) = plan(machine(card(48, kind=DeviceKind.MPS, tflops=None).replace(link=None))).warnings
+    assert "link bandwidth" not in unified
 
 
 def test_unified_memory_is_not_counted_twice(machine):

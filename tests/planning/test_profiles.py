@@ -97,7 +97,14 @@ def test_bases_may_stand_in_any_order_and_be_redefined():
     ("texts", "words"),
     [
         ({"b": OWN}, "base 'cpu', which is not there"),
-        ({"b": OWN.replace('base = "cpu"', 'base = "mine"')}, "each other as base"),
+        ({"b": OWN.replace('base = "cpu"', 'base = "mine"')}, "b is its own base"),
+        (
+            {
+                "b": OWN.replace('"cpu"', '"other"', 1),
+                "c": OWN.replace('"mine"', '"other"').replace('"cpu"', '"mine"', 1),
+            },
+            "each other as base",
+        ),
         ({"b": OWN.replace('base = "cpu"', 'base = "other"'), "c": OWN.replace('"mine"', '"other"')}, "base 'cpu'"),
         ({"b": OWN.replace('base = "cpu"', "base = 3")}, "base must be the name"),
     ],
@@ -120,6 +127,19 @@ def test_a_base_that_is_not_there_is_refused(texts, words):
             '["float32"]\neight_bit = ["bfloat16"]',
             r"allowed: float8_e4m3fn, .*int8",
             None,
+        ),
+        ('["float32", "bfloat16"]', '["int8"]', "'int8' in precision; allowed: float32, bfloat16, float16$", None),
+        (
+            'kind = "cpu"',
+            'kind = "cpu"\nmin_capability = "10.0"\nmax_capability = "9.0"',
+            "matches no device: min_capability 10.0 is above max_capability 9.0",
+            None,
+        ),
+        (
+            'disk_gb_per_s = "assumed: a SATA solid-state disk"',
+            'disk_gb_per_s = " "',
+            "empty source for disk_gb_per_s",
+            "[sources]",
         ),
         ("step_efficiency = 0.37", 'step_efficiency = "fast"', r"priors.step_efficiency", None),
         ("step_efficiency = 0.37", "step_efficiency = 3.7", r"<= 1.* priors.step_efficiency|priors.step_eff", None),

@@ -10,9 +10,9 @@ import pytest
 from autoflux.errors import DamagedFile, DoesNotFit, PlanUnusable
 from autoflux.hardware.changes import Changes, changed
 from autoflux.planning.planner import make_plan
-from autoflux.planning.saved import check_plan, read_plan
+from autoflux.planning.saved import check_consistency, check_plan, read_plan
 from autoflux.planning.terms import Offload
-from autoflux.planning.values import PLAN_SCHEMA, ComponentPlan, Plan, Wishes
+from autoflux.planning.values import PLAN_SCHEMA, ComponentPlan, PhaseBytes, Plan, Wishes
 from tests.conftest import GB, card
 from tests.planning.test_planner import FLUX, PROFILES
 from tests.planning.test_streaming import FLUX as STREAMABLE
@@ -95,6 +95,64 @@ def test_a_plan_at_odds_with_itself_is_refused(plan, hardware):
             check_plan(plan.replace(device=device), hardware, FLUX)
 
 
+def changed_prediction(plan: Plan, **fields: object) -> Plan:
+    return plan.replace(predicted=plan.predicted.replace(**fields))
+
+
+AT_ODDS = {
+    "a picture in less than its steps": (
+        lambda plan: changed_prediction(plan, seconds_per_image=plan.predicted.seconds_per_step),
+        "a picture takes .*, and its 28 steps alone",
+    ),
+    "a transformer elsewhere than its offload says": (
+        lambda plan: plan.replace(offload=Offload.COMPONENT),
+        "its offload is 'component', and its transformer is placed 'streamed'",
+    ),
+    "a transformer on the processor": (
+        lambda plan: changed_part(plan, placement="host"),
+        "the processor is to compute the transformer of a plan for 'cuda:0'",
+    ),
+    "an attention that nothing has": (lambda plan: plan.replace(attention="foo"), "attention is 'foo'"),
+    "an attention on the processor": (lambda plan: on_the_processor(plan, attention="cudnn"), "attention is 'cudnn'"),
+    "graphs on the processor": (lambda plan: on_the_processor(plan, graphs=True), "CUDA graphs that are not streamed"),
+    "no ceiling of the card": (lambda plan: plan.replace(vram_limit_bytes=None), "vram_limit_bytes is None"),
+    "a ceiling below the need": (lambda plan: plan.replace(ram_limit_bytes=1), "its ram_limit_bytes allows 1 B"),
+    "copies that never arrive": (lambda plan: changed_prediction(plan, copy_gb_per_s=0.0), "copy_gb_per_s is 0"),
+    "blocks without times": (
+        lambda plan: changed_prediction(plan, block_seconds={"double": 0.1}),
+        "says nothing of single blocks",
+    ),
+}
+
+
+def on_the_processor(plan: Plan, **fields: object) -> Plan:
+    on_cpu = plan.replace(
+        device="cpu", offload=Offload.NONE, vram_limit_bytes=None, hoist_modulation=False, graphs=False
+    )
+    return changed_part(on_cpu, placement="device").replace(**fields)
+
+
+@pytest.mark.parametrize(("change", "words"), AT_ODDS.values(), ids=AT_ODDS)
+def test_plans_at_odds_with_themselves_are_refused(machine, change, words):
+    hardware = machine(card(12))
+    made = make_plan(hardware, STREAMABLE, PROFILES, Wishes(device="cuda", offload=Offload.STREAM), ("diffusers",))
+    with pytest.raises(PlanUnusable, match=f"at odds with itself: .*{words}") as caught:
+        check_consistency(check_plan(change(made), hardware, STREAMABLE), STREAMABLE)
+    assert "--save" in (caught.value.hint or "")
+
+
+def test_what_comes_back_is_what_was_reckoned(machine):
+    hardware = machine(card(12))
+    made = make_plan(hardware, STREAMABLE, PROFILES, Wishes(device="cuda", offload=Offload.STREAM), ("diffusers",))
+    assert check_plan(made, hardware, STREAMABLE) == made
+    check_consistency(made, STREAMABLE)
+    nothing = PhaseBytes(encode=0, denoise=0, decode=0)
+    lies = changed_prediction(made, peak_vram_bytes=nothing, peak_ram_bytes=0, pinned_bytes=10**9, streamed_bytes=0)
+    assert check_plan(lies.replace(model="foo", unified_memory=True), hardware, STREAMABLE) == made
+    least = check_plan(made.replace(ring_bytes=0), hardware, STREAMABLE)
+    assert 0 < least.ring_bytes <= made.ring_bytes
+
+
 ABSURD = {
     "negative bytes": (("predicted", "peak_ram_bytes"), -1, "peak_ram_bytes is -1"),
     "a negative block": (("components", 2, "resident"), [-3], "resident[0] is -3"),
@@ -159,3 +217,17 @@ def test_a_plan_that_needs_more_than_is_free_now_is_refused(plan, hardware):
     host = hardware.host.replace(available_bytes=hardware.host.available_bytes.replace(value=GB))
     with pytest.raises(DoesNotFit, match="of RAM"):
         check_plan(plan, hardware.replace(host=host), FLUX)
+
+
+def test_need_and_have_differ_in_what_is_told(plan, hardware):
+    (had,) = hardware.accelerators
+    free = plan.predicted.peak_vram_bytes.peak - 1
+    nearly = hardware.replace(accelerators=(had.replace(usable_bytes=had.usable_bytes.replace(value=free)),))
+    with pytest.raises(DoesNotFit) as caught:
+        check_plan(plan, nearly, FLUX)
+    need, have = re.search(r"needs (\S+ GB) .* and (\S+ GB) are free now", caught.value.message).groups()
+    assert need != have
+    assert "end what takes it" in caught.value.hint
+    with pytest.raises(DoesNotFit, match=r"and box has \S+ GB for it") as caught:
+        check_plan(plan, nearly, FLUX, machine="box")
+    assert "end what takes it" not in caught.value.hint

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from autoflux.planning.schedule import (
     ALIGNMENT,
     CONTENTION,
-    LAYERS_APART,
     SLOWER_LINK,
     Unit,
     aligned,
@@ -22,7 +21,6 @@ from autoflux.planning.schedule import (
     contended_seconds,
     filled,
     lay_out,
-    layer_pass_seconds,
     pass_seconds,
     trace_pass,
 )
@@ -206,11 +204,6 @@ def test_copies_take_from_arithmetic_what_they_do_not_make_it_wait(schedule, pau
     count = len(units) - len(set(resident))
     apart = contended_seconds(units, resident, ring, speed, pause=pause, handoff=0.5)
     assert apart == pytest.approx(max(alone, computing + CONTENTION * copied + 0.5 * count))
-
-
-def test_layers_are_copied_while_most_of_them_compute():
-    assert layer_pass_seconds(10.0, 1.0) == 10.0
-    assert layer_pass_seconds(1.0, 10.0) == pytest.approx(10.0 + LAYERS_APART)
 
 
 @UNHURRIED
