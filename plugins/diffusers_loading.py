@@ -55,6 +55,7 @@ with lean_imports(), hidden(*UNUSED, before=LOOKING):
     import diffusers
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from diffusers.models.attention_dispatch import attention_backend
+    from huggingface_hub.errors import StrictDataclassError
 
 from . import diffusers_files
 from .diffusers_attention import RotatedAttention
@@ -75,6 +76,7 @@ _NETWORKS: dict[str, Any] = {
 }
 _TIED = frozenset({"encoder.embed_tokens.weight"})
 """Names of T5's input table, stored once under another name."""
+_DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError)
 
 
 MakeNetwork = Callable[[Path, torch.dtype], tuple[torch.nn.Module, Store | None]]
@@ -331,7 +333,7 @@ def _load_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, St
     )
     missing = set(report["missing_keys"]) - _TIED
     if missing:
-        raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)!r}")
+        raise ValueError(f"weights are missing, such as {min(missing)!r}")
     return network.eval().requires_grad_(requires_grad=False), None
 
 
@@ -371,19 +373,19 @@ DIFFUSERS = Library(
 
 
 def _load_small_parts(folder: Path) -> dict[str, Any]:
-    local = {"local_files_only": True}
-    return {
-        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", **local),
-        "tokenizer_2": T5TokenizerFast.from_pretrained(folder / "tokenizer_2", **local),
-        "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", **local),
-    }
+    kinds = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5TokenizerFast, "scheduler": FlowMatchEulerDiscreteScheduler}
+    loaded = {}
+    for name, kind in kinds.items():
+        with _damage_named(folder / name, (Exception,)):  # tokenizers raises no other
+            loaded[name] = kind.from_pretrained(folder / name, local_files_only=True)
+    return loaded
 
 
 @contextmanager
-def _damage_named(part: Path) -> Iterator[None]:
+def _damage_named(part: Path, kinds: tuple[type[Exception], ...] = _DAMAGE) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except kinds as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DamagedCheckpoint(f"{str(part)!r} cannot be loaded: {error}", hint="download the model again") from error

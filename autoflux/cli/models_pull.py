@@ -13,7 +13,7 @@ from autoflux.errors import ContradictoryWishes, UsageError
 from autoflux.models.hubs.names import catalogue_name, is_revision
 from autoflux.models.hubs.pull import Pulled, Watcher, pull
 from autoflux.models.hubs.values import HubId, Listing, Reference, RemoteFile, Source
-from autoflux.units import format_bytes
+from autoflux.units import counted, format_bytes
 
 LABEL_LENGTH = 40
 """Characters."""
@@ -61,7 +61,8 @@ class _Bars(Watcher):
         to_come = sum(file.size_bytes for file in missing)
         _say(f"{listing.repo_id} from {listing.source.label}, {listing.revision} ({listing.commit[:12]})")
         _say(_licence_line(listing))
-        _say(f"{_count(listing.files)}, {format_bytes(listing.size_bytes)}; {_amount(missing, here_bytes)}")
+        files = counted(len(listing.files), "file")
+        _say(f"{files}, {format_bytes(listing.size_bytes)}; {_amount(missing, here_bytes)}")
         if missing:
             self._whole = self._progress.add_task("all files", total=to_come)
             for file in sorted(missing, key=lambda file: file.size_bytes):
@@ -89,10 +90,6 @@ def _label(path: str) -> str:
     return path if len(path) <= LABEL_LENGTH else f"{folder[:18]}/…{name[-20:]}"
 
 
-def _count(files: Sequence[RemoteFile]) -> str:
-    return "1 file" if len(files) == 1 else f"{len(files)} files"
-
-
 def _licence_line(listing: Listing) -> str:
     if listing.licence is None:
         return "licence: the hub states none"
@@ -104,11 +101,11 @@ def _amount(missing: Sequence[RemoteFile], here_bytes: int) -> str:
     if not missing:
         return "all here"
     to_come = sum(file.size_bytes for file in missing) - here_bytes
-    return f"to download: {format_bytes(to_come)} in {_count(missing)}"
+    return f"to download: {format_bytes(to_come)} in {counted(len(missing), 'file')}"
 
 
 def _say(text: str) -> None:
-    stderr.print(text, style="dim", markup=False, soft_wrap=True)
+    stderr.print(text, style="dim", soft_wrap=True)
 
 
 def _tell(pulled: Pulled, *, as_json: bool) -> None:
@@ -117,7 +114,7 @@ def _tell(pulled: Pulled, *, as_json: bool) -> None:
     if as_json:
         succeed({"name": name, **pulled.to_data()})
         return
-    stdout.print(pulled.path, markup=False, soft_wrap=True)
+    stdout.print(pulled.path, soft_wrap=True)
     if pulled.offline:
         _say("offline: the hub was not asked whether there is something newer")
     _say(f"complete; use it with --model {name}")

@@ -8,13 +8,15 @@ import click
 
 from autoflux.cli.models_options import byte_progress, source_option, the_one
 from autoflux.cli.models_verify_packs import check_packs, show_packs
-from autoflux.cli.output import json_option, stderr, stdout, succeed
+from autoflux.cli.output import hint, json_option, stderr, stdout, succeed
+from autoflux.files import is_there
 from autoflux.models.hubs.cached import CachedModel
 from autoflux.models.hubs.stores import stores
 from autoflux.models.hubs.values import RemoteFile, Source
 from autoflux.models.hubs.verify import Verification, expected_files, verify
+from autoflux.paths import expanded
 from autoflux.plugin_manager import Plugins
-from autoflux.units import format_bytes
+from autoflux.units import counted, format_bytes
 
 
 @click.command("verify")
@@ -42,7 +44,7 @@ def command(ctx: click.Context, *, name: str, source: Source | None, as_json: bo
         show_packs(packs)
         if not verification and not packs:
             said = f"{name}: from no hub and without packs; there is nothing to compare it with"
-            stdout.print(said, markup=False, soft_wrap=True)
+            stdout.print(said, soft_wrap=True)
     if faulty:
         ctx.exit(1)
 
@@ -52,7 +54,9 @@ def _place(name: str, plugins: Plugins) -> Path | None:
     registered = {entry.name: Path(entry.path) for entry in plugins.models}
     if name in registered:
         return registered[name]
-    path = Path(name).expanduser()
+    path = expanded(name)
+    if not is_there(path):
+        return None
     return path.resolve() if path.is_dir() else path.absolute() if path.is_file() else None
 
 
@@ -70,13 +74,14 @@ def _read(model: CachedModel) -> Verification:
 
 def _show(verification: Verification) -> None:
     for file in verification.faulty:
-        stdout.print(f"{file.path} {file.fault}", markup=False, soft_wrap=True)
+        stdout.print(f"{file.path} {file.fault}", soft_wrap=True)
     unknown = sum(not file.checked for file in verification.files)
     if unknown:
-        stderr.print(f"{unknown} files have no checksum; their sizes were compared", style="dim")
+        stderr.print(f"without a checksum, compared by size: {counted(unknown, 'file')}", style="dim")
     if verification.faulty:
         mend = f"autoflux models pull {verification.repo_id} --source {verification.source} --repair"
-        stderr.print(f"[bold]try:[/]   {mend}", soft_wrap=True)
+        hint(mend)
         return
     size = format_bytes(sum(file.size_bytes for file in verification.files))
-    stdout.print(f"{verification.name}: {len(verification.files)} files, {size}, all as they should be", markup=False)
+    files = counted(len(verification.files), "file")
+    stdout.print(f"{verification.name}: {files}, {size}, all as they should be", soft_wrap=True)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from autoflux.errors import DamagedCheckpoint, UnsupportedModel
 from autoflux.models import gguf, weights
 from autoflux.models.formats import FORMATS
-from autoflux.models.naming import meaning_of
+from autoflux.models.naming import decoder_levels, meaning_of
 from autoflux.models.shapes import MLP_RATIO, Shape
 from autoflux.models.values import Component, Naming
+from autoflux.units import counted
 
 _SCALES = (".scale_weight", ".weight_scale")
 """What ComfyUI and others put in the place of `.weight` for the factor that narrow numbers are multiplied by."""
@@ -108,13 +109,14 @@ def find_parts(checkpoints: Iterable[Checkpoint], naming: Naming, prefix: str) -
         for key, stowed in checkpoint.tensors.items()
         if key.startswith(prefix)
     }
+    levels = decoder_levels(held)
     scales = {f"{key.removesuffix(end)}.weight": held[key] for key in held for end in _SCALES if key.endswith(end)}
     parts: dict[str, Part] = {}
     others: list[str] = []
     for key, (file, stowed) in held.items():
         if key.endswith((*_ASIDE, *_SCALES)):
             continue
-        meaning = meaning_of(naming, key, held)
+        meaning = meaning_of(naming, key, levels)
         if meaning is None:
             others.append(key)
             continue
@@ -135,7 +137,8 @@ class _Cut:
         rows = self._stowed.shape[0] if self._stowed.shape else 1
         if rows % (sum(shares) * (2 if self._swapped else 1)):
             raise DamagedCheckpoint(
-                f"{self._file!r} cannot be loaded: {self._key!r} has {rows} rows, which are not {len(names)} weights",
+                f"{self._file!r} cannot be loaded: {self._key!r} has {counted(rows, 'row')}, which are not "
+                f"{counted(len(names), 'weight')}",
                 hint="download the file again",
             )
         start = 0
@@ -194,7 +197,7 @@ def _begins_like_gguf(file: Path) -> bool:
         with file.open("rb") as opened:
             return opened.read(len(gguf.MAGIC)) == gguf.MAGIC
     except OSError as error:
-        raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error.strerror}") from error
+        raise weights.unreadable(file, error) from error
 
 
 def _digest(file: Path, header_bytes: int) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from autoflux.errors import DamagedCheckpoint
+from autoflux.errors import DamagedCheckpoint, UnsupportedModel
 from autoflux.models.checkpoints import Part, check_formats
 from autoflux.models.configs import CLASSES
 from autoflux.models.formats import FORMATS
-from autoflux.models.shapes import Shape, weights_of
+from autoflux.models.shapes import Shape, each_weight
 from autoflux.models.values import Architecture, Block, BlockList, Component, ParameterCount, Precision
+from autoflux.units import counted
 
 _BLOCK = re.compile(
     r"(?P<path>transformer_blocks|single_transformer_blocks|encoder\.block|encoder\.layers)\.(?P<index>\d+)\."
@@ -35,11 +36,11 @@ def make_component(
 
     Raises:
         DamagedCheckpoint: a weight is missing or has another shape.
-        UnsupportedModel: a weight has a format that is not known.
+        UnsupportedModel: a weight has a format that is not known, or the transformer has others than FLUX.1's.
     """
-    expected = _expected(name, config, origin)
-    kept = {weight: parts[weight] for weight in expected if weight in parts}
-    _check_shapes(expected, kept, origin)
+    kept = _needed(name, config, parts, origin)
+    if name == "transformer":
+        refuse_foreign(parts.keys() - kept.keys(), origin)
     check_formats(kept, name)
     blocks: dict[str, dict[int, dict[str, Part]]] = {}
     rest: dict[str, Part] = {}
@@ -68,28 +69,41 @@ def make_component(
     )
 
 
-def _expected(name: str, config: Mapping[str, Any], origin: str) -> dict[str, Shape]:
+def refuse_foreign(names: Collection[str], origin: str) -> None:
+    """Refuse a transformer with weights that would be left out.
+
+    Raises:
+        UnsupportedModel: there are any.
+    """
+    if names:
+        raise UnsupportedModel(
+            f"{origin!r} holds {counted(len(names), 'weight')} that FLUX.1 has not, such as {min(names)!r}",
+            hint="it is made for a changed FLUX, or quantized in a way that is not known",
+        )
+
+
+def _needed(name: str, config: Mapping[str, Any], parts: Mapping[str, Part], origin: str) -> dict[str, Part]:
+    """Those that the configuration names. Ends at the first that is missing: it may name more than memory holds."""
+    needed: dict[str, Part] = {}
     try:
-        return weights_of(name, config)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        for weight, shape in each_weight(name, config):
+            needed[weight] = _fitting(weight, shape, parts, origin)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise DamagedCheckpoint(
             f"the configuration in {origin!r} lacks or misstates {error}", hint="download the model again"
         ) from error
+    return needed
 
 
-def _check_shapes(expected: Mapping[str, Shape], parts: Mapping[str, Part], origin: str) -> None:
-    missing = expected.keys() - parts.keys()
-    if missing:
-        raise DamagedCheckpoint(
-            f"{origin!r} cannot be loaded: {len(missing)} weights are missing, such as {min(missing)!r}",
-            hint="download the model again",
-        )
-    for name, part in parts.items():
-        if part.shape != expected[name]:
-            raise DamagedCheckpoint(
-                f"{origin!r} cannot be loaded: {name!r} has the shape {part.shape}, needed is {expected[name]}",
-                hint="download the model again",
-            )
+def _fitting(weight: str, shape: Shape, parts: Mapping[str, Part], origin: str) -> Part:
+    part = parts.get(weight)
+    if part is None:
+        what = f"weights are missing, such as {weight!r}"
+    elif part.shape != shape:
+        what = f"{weight!r} has the shape {part.shape}, needed is {shape}"
+    else:
+        return part
+    raise DamagedCheckpoint(f"{origin!r} cannot be loaded: {what}", hint="download the model again")
 
 
 def _block(parts: Mapping[str, Part]) -> Block:

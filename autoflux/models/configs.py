@@ -162,14 +162,16 @@ def _vae(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "block_out_channels": widths,
         "layers_per_block": _count(shapes, "encoder.down_blocks.0.resnets"),
         "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "mid_block_add_attention": "decoder.mid_block.attentions.0.to_q.weight" in shapes,
         "use_quant_conv": "quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
     }
 
 
 def _count(names: Iterable[str], path: str) -> int:
+    """How many blocks are there, and not the highest of their numbers, which may be any."""
     numbered = re.compile(rf"{re.escape(path)}\.(\d+)\.")
-    return 1 + max((int(match[1]) for name in names if (match := numbered.match(name))), default=-1)
+    return len({match[1] for name in names if (match := numbered.match(name))})
 
 
 _TELLERS: dict[str, Callable[[Mapping[str, Shape]], dict[str, Any]]] = {

@@ -17,6 +17,7 @@ from autoflux.models.hubs.values import Reference
 from autoflux.models.inventory import FindBase, take_stock
 from autoflux.models.values import Family, Layout, Model
 from autoflux.models.weights import PICKLE_SUFFIXES
+from autoflux.paths import expanded
 
 _SUFFIXES = (".safetensors", ".gguf", *PICKLE_SUFFIXES)
 """By which a name that leads nowhere is known to be meant as a file."""
@@ -53,7 +54,7 @@ def _find(model: str, registered: Mapping[str, str], base: str | None) -> Model:
         return take_stock(Path(registered[model]), model)
     if not model.strip():
         raise UsageError("the name of the model is empty", hint="`autoflux models list` lists what is here")
-    path = Path(model).expanduser()
+    path = expanded(model)
     if is_there(path) or _is_file_name(model):
         return take_stock(path, find_base=_base_finder(path, base, registered))
     if reference := parse_reference(model, usual=default_source()):
@@ -100,9 +101,14 @@ def _find_base(base: str, registered: Mapping[str, str]) -> Path:
         return Path(registered[base])
     if not base.strip():
         raise UsageError("the name of the base is empty", hint="give the folder of a FLUX.1 model, or a name")
-    path = Path(base).expanduser()
-    if path.is_dir():
-        return path
+    path = expanded(base)
+    if is_there(path):
+        if path.is_dir():
+            return path
+        raise ModelNotFound(
+            f"the base {base!r} is a file, and a folder is needed",
+            hint="give the folder of a FLUX.1 model in the diffusers layout",
+        )
     if reference := parse_reference(base, usual=default_source()):
         if folder := _whole_folder(find_cached(reference, stores())):
             return folder

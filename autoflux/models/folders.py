@@ -10,8 +10,9 @@ import msgspec
 
 from autoflux.errors import DamagedCheckpoint, ModelNotFound, UnsafeCheckpoint, UnsupportedModel
 from autoflux.files import is_there
+from autoflux.models.config_values import check_values
 from autoflux.models.families import PIPELINES
-from autoflux.models.weights import PICKLE_SUFFIXES
+from autoflux.models.weights import PICKLE_SUFFIXES, unreadable
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
@@ -37,15 +38,19 @@ def read_index(folder: Path, components: Iterable[str]) -> dict[str, Any]:
             hint="give the folder of a model in the diffusers layout, or a single file",
         )
     index = read_json(folder / "model_index.json")
-    if index.get("_class_name") not in PIPELINES:
+    kind = index.get("_class_name")
+    if not isinstance(kind, str) or kind not in PIPELINES:
         raise UnsupportedModel(
-            f"{str(folder)!r} holds a {index.get('_class_name')!r}; known are {', '.join(PIPELINES)}",
+            f"{str(folder)!r} holds a {kind!r}; known are {', '.join(PIPELINES)}",
             hint="autoflux runs models of the FLUX family",
         )
     for part in components:
         entry = index.get(part)
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in _LIBRARIES):
-            raise UnsupportedModel(f"{str(folder)!r}: the component {part!r} is {entry!r}, not one of FLUX's own")
+            raise UnsupportedModel(
+                f"{str(folder)!r}: the component {part!r} is {entry!r}, not one of FLUX's own",
+                hint="autoflux runs no code that comes with a model; use another version of it",
+            )
     return index
 
 
@@ -71,14 +76,19 @@ def check_small_parts(folder: Path) -> None:
 
     Raises:
         ModelNotFound: one is missing.
+        DamagedCheckpoint: one cannot be read.
         UnsupportedModel: the scheduler is not FLUX's.
     """
     # transformers makes an empty tokenizer out of a folder without its files, and pictures of nothing follow.
     for part, alternatives in _SMALL_PARTS.items():
-        if not any((folder / part / name).is_file() for name in alternatives):
+        found = [file for name in alternatives if (file := folder / part / name).is_file()]
+        if not found:
             raise ModelNotFound(
                 f"{str(folder / part)!r} holds no {' or '.join(alternatives)}", hint="download the model again"
             )
+        for file in found:
+            if file.suffix == ".json":
+                _decoded(file, dict[str, msgspec.Raw])  # quick: 2 MB of words are looked through, not kept
     read_scheduler(folder)
 
 
@@ -87,13 +97,29 @@ def read_scheduler(folder: Path) -> dict[str, Any]:
 
     Raises:
         UnsupportedModel: it is not FLUX's.
+        DamagedCheckpoint: it cannot be read, or says what cannot be.
     """
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(file)
     if config.get("_class_name") != SCHEDULER:
         raise UnsupportedModel(
             f"the scheduler of {str(folder)!r} is {config.get('_class_name')!r}, needed is {SCHEDULER!r}",
             hint="download the model again",
         )
+    check_values("scheduler", config, file)
+    return config
+
+
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """The configuration of a network.
+
+    Raises:
+        ModelNotFound: it is missing.
+        DamagedCheckpoint: it cannot be read, or says what cannot be.
+    """
+    file = folder / part / "config.json"
+    config = read_json(file)
+    check_values(part, config, file)
     return config
 
 
@@ -102,14 +128,20 @@ def read_json(file: Path) -> dict[str, Any]:
 
     Raises:
         ModelNotFound: the file is missing.
-        DamagedCheckpoint: it is not a JSON object.
+        DamagedCheckpoint: it cannot be read, or is not a JSON object.
     """
-    try:
-        content = msgspec.json.decode(file.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelNotFound(f"{str(file)!r} is missing", hint="download the model again") from error
-    except (msgspec.MsgspecError, OSError, UnicodeDecodeError) as error:
-        raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error}", hint="download the file again") from error
+    content = _decoded(file, Any)
     if not isinstance(content, dict):
         raise DamagedCheckpoint(f"{str(file)!r} is not a JSON object", hint="download the file again")
     return content
+
+
+def _decoded(file: Path, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"{str(file)!r} is missing", hint="download the model again") from error
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error}", hint="download the file again") from error

@@ -7,17 +7,23 @@ lengths with numpy; this reads a bounded number of bytes and says which of them 
 from __future__ import annotations
 
 import struct
+from io import SEEK_CUR
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from autoflux.errors import DamagedCheckpoint, UnsupportedModel
 from autoflux.models.formats import GGML, Format
+from autoflux.models.weights import unreadable
+from autoflux.units import counted
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 HEADER_LIMIT = 64 * 2**20
 """Largest header that is read; FLUX's takes 60 kB, a language model's with its vocabulary some MB."""
+
+MOST_ENTRIES = 2**20
+"""Tensors, and metadata that is read one by one; FLUX has 800, the largest vocabularies 256,000 words."""
 
 _SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -54,7 +60,7 @@ def read_gguf(file: Path) -> GgufHeader:
         with file.open("rb") as opened:
             return _Reader(opened, size, file).header()
     except OSError as error:
-        raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error.strerror}") from error
+        raise unreadable(file, error) from error
 
 
 class _Reader:
@@ -65,6 +71,7 @@ class _Reader:
         self._limit = min(size, HEADER_LIMIT)
         self._size = size
         self._file = str(file)
+        self._announced = 0
 
     def header(self) -> GgufHeader:
         if self._take(4) != MAGIC:
@@ -73,7 +80,7 @@ class _Reader:
         if version not in VERSIONS:
             raise UnsupportedModel(f"{self._file!r} is GGUF version {version}; known are 2 and 3")
         # A tensor's entry takes at least 24 bytes, a metadata entry 13.
-        tensors, entries = self._count(24), self._count(13)
+        tensors, entries = self._listed(24), self._listed(13)
         metadata = dict(self._entry() for _ in range(entries))
         found = [self._tensor() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", 32)
@@ -93,13 +100,19 @@ class _Reader:
         if kind == _ARRAY:
             if depth > 1:
                 raise self._damage("its metadata nests too deep")
-            inner = self._integer("<I")
-            for _ in range(self._count(_least_bytes(inner))):
-                self._value(inner, depth + 1)
+            self._skip_array(self._integer("<I"), depth)
             return None
         if kind not in _SCALARS:
             raise self._damage(f"its metadata has a value of unknown kind {kind}")
         return self._number(_SCALARS[kind])
+
+    def _skip_array(self, kind: int, depth: int) -> None:
+        if kind in _SCALARS:
+            size = struct.calcsize(_SCALARS[kind])
+            self._opened.seek(self._count(size) * size, SEEK_CUR)
+            return
+        for _ in range(self._listed(8)):
+            self._value(kind, depth + 1)
 
     def _tensor(self) -> GgufTensor:
         name, dimensions = self._string(), self._integer("<I")
@@ -133,7 +146,7 @@ class _Reader:
             if end > self._size:
                 raise self._damage(f"{tensor.name!r} would end at byte {end:,} and the file has {self._size:,}")
         if tensors and self._size - end >= alignment:
-            raise self._damage(f"{self._size - end:,} bytes follow the last tensor")
+            raise self._damage(f"it goes on for {counted(self._size - end, 'byte')} after the last tensor")
         if len({tensor.name for tensor in tensors}) < len(tensors):
             raise self._damage("two tensors have the same name")
 
@@ -144,12 +157,20 @@ class _Reader:
         except UnicodeDecodeError as error:
             raise self._damage("a name in it is not UTF-8") from error
 
+    def _listed(self, least_bytes: int) -> int:
+        """A number of things that are read one by one."""
+        count = self._count(least_bytes)
+        self._announced += count
+        if self._announced > MOST_ENTRIES:
+            raise self._damage(f"it announces more than {MOST_ENTRIES:,} entries")
+        return count
+
     def _count(self, least_bytes: int) -> int:
         """A number of things of at least so many bytes each that are still to come."""
         count = self._integer("<Q")
         left = self._limit - self._opened.tell()
         if count * least_bytes > left:
-            raise self._damage(f"it announces {count:,} entries where {left:,} bytes are left")
+            raise self._damage(f"it announces more entries, {count:,}, than fit the rest, {counted(left, 'byte')}")
         return count
 
     def _integer(self, form: str) -> int:
@@ -169,7 +190,3 @@ class _Reader:
 
     def _damage(self, what: str) -> DamagedCheckpoint:
         return DamagedCheckpoint(f"{self._file!r} cannot be read as GGUF: {what}", hint="download the file again")
-
-
-def _least_bytes(kind: int) -> int:
-    return struct.calcsize(_SCALARS[kind]) if kind in _SCALARS else 8

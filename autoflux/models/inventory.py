@@ -12,10 +12,10 @@ import msgspec
 from autoflux.errors import DamagedCheckpoint, UnsupportedModel
 from autoflux.files import is_there
 from autoflux.models.checkpoints import Checkpoint, Located, Part, check_formats, find_parts, read_checkpoint
-from autoflux.models.components import architecture, make_component
+from autoflux.models.components import architecture, make_component, refuse_foreign
 from autoflux.models.configs import CLASSES, FLUX_DEV, SCHEDULERS, told_by_shapes
 from autoflux.models.families import DEFAULTS, tell_family, words_beside
-from autoflux.models.folders import check_file, check_small_parts, read_index, read_json, read_scheduler
+from autoflux.models.folders import check_file, check_small_parts, read_config, read_index, read_json, read_scheduler
 from autoflux.models.layouts import Place, recognise
 from autoflux.models.values import Component, Family, Layout, Model, Naming, Settings
 from autoflux.models.weights import weight_files
@@ -88,11 +88,8 @@ def _file(path: Path, name: str | None, find_base: FindBase | None) -> Model:
 
 def _complete(part: str, located: Located, path: Path) -> Located:
     """Refuse what does not tell its own sizes, or holds weights of another transformer."""
-    if part == "transformer" and located.others:
-        raise UnsupportedModel(
-            f"{str(path)!r} holds {len(located.others)} weights that FLUX.1 has not, such as {min(located.others)!r}",
-            hint="it is made for a changed FLUX, or quantized in a way that is not known",
-        )
+    if part == "transformer":
+        refuse_foreign(located.others, str(path))
     check_formats(located.parts, part)
     return located
 
@@ -147,7 +144,7 @@ def _settings(folder: Path, family: Family) -> Settings:
 
 
 def _from_folder(part: str, folder: Path) -> Component:
-    config = read_json(folder / part / "config.json")
+    config = read_config(folder, part)
     if method := config.get("quantization_config"):
         name = method.get("quant_method") if isinstance(method, dict) else method
         raise UnsupportedModel(
@@ -157,7 +154,19 @@ def _from_folder(part: str, folder: Path) -> Component:
     located = find_parts([read_checkpoint(file) for file in files], Naming.DIFFUSERS, "")
     if not located.parts:
         raise DamagedCheckpoint(f"the weights of {part!r} are empty", hint="download the model again")
+    _check_told(part, config, located.parts, folder / part)
     return make_component(part, config, located.parts, origin=str(folder / part), files=files, folder=folder / part)
+
+
+def _check_told(part: str, config: Config, parts: Mapping[str, Part], folder: Path) -> None:
+    """Refuse a configuration of another model than the weights are of: the libraries would leave out what is over."""
+    for key, told in _told(part, parts, folder).items():
+        said = config.get(key, told)
+        if told is not None and (type(said), said) != (type(told), told):
+            raise DamagedCheckpoint(
+                f"{str(folder)!r} cannot be loaded: {key!r} is {said!r} in its config.json and {told!r} in its weights",
+                hint="download the model again",
+            )
 
 
 def _from_file(part: str, checkpoint: Checkpoint, place: Place, located: Located, base: Path) -> Component:
@@ -170,7 +179,7 @@ def _config(part: str, parts: Mapping[str, Part], base: Path, origin: Path) -> d
     """What the shapes tell, and for the rest the base's configuration or FLUX.1's own."""
     told = _told(part, parts, origin)
     file = base / part / "config.json"
-    for rest in ([read_json(file)] if file.is_file() else []) + [FLUX_DEV[part]]:
+    for rest in ([read_config(base, part)] if file.is_file() else []) + [FLUX_DEV[part]]:
         if rest.get(_SIZES[part]) == told.get(_SIZES[part], rest.get(_SIZES[part])):
             return {**rest, **told}
     raise UnsupportedModel(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from autoflux.errors import UnsupportedModel
 from autoflux.models.values import Naming
+from autoflux.units import counted
 
 
 class Place(NamedTuple):
@@ -93,10 +94,12 @@ def recognise(keys: Collection[str], origin: str) -> dict[str, Place]:
     if foreign and ("transformer" not in found or foreign[0][1] != "the transformer"):
         what, advice = foreign[0]
         raise UnsupportedModel(f"{origin!r} holds {what}", hint=_ADVICE.get(advice, advice))
+    if not held:
+        raise UnsupportedModel(f"{origin!r} holds no tensors", hint=_ADVICE[""])
     if "transformer" not in found:
-        example = f", such as {min(held)!r}" if held else ""
         raise UnsupportedModel(
-            f"{origin!r} holds no FLUX transformer; its {len(held)} tensors have other names{example}",
+            f"{origin!r} holds no FLUX transformer, but {counted(len(held), 'tensor')} by other names, such as "
+            f"{min(held)!r}",
             hint=_ADVICE[""],
         )
     return found

@@ -65,7 +65,7 @@ _BFL_BLOCKS: dict[str, dict[str, tuple[str, ...]]] = {
 _BFL_PATHS = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
 _BFL_BLOCK = re.compile(r"(?P<list>double_blocks|single_blocks)\.(?P<index>\d+)\.(?P<layer>.+)")
 
-_LDM_BLOCK = re.compile(r"(?P<half>encoder|decoder)\.(?P<way>down|up)\.(?P<level>\d+)\.(?P<rest>.+)")
+_LDM_BLOCK = re.compile(r"(?P<half>encoder|decoder)\.(?P<way>down|up)\.(?P<level>\d{1,3})\.(?P<rest>.+)")
 _LDM_SPELLINGS = (
     (re.compile(r"\bblock\.(\d+)\."), r"resnets.\1."),
     (re.compile(r"\b(down|up)sample\."), r"\1samplers.0."),
@@ -85,16 +85,22 @@ _TIED = {"encoder.embed_tokens.weight": "shared.weight"}
 """T5's table of words goes by two names."""
 
 
-def meaning_of(naming: Naming, key: str, keys: Iterable[str]) -> Stored | None:
+def meaning_of(naming: Naming, key: str, levels: int = 0) -> Stored | None:
     """What the tensor stored as `key` (without prefix) holds, None if it is no weight of that naming.
 
-    `keys` are all of the component's, which the levels of the autoencoder are counted in.
+    `levels` are those of an autoencoder in its original names, by `decoder_levels`.
     """
     if naming == Naming.BFL:
         return _bfl(key)
     if naming == Naming.LDM:
-        return _ldm(key, keys)
+        return _ldm(key, levels)
     return Stored((plain_name(key),))
+
+
+def decoder_levels(keys: Iterable[str]) -> int:
+    """How many levels the decoder with these original names has."""
+    found = (match for key in keys if (match := _LDM_BLOCK.fullmatch(key)) and match["way"] == "up")
+    return 1 + max((int(match["level"]) for match in found), default=-1)
 
 
 def plain_name(name: str) -> str:
@@ -115,17 +121,13 @@ def _bfl(key: str) -> Stored | None:
     return Stored(tuple(f"{_BFL_PATHS[match['list']]}.{match['index']}.{part}.{kind}" for part in parts))
 
 
-def _ldm(key: str, keys: Iterable[str]) -> Stored:
+def _ldm(key: str, levels: int) -> Stored:
     if match := _LDM_BLOCK.fullmatch(key):
         level = int(match["level"])
         if match["way"] == "up":
             # The original counts the decoder's levels from full resolution, diffusers in the order they run.
-            level = _levels(keys) - 1 - level
+            level = levels - 1 - level
         key = f"{match['half']}.{match['way']}_blocks.{level}.{match['rest']}"
     for spelling, ours in _LDM_SPELLINGS:
         key = spelling.sub(ours, key)
     return Stored((key,))
-
-
-def _levels(keys: Iterable[str]) -> int:
-    return 1 + max(int(match["level"]) for key in keys if (match := _LDM_BLOCK.fullmatch(key)) and match["way"] == "up")

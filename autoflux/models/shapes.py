@@ -23,9 +23,18 @@ def weights_of(component: str, config: Config) -> dict[str, Shape]:
     """Name and shape of every weight of `component` (`transformer`, `vae`, …).
 
     Raises:
+        As `each_weight`.
+    """
+    return dict(each_weight(component, config))
+
+
+def each_weight(component: str, config: Config) -> Weights:
+    """The same one by one, for a configuration that may name more than there are.
+
+    Raises:
         KeyError, TypeError, ValueError: the configuration lacks or misstates what the message names.
     """
-    return dict(_MAKERS[component](config))
+    return _MAKERS[component](config)
 
 
 def transformer_weights(config: Config) -> Weights:

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 from autoflux.errors import DamagedCheckpoint, ModelNotFound, UnsafeCheckpoint
+from autoflux.files import is_there
+from autoflux.units import counted
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -23,7 +25,9 @@ _DISGUISES = (
 _MISTAKES = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights", "run `git lfs pull` in the model's repository"),
     (b"<", "a web page, not weights", "download the file again; the site may have asked for a login"),
+    (b"{", "JSON, such as a hub answers with instead of a file, not weights", "download the file again"),
 )
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -56,7 +60,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = [f for f in sorted(folder.glob("*.safetensors")) if ".fp16." not in f.name]
     if files:
         return files[:1]
-    pickles = [f for f in sorted(folder.iterdir()) if f.suffix in PICKLE_SUFFIXES]
+    pickles = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in PICKLE_SUFFIXES]
     if pickles:
         raise UnsafeCheckpoint(
             f"{str(pickles[0])!r} is a pickle file, which can run code when it is loaded, and is not accepted",
@@ -81,6 +85,13 @@ def weight_shapes(place: Path) -> dict[str, tuple[int, ...]]:
         As `weight_files` and `read_tensors`.
     """
     return {tensor.name: tensor.shape for file in files_of(place) for tensor in read_tensors(file)}
+
+
+def unreadable(file: Path, error: OSError) -> DamagedCheckpoint:
+    """The error for a file of a model that the system does not let be read."""
+    return DamagedCheckpoint(
+        f"{str(file)!r} cannot be read: {error.strerror or error}", hint="check what it is, and who may read it"
+    )
 
 
 def read_tensors(file: Path) -> Iterator[Tensor]:
@@ -133,19 +144,24 @@ def _sniff(file: Path) -> None:
         with file.open("rb") as opened:
             start = opened.read(32)
     except OSError as error:
-        raise DamagedCheckpoint(f"{str(file)!r} cannot be read: {error.strerror}") from error
+        raise unreadable(file, error) from error
     if len(start) < 8:
         what = f"is too short: {len(start)} of the 8 bytes that weights begin with" if start else "is empty"
         raise DamagedCheckpoint(f"{str(file)!r} {what}", hint="download the file again")
     # The first 8 bytes of safetensors are the header's length, and byte 9 opens its JSON.
-    if start[8:9] == b"{":
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= HEADER_LIMIT:
         return
     for magic, what in _DISGUISES:
         if start.startswith(magic):
             raise UnsafeCheckpoint(f"{str(file)!r} is {what}", hint="use the safetensors version of the model")
+    text = start.removeprefix(_BYTE_ORDER_MARK).lstrip()
     for magic, what, hint in _MISTAKES:
-        if start.lstrip().startswith(magic):
+        if text.startswith(magic):
             raise DamagedCheckpoint(f"{str(file)!r} is {what}", hint=hint)
+    if text.isascii() and (said := " ".join(text.decode().split())).isprintable():
+        raise DamagedCheckpoint(
+            f"{str(file)!r} is text, not weights: it begins with {said!r}", hint="download the file again"
+        )
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
@@ -171,18 +187,23 @@ def _reason(file: Path, error: Exception) -> str:
         return str(error)
     if end > size:
         return f"it is truncated: {size:,} of {end:,} bytes are there"
-    return f"{size - end:,} bytes follow the last tensor" if end < size else str(error)
+    return f"it goes on for {counted(size - end, 'byte')} after the last tensor" if end < size else str(error)
 
 
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(msgspec.json.decode(index.read_bytes())["weight_map"].values()))
         shards = [index.parent / name for name in names]
-    except (msgspec.MsgspecError, OSError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise unreadable(index, error) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{str(index)!r} cannot be read: {error}", hint="download the model again") from error
     for shard in shards:
         if shard.parent != index.parent or shard.name in ("", "..") or shard.suffix != ".safetensors":
-            raise DamagedCheckpoint(f"{str(index)!r} names {str(shard)!r}, which is not a weight file beside it")
-        if not shard.is_file():
+            raise DamagedCheckpoint(
+                f"{str(index)!r} names {str(shard)!r}, which is not a weight file beside it",
+                hint="download the model again",
+            )
+        if not (is_there(shard) and shard.is_file()):
             raise ModelNotFound(f"the shard {str(shard)!r} is missing", hint="download the model again")
     return shards

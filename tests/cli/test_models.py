@@ -101,7 +101,7 @@ def test_removing_asks_first(hub, capsys, monkeypatch):
     assert "nothing was removed" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert run(["models", "rm", REPO]) == 2
-    assert "--yes" in capsys.readouterr().err
+    assert "[y/N]: \nerror: removing a model needs a yes" in capsys.readouterr().err
     assert answer(capsys, "models", "rm", REPO, code=2)["error"]["hint"] == "add --yes"
     assert path.exists()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"y\n")))
@@ -154,6 +154,8 @@ BAD = {
     "odd revision": (["pull", REPO, "--revision", "../.."], 2, "cannot be the name of a revision"),
     "no such file": (["pull", REPO, "--file", "x.gguf"], 1, "no file there matches"),
     "nothing to verify": (["verify", REPO], 1, "not on this machine"),
+    "nothing of a name too long": (["verify", "a" * 300], 2, "no model of a hub named"),
+    "nothing of nobody": (["verify", "~nosuchuser/x"], 2, "no model of a hub named"),
     "nothing to remove": (["rm", "flux.1-dev", "--yes"], 1, "not on this machine"),
     "registered, not downloaded": (["rm", "sample", "--yes"], 2, "'sample' comes with a plugin"),
     "unknown command": (["remove"], 2, "remove"),

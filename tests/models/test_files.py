@@ -91,8 +91,13 @@ BROKEN = {
     "a few bytes": (lambda content: content[:7], DamagedCheckpoint, "is too short: 7 of the 8 bytes"),
     "truncated in the data": (lambda content: content[:-100], DamagedCheckpoint, "truncated: .* bytes are there"),
     "truncated in the header": (lambda content: content[:200], DamagedCheckpoint, "truncated within its header"),
-    "trailing bytes": (lambda content: content + b"xyz", DamagedCheckpoint, "3 bytes follow the last tensor"),
+    "trailing bytes": (lambda content: content + b"xyz", DamagedCheckpoint, "for 3 bytes after the last tensor"),
+    "a trailing byte": (lambda content: content + b"x", DamagedCheckpoint, "for 1 byte after the last tensor"),
     "web page": (lambda _: b"<!DOCTYPE html><html>log in</html>", DamagedCheckpoint, "web page"),
+    "web page with a mark": (lambda _: b"\xef\xbb\xbf<!DOCTYPE html><html>", DamagedCheckpoint, "web page"),
+    "a hub's error": (lambda _: b'{"error":"Repository not found"}', DamagedCheckpoint, "is JSON"),
+    "a hub's error in braces": (lambda _: b'{"data":{"status":404}}', DamagedCheckpoint, "is JSON"),
+    "a hub's words": (lambda _: b"Entry not\nfound\n", DamagedCheckpoint, "is text, .* 'Entry not found'"),
     "git-lfs pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid", DamagedCheckpoint, "git-lfs"),
     "oversized header": (lambda _: struct.pack("<Q", 2**62) + b"{" * 64, DamagedCheckpoint, "are the most"),
     "overlapping": (_edited(_overlap), DamagedCheckpoint, "cannot be read"),
@@ -141,6 +146,18 @@ CHANGED = {
         "shape",
     ),
     "a scalar": (lambda held: held.update({"txt_in.weight": torch.zeros(())}), DamagedCheckpoint, "lacks or misshapes"),
+    "a block of another number": (
+        lambda held: held.update(
+            {"double_blocks.99999999.img_attn.proj.weight": held.pop("double_blocks.1.img_attn.proj.weight")}
+        ),
+        DamagedCheckpoint,
+        "'transformer_blocks.1.attn.to_out.0.weight'",
+    ),
+    "a weight too many": (
+        lambda held: held.update({"double_blocks.0.ip_adapter.weight": torch.zeros(1)}),
+        UnsupportedModel,
+        "holds 1 weight that",
+    ),
     "foreign weights": (
         lambda held: held.update({"double_blocks.0.ip_adapter.weight": torch.zeros(1)}),
         UnsupportedModel,
@@ -203,7 +220,7 @@ def test_another_model_is_named(tmp_path, tiny_model, what):
 
 def test_a_file_without_tensors_is_refused(tmp_path):
     save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(UnsupportedModel, match="0 tensors"):
+    with pytest.raises(UnsupportedModel, match="holds no tensors"):
         find(str(tmp_path / "model.safetensors"), {})
 
 
@@ -224,6 +241,8 @@ def test_without_a_base_it_says_how_to_give_one(file, tmp_path, monkeypatch):
         find(str(file), {}, "nonsense")
     with pytest.raises(UsageError, match="base is empty"):
         find(str(file), {}, "")
+    with pytest.raises(ModelNotFound, match="is a file, and a folder is needed"):
+        find(str(file), {}, str(file))
     with pytest.raises(ModelNotFound, match="not on this machine") as caught:
         find(str(file), {}, "flux.1-dev")
     assert caught.value.hint == "autoflux models pull flux.1-dev"
@@ -265,6 +284,21 @@ def test_names_are_told_from_paths():
     with pytest.raises(ModelNotFound, match="no model at"):
         find("missing.safetensors", {})
     assert find("FLUX.1-Krea".lower(), {}).name == "flux.1-krea-dev"
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "~nosuchuser/x.safetensors", "a" * 300 + "/x", "a" * 300 + ".gguf"])
+def test_what_cannot_be_a_path_is_no_model(file, path):
+    with pytest.raises(ModelNotFound):
+        find(path, {})
+    with pytest.raises(ModelNotFound, match="neither a folder"):
+        find(str(file), {}, path)
+
+
+def test_names_for_diffusers_are_checked_as_those_of_black_forest_labs(tiny_model, tmp_path):
+    held = load_file(tiny_model / "transformer" / WEIGHTS)
+    save_file(held | {"transformer_blocks.0.ip_adapter.weight": torch.zeros(1)}, tmp_path / "flux.safetensors")
+    with pytest.raises(UnsupportedModel, match="ip_adapter"):
+        find(str(tmp_path / "flux.safetensors"), {}, str(tiny_model))
 
 
 @settings(max_examples=150, deadline=None)

@@ -66,6 +66,16 @@ LYING = {
         DamagedCheckpoint,
         "announces",
     ),
+    "an array of more than can be read": (
+        _gguf(_tensor(), counts=(1, 1), entries=_string("k") + struct.pack("<IIQ", 9, 8, 2**20) + bytes(8 * 2**20)),
+        DamagedCheckpoint,
+        "announces more than 1,048,576 entries",
+    ),
+    "an array of many numbers": (
+        _gguf(_tensor(), counts=(1, 1), entries=_string("k") + struct.pack("<IIQ", 9, 0, 2**24) + bytes(2**24)),
+        None,
+        "",
+    ),
     "nested without end": (
         _gguf(_tensor(), counts=(1, 1), entries=_string("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9),
         DamagedCheckpoint,
@@ -88,7 +98,7 @@ LYING = {
     "askew": (_gguf(_tensor(offset=3)), DamagedCheckpoint, "not aligned"),
     "overlapping": (_gguf(_tensor("a"), _tensor("b", offset=128)), DamagedCheckpoint, "overlaps"),
     "twice": (_gguf(_tensor("a"), _tensor("a", offset=256), data=512), DamagedCheckpoint, "same name"),
-    "trailing bytes": (_gguf(_tensor(), data=256 + 4096), DamagedCheckpoint, "4,096 bytes follow"),
+    "trailing bytes": (_gguf(_tensor(), data=256 + 4096), DamagedCheckpoint, "for 4,096 bytes after"),
     "part of a block": (_gguf(_tensor(shape=(33, 2), kind=8)), DamagedCheckpoint, "whole blocks"),
     "no elements": (_gguf(_tensor(shape=(0, 2))), DamagedCheckpoint, "whole blocks"),
     "five dimensions": (_gguf(_tensor(shape=(1, 1, 1, 1, 64))), DamagedCheckpoint, "5 dimensions"),

@@ -91,8 +91,9 @@ def test_the_revision_follows_the_weights_layout_and_the_configuration(tiny_mode
 def test_without_settings_the_model_family_decides(tiny_copy: Path):
     (tiny_copy / "autoflux.json").unlink()
     assert take_stock(tiny_copy).defaults.steps == 28
-    config = tiny_copy / "transformer" / "config.json"
-    config.write_text(config.read_text().replace('"guidance_embeds": true', '"guidance_embeds": false'))
+    _edit_json("transformer/config.json", guidance_embeds=False)(tiny_copy)
+    transformer = tiny_copy / "transformer" / WEIGHTS
+    save_file({n: t for n, t in load_file(transformer).items() if ".guidance_embedder." not in n}, transformer)
     assert take_stock(tiny_copy).defaults.steps == 4
 
 
@@ -118,11 +119,24 @@ def _truncate(path: str, keep: int):
 def _to_pickle(folder: Path) -> None:
     tensors = load_file(folder / "vae" / WEIGHTS)
     (folder / "vae" / WEIGHTS).unlink()
-    torch.save(tensors, folder / "vae" / "diffusion_pytorch_model.bin")
+    torch.save(tensors, folder / "vae" / "diffusion_pytorch_model.BIN")
 
 
 def _torch_zip(folder: Path) -> None:
     torch.save({"a": torch.zeros(2)}, folder / "vae" / WEIGHTS)
+
+
+def _loop(path: str):
+    def damage(folder: Path) -> None:
+        (folder / path).unlink()
+        (folder / path).symlink_to((folder / path).name)
+
+    return damage
+
+
+def _add_weight(folder: Path) -> None:
+    file = folder / "transformer" / WEIGHTS
+    save_file(load_file(file) | {"transformer_blocks.0.ip_adapter.weight": torch.zeros(1)}, file)
 
 
 def _index_outside(folder: Path) -> None:
@@ -147,11 +161,21 @@ BROKEN = {
         UnsupportedModel,
         "Stable",
     ),
+    "a list for a pipeline": (_edit_json("model_index.json", _class_name=["a"]), UnsupportedModel, "known are"),
     "custom code": (_edit_json("model_index.json", vae=["my_code", "Vae"]), UnsupportedModel, "my_code"),
     "no encoder": (_edit_json("model_index.json", text_encoder_2=[None, None]), UnsupportedModel, "text_encoder_2"),
     "component missing": (_remove("vae"), ModelNotFound, "vae"),
     "config missing": (_remove("transformer/config.json"), ModelNotFound, "config.json"),
     "config lacks a size": (_write("transformer/config.json", b"{}"), DamagedCheckpoint, "num_attention_heads"),
+    "config without end": (_write("vae/config.json", b"[" * 100_000), DamagedCheckpoint, "cannot be read"),
+    "config is a loop": (
+        _loop("vae/config.json"),
+        DamagedCheckpoint,
+        "config.json' cannot be read: Too many levels of symbolic links$",
+    ),
+    "weights are a loop": (_loop(f"vae/{WEIGHTS}"), DamagedCheckpoint, "cannot be read: Too many levels"),
+    "a weight too many": (_add_weight, UnsupportedModel, "ip_adapter"),
+    "tokenizer truncated": (_truncate("tokenizer/tokenizer.json", 100), DamagedCheckpoint, "tokenizer.json' cannot be"),
     "tokenizer missing": (_remove("tokenizer/tokenizer.json"), ModelNotFound, "tokenizer.json or vocab.json"),
     "second tokenizer missing": (_remove("tokenizer_2"), ModelNotFound, "spiece.model"),
     "scheduler missing": (_remove("scheduler"), ModelNotFound, "scheduler_config.json"),
@@ -172,10 +196,15 @@ BROKEN = {
         DamagedCheckpoint,
         "git-lfs",
     ),
-    "pickle only": (_to_pickle, UnsafeCheckpoint, "pickle"),
+    "pickle only": (_to_pickle, UnsafeCheckpoint, "is a pickle file"),
     "torch file under a false name": (_torch_zip, UnsafeCheckpoint, "pickle"),
     "bare pickle under a false name": (_write(f"vae/{WEIGHTS}", pickle.dumps([1] * 9)), UnsafeCheckpoint, "pickle"),
     "index names a file outside": (_index_outside, DamagedCheckpoint, "not a weight file beside it"),
+    "index names what no name can be": (
+        _write(f"vae/{WEIGHTS}.index.json", json.dumps({"weight_map": {"a": "a" * 300 + ".safetensors"}}).encode()),
+        ModelNotFound,
+        "the shard .* is missing",
+    ),
     "index is rubbish": (_write(f"vae/{WEIGHTS}.index.json", b"{}"), DamagedCheckpoint, "index.json"),
     "settings with an unknown key": (_write("autoflux.json", b'{"default": {}}'), DamagedFile, "default"),
 }
@@ -188,6 +217,62 @@ def test_a_broken_model_is_named_with_what_to_do(tiny_copy: Path, case: str):
     with pytest.raises(kind, match=words) as caught:
         take_stock(tiny_copy)
     assert type(caught.value) is kind
+    assert caught.value.hint
+
+
+MISSTATED = [
+    ("transformer", "num_layers", 1),  # the libraries would leave the other out
+    ("transformer", "num_layers", -1),
+    ("transformer", "num_layers", 10**8),
+    ("transformer", "num_layers", "2"),
+    ("transformer", "num_layers", 2.5),
+    ("transformer", "num_single_layers", True),
+    ("transformer", "guidance_embeds", False),
+    ("transformer", "axes_dims_rope", [4, 4, 4]),
+    ("transformer", "axes_dims_rope", [5, 5, 6]),
+    ("transformer", "axes_dims_rope", 16),
+    ("text_encoder", "num_hidden_layers", 1),
+    ("text_encoder", "num_attention_heads", 5),
+    ("text_encoder", "num_attention_heads", 0),
+    ("text_encoder_2", "num_layers", 1),
+    ("text_encoder_2", "num_heads", 4),
+    ("vae", "layers_per_block", 0),
+    ("vae", "block_out_channels", [8, 8, 16]),
+    ("vae", "block_out_channels", [8, 8, "16", 16]),
+    ("vae", "mid_block_add_attention", False),
+    ("vae", "norm_num_groups", 7),
+    ("vae", "scaling_factor", 0),
+    ("vae", "scaling_factor", "x"),
+    ("vae", "shift_factor", []),
+    ("scheduler", "num_train_timesteps", 10**9),
+    ("scheduler", "shift", "x"),
+    ("scheduler", "base_shift", "x"),
+]
+
+
+@pytest.mark.parametrize(("part", "key", "value"), MISSTATED, ids=str)
+def test_a_configuration_that_cannot_be_is_named_with_the_key(tiny_copy: Path, part: str, key: str, value: object):
+    file = "scheduler_config.json" if part == "scheduler" else "config.json"
+    _edit_json(f"{part}/{file}", **{key: value})(tiny_copy)
+    with pytest.raises(DamagedCheckpoint) as caught:
+        take_stock(tiny_copy)
+    for words in (f"/{part}", "config.json", repr(key), repr(value)):
+        assert words in caught.value.message
+    assert caught.value.hint
+
+
+def test_what_published_folders_hold_beside_the_weights_is_no_fault(tiny_copy: Path):
+    """Tables that newer libraries compute, a projection that only whole CLIPs use, and T5's table by its other name."""
+    clip, t5 = (tiny_copy / part / "model.safetensors" for part in ("text_encoder", "text_encoder_2"))
+    before = take_stock(tiny_copy)
+    old = {f"text_model.{name}": tensor for name, tensor in load_file(clip).items()}
+    more = {"text_model.embeddings.position_ids": torch.arange(77), "text_projection.weight": torch.ones(32, 32)}
+    save_file(old | more, clip)
+    held = load_file(t5)
+    save_file(held | {"encoder.embed_tokens.weight": held["shared.weight"].clone()}, t5)
+    assert [c.parameter_count for c in take_stock(tiny_copy).components] == [
+        c.parameter_count for c in before.components
+    ]
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path):

@@ -9,7 +9,7 @@ from diffusers.loaders.single_file_utils import (
 )
 
 from autoflux.models.configs import FLUX_DEV
-from autoflux.models.naming import meaning_of
+from autoflux.models.naming import decoder_levels, meaning_of
 from autoflux.models.shapes import weights_of
 from autoflux.models.values import Naming
 from tests.layouts import join_shapes, to_bfl, to_ldm
@@ -26,7 +26,7 @@ def test_the_transformer_is_taken_apart_as_diffusers_does():
     expected = convert_flux_transformer_checkpoint_to_diffusers(dict(stored))
     found = {}
     for key, rows in stored.items():
-        meaning = meaning_of(Naming.BFL, key, stored)
+        meaning = meaning_of(Naming.BFL, key)
         shares = [4 if "proj_mlp" in name else 1 for name in meaning.names]
         cut = rows.split([len(rows) // sum(shares) * share for share in shares]) if len(shares) > 1 else [rows]
         cut = [torch.cat(list(reversed(rows.chunk(2))))] if meaning.swapped else cut
@@ -41,13 +41,20 @@ def test_the_autoencoder_is_named_as_diffusers_does():
     numbers = {name: torch.full((1,) * len(shape), i) for i, (name, shape) in enumerate(shapes.items())}
     stored = to_ldm(numbers, lambda weight: weight[..., None, None])
     expected = convert_ldm_vae_checkpoint(dict(stored), config)
-    found = {meaning_of(Naming.LDM, key, stored).names[0]: number for key, number in stored.items()}
+    levels = decoder_levels(stored)
+    found = {meaning_of(Naming.LDM, key, levels).names[0]: number for key, number in stored.items()}
     assert found.keys() == expected.keys() == shapes.keys()
     assert all(found[name].item() == expected[name].item() for name in expected)
     assert "decoder.up.0.block.0.nin_shortcut.weight" in stored
     assert "encoder.mid.attn_1.proj_out.weight" in stored
 
 
+def test_a_level_that_no_number_holds_is_no_level():
+    name = f"decoder.up.{'9' * 5000}.block.0.conv1.weight"
+    assert decoder_levels([name, "decoder.up.3.block.0.conv1.weight"]) == 4
+    assert "up_blocks" not in meaning_of(Naming.LDM, name, 4).names[0]
+
+
 def test_what_flux_has_not_means_nothing():
     for key in ("double_blocks.0.img_attn.lora.weight", "distilled_guidance_layer.in_proj.weight", "single_blocks.0"):
-        assert meaning_of(Naming.BFL, key, ()) is None
+        assert meaning_of(Naming.BFL, key) is None

@@ -251,6 +251,21 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tiny_copy, file
         autoflux.load(str(tiny_copy), wishes=Wishes(device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("tokenizer/tokenizer.json", "model", {}),
+        ("tokenizer_2/tokenizer.json", "pre_tokenizer", {"type": "none"}),
+        ("text_encoder/config.json", "layer_norm_eps", "x"),
+    ],
+)
+def test_what_only_loading_finds_out_is_named_with_its_folder(tiny_copy, file, key, value):
+    place = tiny_copy / file
+    place.write_text(json.dumps(json.loads(place.read_text()) | {key: value}))
+    with pytest.raises(DamagedCheckpoint, match=f"{place.parent.name}' cannot be loaded"):
+        autoflux.load(str(tiny_copy), wishes=Wishes(device="cpu"))
+
+
 def test_a_visiting_component_keeps_its_weights_in_ram():
     layer = torch.nn.Linear(4, 4)
     home, expected = layer.weight.data_ptr(), layer(torch.ones(4))

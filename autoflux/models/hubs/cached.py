@@ -15,6 +15,7 @@ from autoflux.models.hubs.names import catalogue_name
 from autoflux.models.hubs.selection import INDEX, needed_files
 from autoflux.models.hubs.stores import PARTIAL_SUFFIX, RECORDS, Store
 from autoflux.models.hubs.values import HubId, Record, Reference, RemoteFile, Source
+from autoflux.units import counted
 from autoflux.values import Value
 
 _SINGLE_SUFFIXES = (".safetensors", ".gguf")
@@ -112,7 +113,7 @@ def model_path(model: CachedModel, file: str | None = None) -> Path:
     if not model.complete:
         listed = ", ".join(model.missing[:3]) + (" …" if len(model.missing) > 3 else "")
         raise ModelNotFound(
-            f"{model.name!r} is on this machine only in part: {len(model.missing)} files are missing ({listed})",
+            f"{model.name!r} is on this machine only in part: {counted(len(model.missing), 'file')} missing ({listed})",
             hint=f"autoflux models pull {model.repo_id} --source {model.source}",
         )
     folder = Path(model.path)

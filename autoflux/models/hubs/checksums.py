@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoflux.models.hubs.values import RemoteFile
+from autoflux.units import counted
 
 CHUNK_BYTES = 1 << 20
 
@@ -52,7 +53,7 @@ def fault(path: Path, file: RemoteFile, on_bytes: OnBytes = lambda _count: None)
     if not path.is_file():
         return "is missing"
     if (size := path.stat().st_size) != file.size_bytes:
-        return f"has {size:,} bytes, not {file.size_bytes:,}"
+        return f"has {counted(size, 'byte')}, not {file.size_bytes:,}"
     checksum = Checksum(file)
     try:
         checksum.feed_file(path, on_bytes)

@@ -16,7 +16,7 @@ import httpx
 from autoflux.errors import AccessDenied, DamagedDownload, HubUnavailable, ModelNotFound
 from autoflux.models.hubs.names import known_names
 from autoflux.models.hubs.stores import Store, stores
-from autoflux.models.hubs.transport import Patience, Wire, connect
+from autoflux.models.hubs.transport import Patience, Wire, connect, said
 from autoflux.models.hubs.values import Licence, Listing, RemoteFile, Source
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -55,14 +55,13 @@ class Hub(ABC):
 
     def not_found(self, repo_id: str, response: httpx.Response) -> NoReturn:
         """Raises ModelNotFound, with the closest name that is known."""
-        said = response.headers.get("X-Error-Message") or f"it answered {response.status_code}"
+        other = self.wire.source.other
         close = difflib.get_close_matches(repo_id, known_names(), n=1, cutoff=0.75)
-        other = next(source for source in Source if source != self.wire.source)
         raise ModelNotFound(
-            f"{self.wire.source.label} has no model {repo_id!r} that you may see ({said})",
+            f"{self.wire.source.label} has no model {repo_id!r} that you may see ({_said(response)})",
             hint=f"did you mean {close[0]!r}?"
             if close and close[0] != repo_id
-            else f"check the name at {self.page(repo_id)}, or look on the other hub with --source {other}",
+            else f"check the name at {self.page(repo_id)}, or look on {other.label} with --source {other}",
         )
 
 
@@ -96,10 +95,17 @@ class HuggingFace(Hub):
         if response.status_code in (200, 206):
             return
         code = response.headers.get("X-Error-Code", "")
-        if code == "GatedRepo" or response.status_code == 403:
+        again = "log in with `hf auth login`, and run the command again"
+        if code == "GatedRepo":
             raise AccessDenied(
                 f"{repo_id!r} is gated: its owners want their terms accepted before it can be downloaded",
-                hint=f"accept them at {self.page(repo_id)}, log in with `hf auth login`, and run the command again",
+                hint=f"accept them at {self.page(repo_id)}, {again}",
+            )
+        if response.status_code == 403:
+            raise AccessDenied(
+                f"Hugging Face refuses {repo_id!r} ({_said(response)}): it may be gated, or closed to your account, "
+                "token or network",
+                hint=f"see {self.page(repo_id)}, accept its terms if it has any, {again}",
             )
         if code == "RevisionNotFound":
             raise ModelNotFound(f"{repo_id!r} has no such revision", hint=f"see {self.page(repo_id)}/tree/main")
@@ -107,7 +113,7 @@ class HuggingFace(Hub):
             raise AccessDenied("Hugging Face does not accept your token", hint="log in again with `hf auth login`")
         if response.status_code in (401, 404):
             self.not_found(repo_id, response)
-        raise self.wire.unavailable(f"answered {response.status_code}")
+        raise self.wire.answered(response.status_code)
 
     def _licence(self, repo_id: str, card: object) -> Licence | None:
         if not isinstance(card, dict):
@@ -155,7 +161,7 @@ class ModelScope(Hub):
             )
         if response.status_code in (400, 404):
             self.not_found(repo_id, response)
-        raise self.wire.unavailable(f"answered {response.status_code}")
+        raise self.wire.answered(response.status_code)
 
     def _data(self, repo_id: str, path: str) -> dict[str, Any]:
         answer = self.wire.get_json(path, lambda response: self.refuse(repo_id, response))
@@ -184,6 +190,11 @@ def open_hub(
 def offline(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether `HF_HUB_OFFLINE` forbids the network; it counts for both hubs."""
     return environment.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _said(response: httpx.Response) -> str:
+    """The hub's own words about a refusal, else its status."""
+    return response.headers.get("X-Error-Message") or f"it {said(response.status_code)}"
 
 
 def _endpoint(source: Source, environment: Mapping[str, str]) -> str:

@@ -121,7 +121,7 @@ def _single(files: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
 
 def _refuse_pickles(files: Iterable[RemoteFile]) -> None:
     for file in files:
-        if file.path.endswith(PICKLE_SUFFIXES):
+        if file.path.lower().endswith(PICKLE_SUFFIXES):
             raise UnsafeCheckpoint(
                 f"{file.path!r} is a pickle file, which can run code when it is loaded, and is not accepted",
                 hint="use the safetensors version of the model",

@@ -22,6 +22,7 @@ from autoflux.files import write_atomic
 from autoflux.models.hubs.names import is_repo_id, is_revision
 from autoflux.models.hubs.selection import check_paths
 from autoflux.models.hubs.values import Listing, Record, RemoteFile, Source
+from autoflux.paths import expanded
 
 RECORDS = ".autoflux"
 PARTIAL_SUFFIX = ".incomplete"
@@ -103,9 +104,9 @@ class HuggingFaceStore(Store):
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> HuggingFaceStore:
         if given := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
-            return cls(Path(given).expanduser())
+            return cls(expanded(given))
         base = environment.get("XDG_CACHE_HOME") or "~/.cache"
-        return cls(Path(environment.get("HF_HOME") or f"{base}/huggingface").expanduser() / "hub")
+        return cls(expanded(environment.get("HF_HOME") or f"{base}/huggingface") / "hub")
 
     def folder(self, repo_id: str) -> Path:
         return self.root / f"models--{repo_id.replace('/', '--')}"
@@ -167,7 +168,7 @@ class ModelScopeStore(Store):
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> ModelScopeStore:
-        return cls(Path(environment.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser())
+        return cls(expanded(environment.get("MODELSCOPE_CACHE") or "~/.cache/modelscope"))
 
     def folder(self, repo_id: str) -> Path:
         return self._older(repo_id) or self.root / "models" / repo_id.replace("/", "--")

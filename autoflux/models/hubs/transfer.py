@@ -15,6 +15,7 @@ from autoflux.errors import AutofluxError, DamagedDownload, DiskFull, OutputUnwr
 from autoflux.models.hubs.checksums import Checksum
 from autoflux.models.hubs.transport import Passing, Wire, explain, raise_if_passing
 from autoflux.models.hubs.values import RemoteFile
+from autoflux.units import counted
 
 Refuse = Callable[[httpx.Response], None]
 OnBytes = Callable[[int], None]
@@ -139,8 +140,8 @@ class _Filling:
         if self._done + len(chunk) > self._file.size_bytes:
             self._partial.unlink(missing_ok=True)
             raise DamagedDownload(
-                f"the hub sends more than the {self._file.size_bytes:,} bytes that {self._file.path!r} should have; "
-                "it was deleted",
+                f"the hub sends more than the {counted(self._file.size_bytes, 'byte')} that {self._file.path!r} should "
+                "have; it was deleted",
                 hint="try again later, or take the model from the other hub with --source",
             )
         target.write(chunk)

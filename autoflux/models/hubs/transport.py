@@ -39,10 +39,17 @@ class Passing(Exception):
     """A failure that may pass: worth another try."""
 
     def __init__(
-        self, what: str, *, tries: int | None = None, wait_seconds: float | None = None, progressed: bool = False
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        tries: int | None = None,
+        wait_seconds: float | None = None,
+        progressed: bool = False,
     ) -> None:
         super().__init__(what)
         self.what = what
+        self.status = status
         self.tries = tries
         self.wait_seconds = wait_seconds
         self.progressed = progressed
@@ -104,17 +111,26 @@ class Wire:
             except Passing as error:
                 failures = 1 if error.progressed else failures + 1
                 if failures >= min(self.patience.tries, error.tries or self.patience.tries):
-                    raise self.unavailable(error.what) from error
+                    raise self.unavailable(error.what, error.status) from error
                 pause = 0.0 if error.progressed else self.patience.pause(failures, error.wait_seconds)
                 if pause and self.stop.wait(pause):
                     raise Stopped from error
 
-    def unavailable(self, what: str) -> HubUnavailable:
-        return HubUnavailable(
-            f"{self.source.label} at {self.endpoint} {what}",
-            hint=f"check the network, HTTPS_PROXY and {ENDPOINTS[self.source]}, then run the command again: "
-            "it goes on where it stopped",
-        )
+    def unavailable(self, what: str, status: int | None = None) -> HubUnavailable:
+        """What to raise about a hub that `what`; the status of its answer tells what to try."""
+        again = "run the command again: it goes on where it stopped"
+        if status == 429:
+            hint = f"it was asked too often: wait some minutes, then {again}"
+        elif status is not None and status >= 500:
+            hint = f"the fault is on its side: later {again}, or take the model from {self.source.other.label} with "
+            hint += f"--source {self.source.other}"
+        else:
+            hint = f"check the network, HTTPS_PROXY and {ENDPOINTS[self.source]}, then {again}"
+        return HubUnavailable(f"{self.source.label} at {self.endpoint} {what}", hint=hint)
+
+    def answered(self, status: int) -> HubUnavailable:
+        """What to raise about an answer that nobody foresaw."""
+        return self.unavailable(said(status), status)
 
     def _get_json(self, path: str, refuse: Callable[[httpx.Response], None]) -> dict[str, Any]:
         try:
@@ -122,7 +138,7 @@ class Wire:
                 raise_if_passing(response)
                 refuse(response)
                 if response.status_code != 200:
-                    raise self.unavailable(f"answered {response.status_code} for {path.partition('?')[0]}")
+                    raise self.answered(response.status_code)
                 data = self._read(response)
         except httpx.InvalidURL as error:
             raise self.unavailable(f"cannot be asked: {error}") from error
@@ -160,7 +176,13 @@ def connect() -> httpx.Client:
 def raise_if_passing(response: httpx.Response) -> None:
     """Raises Passing for an answer such as 429 or 503, with the wait that it asks for."""
     if response.status_code in PASSING_STATUS:
-        raise Passing(f"answered {response.status_code}", wait_seconds=_wait(response.headers.get("Retry-After")))
+        wait = _wait(response.headers.get("Retry-After"))
+        raise Passing(said(response.status_code), status=response.status_code, wait_seconds=wait)
+
+
+def said(status: int) -> str:
+    """A status in words, for a sentence that begins with the hub."""
+    return f"answered {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
 
 
 def explain(error: httpx.TransportError) -> str:

@@ -18,6 +18,11 @@ class Source(StrEnum):
         """The name that people know it by."""
         return {"huggingface": "Hugging Face", "modelscope": "ModelScope"}[self.value]
 
+    @property
+    def other(self) -> Source:
+        """The hub that may have what this one has not."""
+        return next(source for source in Source if source != self)
+
 
 class HubId(Value, frozen=True, kw_only=True):
     """A model on one hub; `repo_id` is `owner/name`."""

@@ -322,6 +322,37 @@ def test_a_gated_model_says_where_to_accept_its_terms(hub, small, source, store)
     assert len(hub.downloads()) == 1
 
 
+def test_a_refusal_without_a_reason_is_not_taken_for_a_gate(hub, small, source):
+    hub.faults["api"] = [Fault(status=403)]
+    with pytest.raises(AccessDenied) as caught:
+        get(small)
+    assert "is gated" not in caught.value.message
+    if source == Source.HUGGINGFACE:
+        assert "it answered 403 Forbidden" in caught.value.message
+        assert "may be gated, or closed to your account" in caught.value.message
+    assert f"{hub.url}/" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "what", "words"),
+    [
+        (429, "answered 429 Too Many Requests", "wait some minutes"),
+        (500, "answered 500 Internal Server Error", "--source"),
+        (503, "answered 503 Service Unavailable", "--source"),
+        (520, "answered 520", "--source"),
+        (408, "answered 408 Request Timeout", "check the network"),
+    ],
+)
+def test_a_status_is_said_with_what_to_try(hub, small, source, status, what, words):
+    hub.faults["api"] = [Fault(status=status)] * EAGER.tries
+    with pytest.raises(HubUnavailable) as caught:
+        get(small)
+    assert caught.value.message == f"{source.label} at {hub.url} {what}"
+    assert words in caught.value.hint
+    assert ("HTTPS_PROXY" in caught.value.hint) == (status == 408)
+    assert (f"--source {source.other}" in caught.value.hint) == (status >= 500)
+
+
 def test_a_token_that_is_not_accepted_is_said_to_be_so(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_old")
     hub.faults["api"] = [Fault(status=401)]

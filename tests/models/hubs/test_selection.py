@@ -42,6 +42,8 @@ def test_a_network_in_pickles_only_is_refused():
     paths = [p for p in flux_files() if p != "text_encoder/model.safetensors"]
     with pytest.raises(UnsafeCheckpoint, match=r"text_encoder/pytorch_model\.bin"):
         needed(*paths)
+    with pytest.raises(UnsafeCheckpoint, match=r"flux\.CKPT"):
+        needed("flux.CKPT")
 
 
 def test_a_repository_that_is_one_file_needs_that_file():
