@@ -122,15 +122,16 @@ Measured = dict[str, tuple[Reading, StartTimes]]
 
 def _measure(prepared: Prepared, order: Order, names: Sequence[str], *, cold: bool) -> Measured:
     wanted = _recipes(prepared) if any(STRATEGIES[name].packs for name in names) else []
-    if wanted:
-        make_packs(prepared.model, wanted)
     found: Measured = {}
-    for name in names:
-        strategy = STRATEGIES[name]
-        with stderr.status(f"{name}: {strategy.description}"), _environment(strategy.environment):
-            _set_prompt(prepared, order, known=strategy.known)
-            reading = _read(_files(prepared.model, wanted, strategy), cold=cold)
-            found[name] = reading, TimedService(prepared).time_start(order, when_ready=strategy.when_ready)
+    with Shelf().kept(recipe.key() for recipe in wanted):
+        if wanted:
+            make_packs(prepared.model, wanted)
+        for name in names:
+            strategy = STRATEGIES[name]
+            with stderr.status(f"{name}: {strategy.description}"), _environment(strategy.environment):
+                _set_prompt(prepared, order, known=strategy.known)
+                reading = _read(_files(prepared.model, wanted, strategy), cold=cold)
+                found[name] = reading, TimedService(prepared).time_start(order, when_ready=strategy.when_ready)
     return found
 
 

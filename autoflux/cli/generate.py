@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from autoflux.api import Prepared, find_model, open_session, prepare
 from autoflux.cli.options import model_option, no_pack_option, order_options
-from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
+from autoflux.cli.output import complain, fail, json_option, stderr, stdout, succeed, warn
 from autoflux.cli.plan_text import summary
 from autoflux.cli.saved import saved_plan_option
 from autoflux.cli.wishes import wishes_options
 from autoflux.errors import AutofluxError, OutputUnwritable, UsageError
-from autoflux.files import check_writable, write_atomic
+from autoflux.files import check_target, check_writable, is_there, write_atomic, write_new
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.request import Order, Request, make_requests
+from autoflux.paths import expanded
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
 from autoflux.runtime.auto_packing import lacking
@@ -28,6 +31,38 @@ from autoflux.units import GIB, format_seconds
 
 WORTH_PACKING_BYTES = GIB
 """Less is converted in a moment."""
+
+
+class _Files(NamedTuple):
+    """Where pictures go, one path each."""
+
+    paths: list[Path]
+    named: bool
+    """By the user: what is there is replaced. Else by autoflux, which takes another name then."""
+
+    @classmethod
+    def of(cls, out: Path | None, requests: Sequence[Request]) -> _Files:
+        if out is None or _is_folder(out):
+            return cls([(out or Path()) / f"autoflux-{r.seed}.png" for r in requests], named=False)
+        if len(requests) == 1:
+            return cls([out], named=True)
+        return cls([out.with_stem(f"{out.stem}-{r.seed}") for r in requests], named=True)
+
+    def check(self) -> None:
+        """Raises OutputUnwritable when one of them cannot be written."""
+        if not self.named:
+            check_writable(self.paths[0].parent)
+            return
+        for path in self.paths:
+            check_target(_followed(path))
+
+    def write(self, number: int, png: bytes) -> Path:
+        """Write the file of one picture; gives its name. Raises OutputUnwritable."""
+        path = self.paths[number]
+        if not self.named:
+            return write_new(path, png)
+        write_atomic(_followed(path), png)
+        return path
 
 
 @click.command("generate")
@@ -54,22 +89,25 @@ def command(
     wishes: Wishes,
     saved: Plan | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Draw PROMPT and save it as PNG."""
     with stderr.status("taking stock") as status:
         # What the user typed is checked against the model before the machine is measured and the weights are read.
         found = find_model(model, plugins, base)
         requests = make_requests(found, order)
-        files = _files(out, requests)
+        files = _Files.of(out, requests)
+        files.check()
         first = requests[0]
         wishes = wishes.replace(width=first.width, height=first.height, steps=first.steps, pictures=len(requests))
         prepared = prepare(model, wishes, plugins, base=base, on_stage=status.update, saved=saved)
     stderr.print(summary(prepared.plan, first.steps), style="dim", soft_wrap=True)
     pictures = _draw(prepared, plugins, requests)
-    for png, file in zip(png_files(pictures), files, strict=True):
-        write_atomic(file, png)
-    _tell(pictures, files, prepared, as_json=as_json)
+    written, failed = _write(pictures, files)
+    _tell(written, failed, prepared, as_json=as_json)
+    if failed:
+        return failed.exit_code
     _advise(prepared)
+    return 0
 
 
 def _advise(prepared: Prepared) -> None:
@@ -84,7 +122,7 @@ def _advise(prepared: Prepared) -> None:
             transformer = prepared.plan.component("transformer")
             formats = f"--precision {transformer.storage.value} --arithmetic {transformer.arithmetic.value}"
             command = f"autoflux models pack {shlex.quote(prepared.model.path)} {formats}"
-            stderr.print(f"for a quicker start: {command}", style="dim", soft_wrap=True, markup=False)
+            stderr.print(f"for a quicker start: {command}", style="dim", soft_wrap=True)
 
 
 def _target(text: str | None) -> Path | None:
@@ -92,8 +130,10 @@ def _target(text: str | None) -> Path | None:
         return None
     if not text.strip():
         raise UsageError("--out is empty", hint="name a file, or leave --out away")
-    target = Path(text).expanduser()
-    if target.is_dir() or target.suffix.lower() == ".png":
+    if text == "-":
+        raise UsageError("pictures are not written to standard output", hint="name a file: --out picture.png")
+    target = expanded(text)
+    if _is_folder(target) or target.suffix.lower() == ".png":
         return target
     if text.endswith(("/", os.sep)):
         raise OutputUnwritable(f"the folder {text!r} is not there", hint="create it first, or name a file")
@@ -104,26 +144,13 @@ def _target(text: str | None) -> Path | None:
     return target.with_suffix(".png")
 
 
-def _files(out: Path | None, requests: tuple[Request, ...]) -> list[Path]:
-    """Where each picture goes. Raises OutputUnwritable when that folder cannot be written."""
-    if out is not None and out.is_dir():
-        files = [_unused(out / f"autoflux-{r.seed}.png") for r in requests]
-    elif out is None:
-        files = [_unused(Path(f"autoflux-{r.seed}.png")) for r in requests]
-    elif len(requests) == 1:
-        files = [out]
-    else:
-        files = [out.with_stem(f"{out.stem}-{r.seed}") for r in requests]
-    check_writable(files[0].parent)
-    return files
+def _is_folder(path: Path) -> bool:
+    return is_there(path) and path.is_dir()
 
 
-def _unused(file: Path) -> Path:
-    number, free = 1, file
-    while free.exists():
-        number += 1
-        free = file.with_stem(f"{file.stem}-{number}")
-    return free
+def _followed(path: Path) -> Path:
+    """What a link leads to, which is written instead of the link."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 — the other raises
 
 
 def _draw(prepared: Prepared, plugins: Plugins, requests: tuple[Request, ...]) -> list[Picture]:
@@ -143,16 +170,35 @@ def _draw(prepared: Prepared, plugins: Plugins, requests: tuple[Request, ...]) -
             return session.draw(requests, on_step=on_step)
 
 
-def _tell(pictures: list[Picture], files: list[Path], prepared: Prepared, *, as_json: bool) -> None:
-    for warning in dict.fromkeys(w for picture in pictures for w in picture.warnings):
+def _write(pictures: Sequence[Picture], files: _Files) -> tuple[dict[Path, Picture], OutputUnwritable | None]:
+    """Save all that can be saved; gives them, and why others could not be."""
+    written: dict[Path, Picture] = {}
+    failures: list[OutputUnwritable] = []
+    for number, (picture, png) in enumerate(zip(pictures, png_files(pictures), strict=True)):
+        try:
+            written[files.write(number, png)] = picture
+        except OutputUnwritable as error:
+            failures.append(error)
+    if not failures:
+        return written, None
+    return written, OutputUnwritable("; ".join(error.message for error in failures), hint=failures[0].hint)
+
+
+def _tell(
+    written: Mapping[Path, Picture], failed: OutputUnwritable | None, prepared: Prepared, *, as_json: bool
+) -> None:
+    for warning in dict.fromkeys(w for picture in written.values() for w in picture.warnings):
         warn(warning)
     if as_json:
         drawn = [
             {"file": str(file), "seconds": picture.seconds, "request": picture.request.to_data()}
-            for picture, file in zip(pictures, files, strict=True)
+            for file, picture in written.items()
         ]
-        succeed({"pictures": drawn, "plan": prepared.plan.to_data()})
+        data = {"pictures": drawn, "plan": prepared.plan.to_data()}
+        fail(failed.report(), data) if failed else succeed(data)
         return
-    for picture, file in zip(pictures, files, strict=True):
-        stdout.print(f"{file}", soft_wrap=True, markup=False)
+    for file, picture in written.items():
+        stdout.print(f"{file}", soft_wrap=True)
         stderr.print(f"seed {picture.request.seed}, {format_seconds(picture.seconds)}", style="dim")
+    if failed:
+        complain(failed.report())

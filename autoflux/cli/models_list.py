@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoflux.cli.models_pack import pack_data
-from autoflux.cli.output import json_option, stdout, succeed
+from autoflux.cli.output import json_option, print_whole, stdout, succeed
 from autoflux.cli.tables import table
 from autoflux.models.hubs.cached import CachedModel, cached_models
 from autoflux.models.hubs.stores import stores
@@ -30,10 +30,10 @@ def command(plugins: Plugins, *, everything: bool, as_json: bool) -> None:
         packed = [pack_data(pack) for pack in packs]
         succeed({"registered": registered, "models": [model.to_data() for model in models], "packs": packed})
         return
-    stdout.print(_table(plugins, models))
+    print_whole(_table(plugins, models))
     if packs:
         stdout.print()
-        stdout.print(_packs(packs))
+        print_whole(_packs(packs))
 
 
 def _table(plugins: Plugins, models: list[CachedModel]) -> Table:

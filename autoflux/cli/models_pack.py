@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,24 +11,16 @@ from rich.progress import TaskID
 
 from autoflux.api import find_model
 from autoflux.cli.models_options import byte_progress
+from autoflux.cli.models_pack_rm import RemovedPacks, remove_packs_of, tell_removed
 from autoflux.cli.options import base_option
-from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
+from autoflux.cli.output import fail, json_option, stderr, stdout, succeed
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import NARROW_FORMATS, WIDE_FORMATS, Pack, Recipe, recipes
 from autoflux.models.values import Model, Precision
 from autoflux.plugin_manager import Plugins
 from autoflux.units import format_bytes, format_seconds
-from autoflux.values import Value
 
 _WIDE = [precision.value for precision in WIDE_FORMATS]
-
-
-class RemovedPacks(Value, frozen=True, kw_only=True):
-    """Packs that are gone, and keys of those that stay because they are in use."""
-
-    removed: tuple[str, ...]
-    freed_bytes: int
-    in_use: tuple[str, ...]
 
 
 @click.command("pack")
@@ -47,7 +38,12 @@ class RemovedPacks(Value, frozen=True, kw_only=True):
     help="Of everything else, as the plan has it: by default --precision, with 8 bits bfloat16.",
 )
 @base_option
-@click.option("--rm", "removing", is_flag=True, help="Delete the packs of the model, of all precisions, instead.")
+@click.option(
+    "--rm",
+    "removing",
+    is_flag=True,
+    help="Delete the packs of the model, of all precisions, instead; but those that another packed model uses.",
+)
 @json_option
 @click.pass_obj
 def command(
@@ -59,19 +55,14 @@ def command(
     base: str | None,
     removing: bool,
     as_json: bool,
-) -> None:
+) -> int:
     """Write a model's weights once in the order and precision they are used in, so that it starts quickly.
 
     They go to autoflux's cache, within AUTOFLUX_PACK_LIMIT; those least recently used make room.
     """
-    model = find_model(name, plugins, base)
     if removing:
-        removed = remove_packs(Shelf().of_model(Path(model.path)))
-        if as_json:
-            succeed(removed.to_data())
-        else:
-            tell_removed(removed)
-        return
+        return _remove(name, plugins, as_json=as_json)
+    model = find_model(name, plugins, base)
     storage = Precision(precision)
     wide = Precision(arithmetic) if arithmetic else Precision.BFLOAT16 if storage in NARROW_FORMATS else storage
     began = time.perf_counter()
@@ -79,10 +70,11 @@ def command(
     seconds = time.perf_counter() - began
     if as_json:
         succeed({"packs": [pack_data(pack) for pack in packs], "seconds": seconds})
-        return
+        return 0
     for pack in packs:
-        stdout.print(f"{pack.component}: {format_bytes(pack.nbytes)}, {pack.storage.value}", markup=False)
+        stdout.print(f"{pack.component}: {format_bytes(pack.nbytes)}, {pack.storage.value}")
     stderr.print(f"{format_bytes(sum(pack.nbytes for pack in packs))} in {format_seconds(seconds)}", style="dim")
+    return 0
 
 
 def pack_data(pack: Pack) -> dict[str, Any]:
@@ -90,34 +82,18 @@ def pack_data(pack: Pack) -> dict[str, Any]:
     return {key: value for key, value in pack.to_data().items() if key != "tensors"}
 
 
-def remove_packs(packs: Iterable[Pack]) -> RemovedPacks:
-    """Delete these packs, but for those in use."""
-    shelf = Shelf()
-    removed: list[Pack] = []
-    in_use: list[Pack] = []
-    for pack in packs:
-        (removed if shelf.remove(pack.key) else in_use).append(pack)
-    return RemovedPacks(
-        removed=tuple(pack.key for pack in removed),
-        freed_bytes=sum(pack.nbytes for pack in removed),
-        in_use=tuple(pack.key for pack in in_use),
-    )
+def make_packs(model: Model, wanted: Sequence[Recipe]) -> list[Pack]:
+    """Write what is not there yet, with a bar on stderr; none makes room for another of them.
 
-
-def tell_removed(packs: RemovedPacks) -> None:
-    """For people; nothing if there were none."""
-    if packs.removed:
-        stdout.print(f"removed {len(packs.removed)} packs: {format_bytes(packs.freed_bytes)} freed")
-    if packs.in_use:
-        warn(f"{len(packs.in_use)} packs are in use and stay; `autoflux models pack NAME --rm` removes them later")
-
-
-def make_packs(model: Model, wanted: Iterable[Recipe]) -> list[Pack]:
-    """Write what is not there yet, with a bar on stderr. Raises as `pack_component`."""
+    Raises:
+        DiskFull: all together are more than packs may take; none was written. Or as `pack_component`.
+        AutofluxError: as `pack_component`.
+    """
     from autoflux.runtime.packing import pack_component  # noqa: PLC0415 — imports torch
 
     shelf, packs = Shelf(), []
-    with byte_progress() as progress:
+    with shelf.kept(recipe.key() for recipe in wanted), byte_progress() as progress:
+        shelf.check_limit(sum(recipe.nbytes() for recipe in wanted), "the packs of this model")
         for recipe in wanted:
             task = progress.add_task(f"packing {recipe.component.name}", total=None)
 
@@ -127,3 +103,16 @@ def make_packs(model: Model, wanted: Iterable[Recipe]) -> list[Pack]:
             packs.append(pack_component(recipe, model, shelf, on_bytes=on_bytes))
             progress.remove_task(task)
     return packs
+
+
+def _remove(name: str, plugins: Plugins, *, as_json: bool) -> int:
+    removed = remove_packs_of(name, plugins)
+    if as_json and removed.error:
+        fail(removed.error, removed.to_data())
+    elif as_json:
+        succeed(removed.to_data())
+    else:
+        tell_removed(removed)
+        if removed == RemovedPacks():
+            stderr.print(f"{name}: there are no packs to remove", soft_wrap=True)
+    return 1 if removed.error else 0

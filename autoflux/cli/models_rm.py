@@ -6,7 +6,7 @@ import click
 
 from autoflux.cli import interrupt
 from autoflux.cli.models_options import source_option, the_one
-from autoflux.cli.models_pack import remove_packs, tell_removed
+from autoflux.cli.models_pack_rm import remove_packs, tell_removed
 from autoflux.cli.output import json_option, stderr, stdout, succeed
 from autoflux.errors import UsageError
 from autoflux.models.hubs.remove import Removal, plan_removal, remove
@@ -21,24 +21,25 @@ from autoflux.units import format_bytes
 @source_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
-def command(*, name: str, source: Source | None, yes: bool, as_json: bool) -> None:
+def command(*, name: str, source: Source | None, yes: bool, as_json: bool) -> int:
     """Delete all revisions of a model from its hub's cache, and its packs. Files that other models link to stay."""
     known = stores()
     model = the_one(name, source, known)
     planned = plan_removal(model, known)
     if not yes and not _agreed(planned, as_json=as_json):
         stderr.print("nothing was removed", style="dim")
-        return
+        return 0
     # Before the files that tell whose they are go.
-    packs = remove_packs(Shelf().of_model(known[model.source].folder(model.repo_id)))
+    packs = remove_packs(pack.key for pack in Shelf().of_model(known[model.source].folder(model.repo_id)))
     removed = remove(model, known)
     if as_json:
         succeed({**removed.to_data(), "packs": packs.to_data()})
-        return
-    stdout.print(f"removed {removed.name}: {format_bytes(removed.freed_bytes)} freed", markup=False)
+        return 1 if packs.error else 0
+    stdout.print(f"removed {removed.name}: {format_bytes(removed.freed_bytes)} freed", soft_wrap=True)
     tell_removed(packs)
     for path in removed.kept:
-        stderr.print(f"kept, since another model links to it: {path}", markup=False, soft_wrap=True)
+        stderr.print(f"kept, since another model links to it: {path}", soft_wrap=True)
+    return 1 if packs.error else 0
 
 
 def _agreed(planned: Removal, *, as_json: bool) -> bool:
@@ -51,4 +52,5 @@ def _agreed(planned: Removal, *, as_json: bool) -> bool:
     except click.Abort as stop:
         if interrupt.seen():
             raise
+        stderr.print()  # the error begins a line of its own
         raise refusal from stop

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from rich.text import Text
 
 from autoflux.api import find_model
 from autoflux.cli.options import base_option
@@ -29,9 +30,9 @@ def command(plugins: Plugins, *, model: str, base: str | None, as_json: bool) ->
     if as_json:
         succeed(_data(found))
         return
-    stdout.print(f"[bold]{found.family.value}[/], {found.layout.value}", soft_wrap=True)
+    stdout.print(Text.assemble((found.family.value, "bold"), f", {found.layout.value}"), soft_wrap=True)
     for line in _about(found):
-        stdout.print(line, soft_wrap=True, markup=False)
+        stdout.print(line, soft_wrap=True)
     for part in (_components(found), _blocks(found)):
         stdout.print()
         stdout.print(part)

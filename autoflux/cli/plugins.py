@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.text import Text
 
 from autoflux.cli.output import json_option, stdout, succeed
@@ -29,7 +28,8 @@ def command(plugins: Plugins, *, as_json: bool) -> None:
         listed.add_row(offer["kind"], offer["name"], offer["plugin"], about)
     stdout.print(listed)
     for problem in plugins.problems:
-        stdout.print(f"[bold red]broken:[/] {escape(problem.plugin)}: {escape(problem.message)}", soft_wrap=True)
+        broken = Text.assemble(("broken:", "bold red"), f" {problem.plugin}: {problem.message}")
+        stdout.print(broken, soft_wrap=True)
 
 
 def _offers(plugins: Plugins) -> Iterator[dict[str, Any]]:

@@ -95,7 +95,7 @@ def command(  # noqa: PLR0913 — one for each option
         )
 
     with stopping.taking_signals():
-        stderr.print(f"autoflux: serving {model}", highlight=False, markup=False, soft_wrap=True)
+        stderr.print(f"autoflux: serving {model}", soft_wrap=True)
         _announce(host, address)
         service.start(
             lambda on_stage: prepare(model, wishes, plugins, base=base, on_stage=on_stage, saved=saved), stopping.fail
@@ -121,7 +121,7 @@ def _frontends(plugins: Plugins, names: Sequence[str]) -> list[Frontend]:
 def _announce(host: str, port: int) -> None:
     shown = "127.0.0.1" if host in ALL_ADDRESSES else host
     shown = f"[{shown}]" if ":" in shown else shown
-    stderr.print(f"[bold]http://{shown}:{port}[/]", soft_wrap=True)
+    stderr.print(f"http://{shown}:{port}", style="bold", soft_wrap=True)
     stderr.print(f"from another computer: {_tunnel(shown, port)}", style="dim", soft_wrap=True)
     if host in ALL_ADDRESSES:
         warn("anyone who can reach this computer can use this server; there is no password")
@@ -148,14 +148,14 @@ def _narrator(service: Callable[[], Service]) -> Callable[[Status], None]:
         if status.note != noted:
             noted = status.note
             with contextlib.suppress(OSError):
-                stderr.print(noted, soft_wrap=True, markup=False)
+                stderr.print(noted, soft_wrap=True)
         if status.worker is WorkerState.FAILED and not was_ready:
             return
         line = _line(status, service())
         if line and line != said:
             said = line
             with contextlib.suppress(OSError):  # the terminal has been closed; the server goes on
-                stderr.print(line, soft_wrap=True, markup=False)
+                stderr.print(line, soft_wrap=True)
 
     return tell
 

@@ -25,7 +25,7 @@ from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins
 from autoflux.runtime.calibration_store import CalibrationStore, is_off
 from autoflux.serving.trial import run_trial
-from autoflux.units import format_bytes, format_seconds
+from autoflux.units import counted, format_bytes, format_seconds
 
 PROMPT = "a lighthouse on a rock above the sea, at dusk, in the rain"
 """What is drawn; what it shows makes no difference to the time it takes."""
@@ -127,7 +127,7 @@ class Tuning:
         for number, plan in enumerate(plans, 1):
             words = f"plan {number} of {len(plans)}: {Setting.of(plan).words}"
             self.trials.append(self._run(plan, words))
-            stderr.print(f"{words}: {_outcome(self.trials[-1])}", style="dim", soft_wrap=True, markup=False)
+            stderr.print(f"{words}: {_outcome(self.trials[-1])}", style="dim", soft_wrap=True)
             self._keep()
 
     def _run(self, plan: Plan, words: str) -> Trial:
@@ -158,7 +158,7 @@ def _failed(trials: Iterable[Trial]) -> TuningFailed:
 def _interrupted(tuning: Tuning) -> None:
     done = sum(1 for trial in tuning.trials if trial.measured)
     if done and not is_off():
-        stderr.print(f"what {done} plan{'s' * (done != 1)} took is kept", style="dim")
+        stderr.print(f"what {counted(done, 'plan')} took is kept", style="dim")
 
 
 def _show(tuning: Tuning) -> None:
@@ -168,7 +168,7 @@ def _show(tuning: Tuning) -> None:
     if tuning.best is None:
         warn("no plan held its memory, so none is kept; lower --vram or --ram, and tune again")
         return
-    stdout.print(f"the fastest: {Setting.of(tuning.best.plan).words}", soft_wrap=True, markup=False)
+    stdout.print(f"the fastest: {Setting.of(tuning.best.plan).words}", soft_wrap=True)
 
 
 def _settings(tuning: Tuning) -> Table:

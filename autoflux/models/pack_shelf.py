@@ -13,17 +13,19 @@ import os
 import shutil
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from autoflux.errors import AutofluxError, DamagedPack, DiskFull, OutputUnwritable
-from autoflux.models.packs import INDEX, WEIGHTS, Pack, Recipe, read_index
+from autoflux.files import flush_folder, is_there
+from autoflux.models.packs import INDEX, WEIGHTS, Pack, Recipe, parse_index, read_index
 from autoflux.models.values import Model
 from autoflux.paths import cache_dir
-from autoflux.units import GIB, format_bytes, parse_bytes
+from autoflux.units import GIB, format_bytes, parse_bytes, told_apart
 
 LIMIT = "AUTOFLUX_PACK_LIMIT"
 NO_PACK = "AUTOFLUX_NO_PACK"
@@ -62,6 +64,16 @@ class OpenPack:
         self._release()
 
 
+class Remains(NamedTuple):
+    """What takes room and is no pack: damaged, of another version, unfinished, or given up while somebody reads it."""
+
+    key: str
+    told: Pack | None
+    """What its index says, if that can be read."""
+    fault: str
+    """Why it is no pack any more; "" where it never was one, or was given up."""
+
+
 class Shelf:
     """All packs of this user."""
 
@@ -76,10 +88,36 @@ class Shelf:
     def packs(self) -> list[Pack]:
         """Those that are there, least recently used first."""
         found = []
-        for folder in self.root.glob("[!.]*"):
-            with contextlib.suppress(DamagedPack, OSError):
-                found.append(((folder / INDEX).stat().st_mtime_ns, read_index(folder)))
+        with contextlib.suppress(OSError):
+            for folder in self._folders():
+                with contextlib.suppress(DamagedPack, OSError):
+                    found.append(((folder / INDEX).stat().st_mtime_ns, read_index(folder)))
         return [pack for _, pack in sorted(found, key=lambda entry: (entry[0], entry[1].key))]
+
+    def remains(self) -> list[Remains]:
+        """What is there beside packs, also what is just being made.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        found: dict[str, Remains] = {}
+        for folder in self._folders():
+            key = folder.name.removeprefix(".").removesuffix(".partial")
+            if folder == self._partial(key):
+                found.setdefault(key, Remains(key, None, ""))
+            elif folder == self.folder(key) and (remains := self._remains(folder)):
+                found[key] = remains
+        return list(found.values())
+
+    def holds(self, key: str) -> bool:
+        """Whether anything there calls itself the pack of that key, right or wrong."""
+        try:
+            (self.folder(key) / INDEX).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # it cannot be looked at
+        return True
 
     def find(self, key: str) -> Pack | None:
         """The pack of that key, if it is there and its index can be read."""
@@ -90,19 +128,32 @@ class Shelf:
 
     def open(self, key: str) -> OpenPack | None:
         """The pack of that key, kept from removal; None if it is not there or cannot be kept."""
-        if not (self.folder(key) / INDEX).is_file():
+        if not self.holds(key):
             return None
         try:
             with self._gate(key, OPEN_SECONDS):
                 pack = self.find(key)
                 if pack is None:
                     return None
-                use = FileLock(self._locks / f"{key}.{uuid.uuid4().hex}.use", thread_local=False)
-                use.acquire(timeout=0)
+                use = self._use(key)
                 os.utime(self.folder(key) / INDEX)
         except (Timeout, OSError):
             return None
         return OpenPack(pack, self.folder(key), self, use)
+
+    @contextmanager
+    def kept(self, keys: Iterable[str]) -> Iterator[None]:
+        """Packs of these keys are not removed meanwhile, whether they are there already or are made meanwhile.
+
+        Raises:
+            OutputUnwritable: the folder cannot be written.
+        """
+        with contextlib.ExitStack() as uses:
+            with self._disk_errors():
+                for key in keys:
+                    with self._gate(key, -1):
+                        uses.callback(_let_go, self._use(key))
+            yield
 
     @contextmanager
     def making(self, key: str, nbytes: int) -> Iterator[Path | None]:
@@ -120,40 +171,43 @@ class Shelf:
             if self.find(key):
                 yield None
                 return
-            partial = self.root / f".{key}.partial"
+            partial = self._partial(key)
             try:
                 self._reserve(key, partial, nbytes)
                 yield partial
                 shutil.rmtree(self.folder(key), ignore_errors=True)
                 partial.rename(self.folder(key))
-                _flush_folder(self.root)
+                flush_folder(self.root)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
 
     def remove(self, key: str) -> bool:
-        """Delete a pack; False if somebody uses or makes it."""
+        """Delete a pack, or what remains of one; False if somebody uses or makes it.
+
+        Raises:
+            OutputUnwritable: it cannot be deleted.
+        """
         try:
             with self._gate(key, 0):
                 if self._in_use(key):
                     return False
                 self._unlink_index(key)
-                shutil.rmtree(self.folder(key), ignore_errors=True)
-                shutil.rmtree(self.root / f".{key}.partial", ignore_errors=True)
-        except (Timeout, OSError):
+                for folder in (self.folder(key), self._partial(key)):
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.rmtree(folder)
+        except Timeout:
             return False
-        return not self.folder(key).exists()
+        except OSError as error:
+            raise OutputUnwritable(
+                f"cannot delete the pack {str(self.folder(key))!r}: {error.strerror or error}",
+                hint="check who may write there, and how its disk is mounted",
+            ) from error
+        return True
 
     def of_model(self, place: Path) -> list[Pack]:
         """Those made from files in this folder, or from this file."""
-        real = place.resolve()
-        return [
-            pack
-            for pack in self.packs()
-            if any(
-                Path(file).is_relative_to(place) or Path(file).resolve().is_relative_to(real) for file in pack.sources
-            )
-        ]
+        return [pack for pack in self.packs() if pack.is_from(place)]
 
     def made_for(self, model: Model) -> list[Pack]:
         """Those that loading this model would find, of any precision.
@@ -171,23 +225,39 @@ class Shelf:
 
     def drop(self, key: str) -> None:
         """Let a damaged pack not be taken for one any more; its bytes go once nobody reads them."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, OutputUnwritable):
             self._unlink_index(key)
-        self.remove(key)
+            self.remove(key)
 
     def sweep(self, making: str = "") -> None:
         """Delete what was left by processes that were ended, and packs of other versions; not what is just `making`."""
-        for folder in [*self.root.glob("[!.]*"), *self.root.glob(".*.partial")]:
-            key = folder.name.removeprefix(".").removesuffix(".partial")
-            unfinished = folder.name != key or self.find(key) is None
-            if folder.is_dir() and folder != self._locks and key != making and unfinished:
-                self.remove(key)
+        for remains in self.remains():
+            if remains.key != making:
+                with contextlib.suppress(OutputUnwritable):
+                    self.remove(remains.key)
 
     @property
     def used_bytes(self) -> int:
         """What packs take, and those that are being made."""
-        files = (*self.root.glob(f"*/{WEIGHTS}"), *self.root.glob(f".*.partial/{WEIGHTS}"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        return _size([*self.root.glob(f"*/{WEIGHTS}"), *self.root.glob(f".*.partial/{WEIGHTS}")])
+
+    def bytes_of(self, key: str) -> int:
+        """What a pack takes, or what remains of one."""
+        return _size([self.folder(key) / WEIGHTS, self._partial(key) / WEIGHTS])
+
+    def check_limit(self, nbytes: int, who: str = "the pack") -> None:
+        """Refuse what cannot be there however many others go.
+
+        Raises:
+            DiskFull: it is more than all packs may take, or on a small disk more than is free.
+        """
+        limit = limit_bytes(self.root)
+        if nbytes <= limit:
+            return
+        if not os.environ.get(LIMIT):
+            self._check_disk(nbytes, who)  # a share of a disk that is too small anyway is no limit to raise
+        need, have = told_apart(nbytes, limit)
+        raise DiskFull(f"{who} would take {need}, and packs may take {have}", hint=f"raise {LIMIT}")
 
     def _reserve(self, key: str, partial: Path, nbytes: int) -> None:
         # One after the other, so that two do not both take what room there is.
@@ -203,32 +273,62 @@ class Shelf:
                     file.truncate(nbytes)
 
     def _make_room(self, nbytes: int) -> None:
+        self.check_limit(nbytes)
         limit = limit_bytes(self.root)
-        if nbytes > limit:
-            raise DiskFull(
-                f"the pack would take {format_bytes(nbytes)}, and packs may take {format_bytes(limit)}",
-                hint=f"raise {LIMIT}",
-            )
-        for pack in self.packs():
-            if self.used_bytes + nbytes <= limit:
-                break
-            self.remove(pack.key)
-        if self.used_bytes + nbytes > limit:
-            raise DiskFull(
-                f"the pack would take {format_bytes(nbytes)}, and the others, which are in use, leave "
-                f"{format_bytes(max(0, limit - self.used_bytes))} of {format_bytes(limit)}",
-                hint=f"end what uses them, or raise {LIMIT}",
-            )
+        while self.used_bytes + nbytes > limit:
+            idle = [pack for pack in self.packs() if self._is_idle(pack.key)]
+            in_use = self.used_bytes - sum(pack.nbytes for pack in idle)
+            if in_use + nbytes > limit:
+                raise DiskFull(
+                    f"the pack would take {format_bytes(nbytes)}, and the others, which are in use, leave "
+                    f"{format_bytes(max(0, limit - in_use))} of {format_bytes(limit)}",
+                    hint=f"end what uses them, or raise {LIMIT}",
+                )
+            self.remove(idle[0].key)
+        self._check_disk(nbytes, "the pack")
+
+    def _check_disk(self, nbytes: int, who: str) -> None:
         free = shutil.disk_usage(self.root).free
         if free < nbytes + LEFT_FREE_BYTES:
             raise DiskFull(
-                f"the pack would take {format_bytes(nbytes)}, and {format_bytes(free)} are free at {str(self.root)!r}",
+                f"{who} would take {format_bytes(nbytes)}, and {format_bytes(free)} are free at {str(self.root)!r}",
                 hint="make room, or set AUTOFLUX_CACHE_DIR to a folder on another disk",
             )
+
+    def _folders(self) -> list[Path]:
+        try:
+            return [Path(entry) for entry in os.scandir(self.root) if entry.is_dir() and Path(entry) != self._locks]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _partial(self, key: str) -> Path:
+        return self.root / f".{key}.partial"
+
+    def _remains(self, folder: Path) -> Remains | None:
+        told = None
+        try:
+            told = parse_index(folder)
+            read_index(folder)
+        except DamagedPack as error:
+            return Remains(folder.name, told, error.message if self.holds(folder.name) else "")
+        return None
 
     def _gate(self, key: str, timeout_seconds: float) -> FileLock:
         self._locks.mkdir(parents=True, exist_ok=True)
         return FileLock(self._locks / f"{key}.lock", timeout=timeout_seconds)
+
+    def _use(self, key: str) -> FileLock:
+        """Behind the gate, so that nobody takes it for that of a process that has ended."""
+        use = FileLock(self._locks / f"{key}.{uuid.uuid4().hex}.use", thread_local=False)
+        use.acquire(timeout=0)
+        return use
+
+    def _is_idle(self, key: str) -> bool:
+        try:
+            with self._gate(key, 0):
+                return not self._in_use(key)
+        except Timeout:
+            return False
 
     def _in_use(self, key: str) -> bool:
         for file in self._locks.glob(f"{key}.*.use"):
@@ -263,7 +363,7 @@ class Shelf:
 
 
 def limit_bytes(root: Path) -> int:
-    """How many bytes all packs may take: `AUTOFLUX_PACK_LIMIT` (0 for none), else 120 GiB or a quarter of the disk.
+    """How many bytes all packs may take: `AUTOFLUX_PACK_LIMIT` (0 allows none), else 120 GiB or a quarter of the disk.
 
     Raises:
         UsageError: the variable is not a size.
@@ -278,23 +378,8 @@ def packs_wanted() -> bool:
     return os.environ.get(NO_PACK, "") in ("", "0")
 
 
-def flush(file: Path) -> None:
-    """Wait until what was written is on the disk."""
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _flush_folder(folder: Path) -> None:
-    # Windows cannot open folders.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _size(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files if is_there(file))
 
 
 def _let_go(use: FileLock) -> None:

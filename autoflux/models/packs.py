@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autoflux.errors import DamagedPack
+from autoflux.errors import DamagedFile, DamagedPack
 from autoflux.models.checkpoints import Part, locate, read_checkpoint
 from autoflux.models.shapes import Shape
 from autoflux.models.values import Component, Model, Precision
@@ -71,10 +71,18 @@ class Pack(Value, frozen=True, kw_only=True):
     arithmetic: Precision
     model: str
     model_path: str
+    base_path: str = ""
+    """Of the model that had the parts which the file at `model_path` lacks; "" if that has all."""
     sources: tuple[str, ...]
     nbytes: int
     """Of the file with the weights."""
     tensors: tuple[Packed, ...]
+
+    def is_from(self, place: Path) -> bool:
+        """Whether it was made from files in this folder, or from this file."""
+        real = place.resolve()
+        files = map(Path, self.sources)
+        return any(file.is_relative_to(place) or file.resolve().is_relative_to(real) for file in files)
 
 
 class Recipe(NamedTuple):
@@ -102,6 +110,11 @@ class Recipe(NamedTuple):
         told = [PACK_SCHEMA, part.name, part.class_name, part.naming, part.prefix, self.storage, self.arithmetic]
         stamps = [_stamp(Path(file)) for file in part.files]
         return hashlib.sha256(msgspec.json.encode([told, stamps])).hexdigest()[:24]
+
+    def nbytes(self) -> int:
+        """Of the file with its pack's weights. Raises as `lay_out`."""
+        last = lay_out(self)[-1].packed
+        return last.offset + last.nbytes
 
 
 class Item(NamedTuple):
@@ -164,15 +177,29 @@ def read_index(folder: Path) -> Pack:
     Raises:
         DamagedPack: there is none, or it is not of this version, this key, or these files.
     """
+    pack = parse_index(folder)
     try:
-        pack = Pack.from_json((folder / INDEX).read_bytes())
-        whole = (folder / WEIGHTS).stat().st_size == pack.nbytes
-    except Exception as error:
-        raise DamagedPack(f"the pack {str(folder)!r} cannot be read: {error}") from error
+        found = (folder / WEIGHTS).stat().st_size
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    if found != pack.nbytes:
+        raise DamagedPack(f"the pack {str(folder)!r} has {found:,} bytes of {pack.nbytes:,}")
     counted = all(len(t.checksums) == -(-t.nbytes // PIECE_BYTES) for t in pack.tensors)
-    if not whole or not counted or pack.key != folder.name or pack.schema != PACK_SCHEMA:
+    if not counted or pack.key != folder.name or pack.schema != PACK_SCHEMA:
         raise DamagedPack(f"the pack {str(folder)!r} is not what its index says")
     return pack
+
+
+def parse_index(folder: Path) -> Pack:
+    """What the index in a folder says, right or wrong.
+
+    Raises:
+        DamagedPack: there is none, or it cannot be read.
+    """
+    try:
+        return Pack.from_json((folder / INDEX).read_bytes(), origin="its index")
+    except (OSError, DamagedFile) as error:
+        raise _unreadable(folder, error) from error
 
 
 def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callable[[int], None] = lambda _: None) -> str:
@@ -194,8 +221,12 @@ def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callabl
                         return repr(tensor.name)
                     on_bytes(length)
     except OSError as error:
-        raise DamagedPack(f"the pack {str(folder)!r} cannot be read: {error.strerror}") from error
+        raise _unreadable(folder, error) from error
     return ""
+
+
+def _unreadable(folder: Path, error: OSError | DamagedFile) -> DamagedPack:
+    return DamagedPack(f"the pack {str(folder)!r} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _stamp(file: Path) -> list[str | int]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from autoflux.models.formats import QUANTIZED
 from autoflux.models.pack_shelf import Shelf, packs_wanted
 from autoflux.models.packs import Recipe
-from autoflux.models.values import Component, Model
-from autoflux.planning.terms import Placement
-from autoflux.planning.values import ComponentPlan, Plan
+from autoflux.models.values import Model
+from autoflux.planning.packs import recipe_for
+from autoflux.planning.values import Plan
+
+
+def used(plan: Plan, model: Model) -> list[Recipe]:
+    """The packs that loading takes weights from where they are there."""
+    made = (recipe_for(component, plan.component(component.name)) for component in model.components)
+    return [recipe for recipe in made if recipe and recipe.component.files]
 
 
 def lacking(plan: Plan, model: Model, shelf: Shelf) -> list[Recipe]:
@@ -20,20 +24,13 @@ def lacking(plan: Plan, model: Model, shelf: Shelf) -> list[Recipe]:
     Raises:
         AutofluxError: a source file cannot be read any more.
     """
-    return [recipe for recipe in _converted(plan, model) if not shelf.find(recipe.key())] if packs_wanted() else []
+    if not packs_wanted():
+        return []
+    return [recipe for recipe in used(plan, model) if _is_converted(recipe) and not shelf.find(recipe.key())]
 
 
-def _converted(plan: Plan, model: Model) -> Iterator[Recipe]:
-    for component in model.components:
-        planned = plan.component(component.name)
-        if component.files and _is_converted(component, planned):
-            storage = planned.storage if planned.is_narrow else planned.arithmetic
-            yield Recipe(component, storage, planned.arithmetic)
-
-
-def _is_converted(component: Component, planned: ComponentPlan) -> bool:
-    if planned.is_narrow:
-        return planned.placement != Placement.NATIVE  # whose libraries do not know these packs
-    if component.scaled or not set(component.formats).isdisjoint(QUANTIZED):
+def _is_converted(recipe: Recipe) -> bool:
+    component = recipe.component
+    if recipe.narrow or component.scaled or not set(component.formats).isdisjoint(QUANTIZED):
         return True
-    return component.bytes_as(planned.arithmetic) < component.disk_bytes
+    return component.bytes_as(recipe.arithmetic) < component.disk_bytes

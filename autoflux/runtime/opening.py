@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from autoflux.files import is_there
 from autoflux.models.pack_shelf import Shelf, packs_wanted
 from autoflux.models.packs import WEIGHTS
 from autoflux.models.values import Model
@@ -74,7 +75,7 @@ def _files(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[Path]:
             continue
         recipe = recipe_for(component, plan.component(component.name)) if packs_wanted() else None
         pack = shelf.folder(recipe.key()) / WEIGHTS if recipe else None
-        yield from [pack] if pack and pack.is_file() else map(Path, component.files)
+        yield from [pack] if pack and is_there(pack) else map(Path, component.files)
 
 
 def _encoders(model: Model) -> tuple[str, ...]:

@@ -198,5 +198,4 @@ def _open_direct(path: Path) -> int | None:
 def open_pack(component: Component, planned: ComponentPlan) -> OpenPack | None:
     """The pack with a component's weights as they are planned; None if there is none, or none is wanted."""
     recipe = recipe_for(component, planned) if packs_wanted() else None
-    shelf = Shelf()
-    return shelf.open(recipe.key()) if recipe and shelf.root.is_dir() else None
+    return Shelf().open(recipe.key()) if recipe else None

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from autoflux.errors import DamagedCheckpoint
+from autoflux.files import flush
 from autoflux.models.checkpoints import Part
 from autoflux.models.formats import FORMATS
-from autoflux.models.pack_shelf import Shelf, flush
+from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import INDEX, PIECE_BYTES, WEIGHTS, Item, Pack, Packed, Recipe, header, lay_out
 from autoflux.models.values import Model
 from autoflux.runtime.pack_file import checksum
@@ -74,6 +75,7 @@ def _index(recipe: Recipe, model: Model, key: str, nbytes: int, tensors: Sequenc
         arithmetic=recipe.arithmetic,
         model=model.name,
         model_path=model.path,
+        base_path=model.base_path,
         sources=recipe.component.files,
         nbytes=nbytes,
         tensors=tuple(tensors),

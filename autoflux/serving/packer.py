@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from autoflux.errors import AutofluxError
 from autoflux.hardware.host import read as read_host
@@ -12,7 +12,7 @@ from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import Recipe
 from autoflux.models.values import Model
 from autoflux.planning.values import Plan
-from autoflux.runtime.auto_packing import lacking
+from autoflux.runtime.auto_packing import lacking, used
 from autoflux.runtime.priority import lower_priority
 from autoflux.units import GIB
 
@@ -65,15 +65,21 @@ class Packer:
     def _run(self) -> None:
         lower_priority()
         try:
-            for recipe in lacking(self._plan, self._model, self._shelf):
-                if (free := read_host().available_bytes.value) < LEAST_RAM_BYTES:
-                    _log.warning("no packs are written: only %.1f GB of RAM are free", free / 1e9)
-                    return
-                self._make(recipe, self._wait)
+            if wanted := lacking(self._plan, self._model, self._shelf):
+                self._make_all(wanted)
         except AutofluxError as error:
             _log.warning("no packs are written: %s", error.message)
         except Exception:  # noqa: BLE001 — pictures can be drawn without
             _log.exception("no packs are written")
+
+    def _make_all(self, wanted: Iterable[Recipe]) -> None:
+        # What the model has makes no room for what it lacks: the next start would only write it anew.
+        with self._shelf.kept(recipe.key() for recipe in used(self._plan, self._model)):
+            for recipe in wanted:
+                if (free := read_host().available_bytes.value) < LEAST_RAM_BYTES:
+                    _log.warning("no packs are written: only %.1f GB of RAM are free", free / 1e9)
+                    return
+                self._make(recipe, self._wait)
 
     def _wait(self) -> None:
         self._idle.wait()

@@ -54,6 +54,13 @@ def test_bad_input_is_refused_by_name(arguments, code, word, capsys):
     assert word in capsys.readouterr().err
 
 
+def test_a_model_that_the_limit_leaves_no_room_for_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "12MB")
+    asked = ["bench", "load", "--only", "packs", "--steps", "1", "--device", "cpu", "--precision", "bfloat16"]
+    assert run(asked) == 1
+    assert "the packs of this model would take 14.9 MB, and packs may take 12.0 MB" in capsys.readouterr().err
+
+
 def test_help_lists_what_can_be_measured(capsys):
     assert run(["bench", "--help"]) == 0
     assert "load" in capsys.readouterr().out

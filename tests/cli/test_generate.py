@@ -58,6 +58,84 @@ def test_a_name_chosen_for_the_user_never_overwrites(here, tiny_model):
     assert (here / "autoflux-5.png").read_bytes() == (here / "autoflux-5-2.png").read_bytes()
 
 
+def test_several_processes_that_choose_a_name_at_once_keep_all_pictures(here, tiny_model):
+    command = [sys.executable, "-m", "autoflux", "generate", "x", "--model", str(tiny_model), "--steps", "1"]
+    begun = [subprocess.Popen([*command, "--seed", "5", "--device", "cpu"], stdout=subprocess.PIPE) for _ in range(2)]
+    told = {process.communicate()[0].decode() for process in begun}
+    assert told == {"autoflux-5.png\n", "autoflux-5-2.png\n"}
+    assert sorted(f.name for f in here.iterdir()) == ["autoflux-5-2.png", "autoflux-5.png"]
+
+
+def test_a_link_is_followed_and_stays(here, tiny_model):
+    (here / "there").mkdir()
+    (here / "c.png").symlink_to("there/real.png")
+    assert generate(tiny_model, "--seed", "5", "--out", "c.png") == 0
+    assert (here / "c.png").is_symlink()
+    assert read_request((here / "there" / "real.png").read_bytes()).seed == 5
+
+
+def test_a_name_of_full_length_is_written(here, tiny_model):
+    assert generate(tiny_model, "--out", "a" * 251 + ".png") == 0
+    assert [len(f.name) for f in here.iterdir()] == [255]
+
+
+def test_names_that_cannot_be_written_are_refused_before_anything_is_drawn(here, tiny_model, capsys):
+    (here / "c-6.png").mkdir()
+    assert generate(tiny_model, "--seed", "5", "-n", "2", "--out", "c.png") == 1
+    said = capsys.readouterr().err
+    assert "cannot write 'c-6.png': a folder is there" in said
+    assert "tiny on cpu" not in said
+    assert [f.name for f in here.iterdir()] == ["c-6.png"]
+
+
+SPOILER = """
+from pathlib import Path
+from autoflux.hookspecs import hookimpl
+from autoflux.testing import FakeBackend, FakePipeline
+
+class Pipeline(FakePipeline):
+    def decode(self, states):
+        Path("c-6.png").mkdir()
+        return super().decode(states)
+
+class Backend(FakeBackend):
+    name = "spoiler"
+
+    def build(self, plan, model, progress):
+        return Pipeline()
+
+@hookimpl
+def register_backends(register):
+    register(Backend())
+"""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_can_be_saved_is_saved_and_told_when_a_file_fails_later(here, tiny_model, capsys, monkeypatch, as_json):
+    (here / "plugin").mkdir()
+    (here / "plugin" / "spoiler_plugin.py").write_text(SPOILER)
+    monkeypatch.syspath_prepend(here / "plugin")
+    monkeypatch.setenv("AUTOFLUX_PLUGINS", "spoiler_plugin")
+    asked = ["--seed", "5", "-n", "3", "--out", "c.png", "--backend", "spoiler", *(["--json"] if as_json else [])]
+    assert generate(tiny_model, *asked) == 1
+    assert sorted(f.name for f in here.glob("*.png") if f.is_file()) == ["c-5.png", "c-7.png"]
+    captured = capsys.readouterr()
+    if as_json:
+        envelope = json.loads(captured.out)
+        assert [picture["file"] for picture in envelope["data"]["pictures"]] == ["c-5.png", "c-7.png"]
+        assert envelope["error"]["code"] == "output_unwritable"
+        assert "c-6.png" in envelope["error"]["message"]
+    else:
+        assert captured.out == "c-5.png\nc-7.png\n"
+        assert "error: cannot write 'c-6.png'" in captured.err
+
+
+def test_brackets_in_a_name_are_no_markup(here, tiny_copy, capsys):
+    tiny_copy.rename(here / "[red]x")
+    assert generate(here / "[red]x", "--steps", "1") == 0
+    assert "[red]x on cpu" in capsys.readouterr().err
+
+
 BAD = {
     "empty prompt": (["generate", ""], 2, "prompt is empty"),
     "long prompt": (["generate", "x" * 100_000], 2, "100,000 characters"),
@@ -77,11 +155,19 @@ BAD = {
     "unknown backend": (["generate", "x", "--backend", "difusers"], 2, "did you mean 'diffusers'"),
     "unknown profile": (["plan", "--profile", "cuda-touring"], 2, "did you mean 'cuda-turing'"),
     "profile of another device": (["plan", "--device", "cpu", "--profile", "cuda"], 2, "is for 'cuda'"),
+    "profile of nobody": (["plan", "--profile", "~nosuchuser/x.toml"], 1, "cannot read '~nosuchuser/x.toml'"),
+    "machine of nobody": (["plan", "--on", "~nosuchuser/x.json"], 1, "cannot read '~nosuchuser/x.json'"),
+    "plan of nobody": (["plan", "--plan", "~nosuchuser/x.json"], 1, "cannot read '~nosuchuser/x.json'"),
     "plan without size": (["plan", "--size", "0"], 2, "16 to 256"),
     "plan without steps": (["plan", "--steps", "0"], 2, "steps must be"),
     "not a png": (["generate", "x", "--out", "a.jpg"], 2, "--out a.png"),
     "folder that is not there": (["generate", "x", "--out", "sub/"], 1, "the folder 'sub/' is not there"),
     "empty name": (["generate", "x", "--out", ""], 2, "--out is empty"),
+    "standard output": (["generate", "x", "--out", "-"], 2, "--out picture.png"),
+    "home of nobody": (["generate", "x", "--out", "~no-such-user/a.png"], 1, "~no-such-user"),
+    "long name": (["generate", "x", "--out", "a" * 300 + ".png"], 1, "choose a shorter name"),
+    "long name without a suffix": (["generate", "x", "--out", "a" * 300], 1, "choose a shorter name"),
+    "long name with a seed": (["generate", "x", "-n", "2", "--out", "a" * 251 + ".png"], 1, "choose a shorter name"),
     "unknown offload": (["plan", "--offload", "some"], 2, "some"),
     "offload on the cpu": (["plan", "--device", "cpu", "--offload", "component"], 2, "makes no sense"),
     "too little memory": (["generate", "x", "--device", "cpu", "--ram", "1MB"], 3, "needs"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from autoflux.cli.main import run
 from autoflux.models.pack_shelf import Shelf, packs_wanted
-from autoflux.models.packs import WEIGHTS
+from autoflux.models.packs import INDEX, WEIGHTS
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,19 @@ def test_pack_list_verify_and_remove(tiny_copy, shelf, capsys):
     assert shelf.packs() == []
 
 
+def in_words(capsys, *arguments: str, code: int = 0) -> str:
+    assert run(["models", *arguments]) == code
+    said = capsys.readouterr()
+    return said.out + said.err
+
+
+def file_with_base(tiny_copy: Path) -> Path:
+    """A transformer in one file, and `tiny_copy` as its base."""
+    file = tiny_copy.parent / "file.safetensors"
+    shutil.copy(next((tiny_copy / "transformer").glob("*.safetensors")), file)
+    return file
+
+
 def test_people_are_told_sizes(tiny_copy, shelf, capsys):
     assert run(["models", "pack", str(tiny_copy)]) == 0
     assert "transformer: " in capsys.readouterr().out
@@ -77,6 +92,110 @@ def test_verify_finds_what_changed_and_drops_it(tiny_copy, shelf, capsys):
     assert shelf.find(made[2]["key"]) is None
     assert asked(capsys, "verify", str(tiny_copy))["whole"]
     assert asked(capsys, "pack", str(tiny_copy), "--precision", "int8")["packs"] == made
+
+
+def test_verify_reads_packs_that_it_cannot_keep_from_removal(tiny_copy, shelf, capsys):
+    made = asked(capsys, "pack", str(tiny_copy))["packs"]
+    shutil.rmtree(shelf.root / "locks")
+    (shelf.root / "locks").write_text("no lock can be taken, as where nothing can be written")
+    assert "4 packs, 601 kB, all as they should be" in in_words(capsys, "verify", str(tiny_copy))
+    flip(shelf.folder(made[3]["key"]) / WEIGHTS)
+    said = in_words(capsys, "verify", str(tiny_copy), code=1)
+    assert "the packed vae in bfloat16 is damaged: 'encoder.mid_block.resnets.1.norm2.weight'\n" in said
+    assert "3 packs, " in said
+
+
+SPOILED = {
+    "truncated": lambda folder: os.truncate(folder / WEIGHTS, 5000),
+    "without weights": lambda folder: (folder / WEIGHTS).unlink(),
+    "an index that cannot be read": lambda folder: (folder / INDEX).write_text("{"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_what_is_no_pack_any_more_is_named_and_removed(tiny_copy, shelf, capsys, how):
+    key = asked(capsys, "pack", str(tiny_copy))["packs"][3]["key"]
+    SPOILED[how](shelf.folder(key))
+    checked = asked(capsys, "verify", str(tiny_copy), code=1)
+    assert not checked["whole"]
+    assert [(pack["key"], pack["removed"]) for pack in checked["packs"] if pack["fault"]] == [(key, True)]
+    assert len(checked["packs"]) == 4
+    assert not shelf.folder(key).exists()
+    asked(capsys, "pack", str(tiny_copy))
+    SPOILED[how](shelf.folder(key))
+    (shelf.root / ".killed.partial").mkdir()
+    assert key in asked(capsys, "pack", str(tiny_copy), "--rm")["removed"]
+    assert [left.name for left in shelf.root.iterdir()] == ["locks"]
+
+
+def test_one_damaged_pack_is_said_in_the_singular(tiny_copy, shelf, capsys):
+    first, *others = asked(capsys, "pack", str(tiny_copy))["packs"]
+    for pack in others:
+        shelf.remove(pack["key"])
+    assert "1 pack, " in in_words(capsys, "verify", str(tiny_copy))
+    flip(shelf.folder(first["key"]) / WEIGHTS)
+    assert "the packed text_encoder in bfloat16 is damaged" in in_words(capsys, "verify", str(tiny_copy), code=1)
+
+
+def test_a_model_larger_than_the_limit_is_refused_before_anything_is_written(tiny_copy, shelf, capsys, monkeypatch):
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "600kB")  # of 601 kB, of which the transformer's are 318 kB
+    said = in_words(capsys, "pack", str(tiny_copy), code=1)
+    assert "the packs of this model would take 601 kB, and packs may take 600 kB" in said
+    assert "raise AUTOFLUX_PACK_LIMIT" in said
+    assert shelf.packs() == []
+
+
+def test_the_packs_of_a_model_do_not_make_room_for_each_other(tiny_copy, shelf, capsys, monkeypatch):
+    asked(capsys, "pack", str(tiny_copy), "--precision", "int8")
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "610kB")
+    made = asked(capsys, "pack", str(tiny_copy))["packs"]
+    assert sorted(pack.key for pack in shelf.packs()) == sorted(pack["key"] for pack in made)
+
+
+def test_packs_that_cannot_be_deleted_are_not_called_in_use(tiny_copy, shelf, capsys):
+    made = asked(capsys, "pack", str(tiny_copy))["packs"]
+    shutil.rmtree(shelf.root / "locks")
+    (shelf.root / "locks").write_text("")
+    assert "error: cannot delete the pack" in in_words(capsys, "pack", str(tiny_copy), "--rm", code=1)
+    assert run(["models", "pack", str(tiny_copy), "--rm", "--json"]) == 1
+    envelope = json.loads(capsys.readouterr().out)
+    assert envelope["error"]["code"] == "output_unwritable"
+    assert set(envelope["data"]["failed"]) == {pack["key"] for pack in made}
+    assert len(shelf.packs()) == 4
+
+
+def test_packs_are_removed_by_the_name_they_are_listed_under_also_of_a_model_that_is_gone(tiny_copy, shelf, capsys):
+    asked(capsys, "pack", str(tiny_copy))
+    shutil.rmtree(tiny_copy)
+    assert {pack["model"] for pack in asked(capsys, "list")["packs"]} == {"tiny"}
+    assert "removed 4 packs" in in_words(capsys, "pack", "tiny", "--rm")
+    assert "no model named 'tiny'" in in_words(capsys, "pack", "tiny", "--rm", code=2)
+
+
+def test_all_packs_listed_under_a_name_go_without_a_base_and_what_another_model_uses_stays(tiny_copy, shelf, capsys):
+    file = file_with_base(tiny_copy)
+    asked(capsys, "pack", str(file), "--base", str(tiny_copy))
+    assert len(asked(capsys, "pack", str(file), "--rm")["removed"]) == 4
+    assert "there are no packs to remove" in in_words(capsys, "pack", str(file), "--rm")
+
+    own = asked(capsys, "pack", str(file), "--base", str(tiny_copy), "--precision", "int8")["packs"][2]
+    asked(capsys, "pack", str(tiny_copy))
+    removed = asked(capsys, "pack", "file", "--rm")
+    assert removed["removed"] == [own["key"]]
+    assert list(removed["shared"].values()) == [["tiny"]] * 3
+    assert "kept, since they are also of 'tiny': 3 packs" in in_words(capsys, "pack", "file", "--rm")
+    assert len(asked(capsys, "pack", str(tiny_copy), "--rm")["removed"]) == 4
+    assert shelf.packs() == []
+
+
+def test_lines_for_programs_are_not_broken(tiny_copy, shelf, capsys):
+    snapshot = tiny_copy.parent / "hf" / f"models--{'o' * 60}--{'n' * 60}" / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    tiny_copy.rename(snapshot)
+    (refs := snapshot.parents[1] / "refs").mkdir()
+    (refs / "main").write_text("a" * 40)
+    listed = in_words(capsys, "list").splitlines()
+    assert [line for line in listed if str(snapshot) in line and "complete" in line]
 
 
 def test_packs_in_use_stay(tiny_copy, shelf, capsys):

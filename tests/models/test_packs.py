@@ -12,6 +12,7 @@ import pytest
 
 from autoflux.errors import DamagedPack, DiskFull, OutputUnwritable, UsageError
 from autoflux.models.finding import find
+from autoflux.models.pack_removal import packed_models, packs_of
 from autoflux.models.pack_shelf import Shelf, limit_bytes
 from autoflux.models.packs import (
     INDEX,
@@ -197,6 +198,15 @@ def test_where_all_are_in_use_there_is_no_room(shelf, monkeypatch):
     assert left_behind(shelf) == []
 
 
+def test_nothing_goes_for_what_finds_no_room_all_the_same(shelf, monkeypatch):
+    for number, key in enumerate(("idle", "used")):
+        put(shelf, key, used=10**18 + number)
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "300kB")
+    with shelf.kept(["used"]), pytest.raises(DiskFull, match="leave 196 kB of 300 kB"):
+        put(shelf, "new", 200_000)
+    assert keys(shelf) == ["idle", "used"]
+
+
 def test_forgetting_an_open_pack_is_as_good_as_closing_it(shelf):
     put(shelf, "a")
     opened = shelf.open("a")
@@ -230,6 +240,104 @@ def test_more_than_the_disk_has_is_refused_beforehand(shelf, monkeypatch):
     with pytest.raises(DiskFull, match="are free at"), shelf.making("a", 10**17):
         pass
     assert left_behind(shelf) == []
+
+
+def test_a_small_disk_is_not_called_a_limit(shelf, monkeypatch):
+    monkeypatch.delenv("AUTOFLUX_PACK_LIMIT", raising=False)
+    with pytest.raises(DiskFull, match="are free at") as raised, shelf.making("a", 10**17):
+        pass
+    assert "AUTOFLUX_PACK_LIMIT" not in raised.value.hint
+
+
+def test_packs_that_are_kept_make_no_room(shelf, monkeypatch):
+    put(shelf, "a")
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "250kB")
+    with shelf.kept(["a", "b", "c"]):
+        put(shelf, "b")
+        with pytest.raises(DiskFull, match="are in use"):
+            put(shelf, "c")
+        assert not shelf.remove("b")
+    assert keys(shelf) == ["a", "b"]
+    put(shelf, "c")
+    assert keys(shelf) == ["b", "c"]
+    assert not list((shelf.root / "locks").glob("*.use"))
+
+
+def test_what_cannot_be_deleted_is_not_called_in_use(shelf):
+    put(shelf, "a")
+    without_locks(shelf)
+    with pytest.raises(OutputUnwritable, match="cannot delete the pack"):
+        shelf.remove("a")
+    assert keys(shelf) == ["a"]
+
+
+def without_locks(shelf: Shelf) -> None:
+    """Nobody can take a lock any more, as in a folder that is read-only."""
+    (shelf.root / "locks").rename(shelf.root / ".before")
+    (shelf.root / "locks").write_text("")
+
+
+def test_what_remains_of_packs_is_told_from_packs(shelf):
+    pack = put(shelf, "whole")
+    for key in ("truncated", "unreadable", "given up"):
+        put(shelf, key)
+    os.truncate(shelf.folder("truncated") / WEIGHTS, pack.nbytes - 1)
+    (shelf.folder("unreadable") / INDEX).write_text("{")
+    (shelf.folder("given up") / INDEX).unlink()
+    (shelf.root / ".killed.partial").mkdir()
+    found = {left.key: (left.told is not None, left.fault) for left in shelf.remains()}
+    assert found == {
+        "truncated": (True, f"the pack {str(shelf.folder('truncated'))!r} has 104,095 bytes of 104,096"),
+        "unreadable": (False, found["unreadable"][1]),
+        "given up": (False, ""),
+        "killed": (False, ""),
+    }
+    assert "cannot be read" in found["unreadable"][1]
+    assert [shelf.holds(key) for key in ("whole", "truncated", "given up", "killed")] == [True, True, False, False]
+
+
+def test_a_pack_that_may_not_be_looked_at_is_not_used(shelf, monkeypatch):
+    put(shelf, "a")
+    stat = Path.stat
+
+    def refusing(path: Path, **options):
+        if path.is_relative_to(shelf.root):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    assert shelf.open("a") is None
+    assert shelf.find("a") is None
+    assert shelf.packs() == []
+
+
+def test_packs_are_of_models_whose_files_they_are_of_and_of_those_that_take_parts_of_them():
+    def pack(component: str, source: str, path: str, base: str = "") -> Pack:
+        return Pack(
+            key=f"{component} of {path}",
+            component=component,
+            storage=Precision.INT8,
+            arithmetic=Precision.BFLOAT16,
+            model=path.strip("/"),
+            model_path=path,
+            base_path=base,
+            sources=(source,),
+            nbytes=1,
+            tensors=(),
+        )
+
+    base = pack("transformer", "/base/transformer/x", "/base")
+    own, vae = (pack("transformer", "/file", "/file", "/base"), pack("vae", "/base/vae/x", "/file", "/base"))
+
+    def users(of: Pack, *packs: Pack) -> set[str]:
+        return {model.name for model in packed_models(packs) if model.uses(of)}
+
+    assert users(vae, base, own, vae) == {"base", "file"}
+    assert users(base, base, own, vae) == {"base"}, "the file has a transformer of its own"
+    assert users(vae, base, vae) == {"base"}, "of the file only what its base has is packed"
+    assert users(vae, own, vae) == {"file"}
+    assert packs_of({Path("/base")}, [base, own, vae]) == [base, vae]
+    assert packs_of({Path("/file")}, [base, own, vae]) == [own, vae]
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

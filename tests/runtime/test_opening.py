@@ -93,6 +93,20 @@ def test_packs_are_read_where_there_are(model, plan, shelf, ahead, monkeypatch):
     assert not set(ahead[1].wanted) & set(packs)
 
 
+def test_the_models_files_are_read_where_packs_may_not_be_looked_at(model, plan, shelf, ahead, monkeypatch):
+    packed(model, shelf, Precision.BFLOAT16)
+    stat = Path.stat
+
+    def refusing(path: Path, **options):
+        if path.is_relative_to(shelf.root):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    assert open_with(Backend(ahead), plan, model) == ["loading"]
+    assert ahead[0].wanted == [Path(file) for component in model.in_loading_order for file in component.files]
+
+
 def test_text_encoders_are_left_out_where_the_prompts_are_known(plan, model, ahead, monkeypatch):
     monkeypatch.setattr(opening.PromptCache, "knows", lambda _self, prompt: prompt == "known")
     encoders = {Path(f) for part in model.in_loading_order if part.name.startswith("text_encoder") for f in part.files}

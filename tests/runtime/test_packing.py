@@ -176,7 +176,7 @@ def big(tmp_path, shelf):
 
 
 class _Named:
-    name, path = "big", "/big"
+    name, path, base_path = "big", "/big", ""
 
 
 @pytest.mark.parametrize("lane", [None, LateLane()])

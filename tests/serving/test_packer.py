@@ -156,6 +156,17 @@ def test_a_cache_that_cannot_be_written_is_told_once(model, plan, tmp_path, monk
     assert [r.message for r in caplog.records if "no packs are written: cannot write a pack" in r.message]
 
 
+def test_packs_of_one_model_do_not_make_room_for_each_other_start_after_start(model, plan, shelf, monkeypatch, caplog):
+    whole = sum(recipe.nbytes() for recipe in lacking(plan, model, shelf))
+    monkeypatch.setenv(LIMIT, f"{whole - 1}B")
+    for _ in range(2):
+        packer = Packer(plan, model)
+        packer.resume()
+        packer.join()
+        assert components(lacking(plan, model, shelf)) == ["vae"]
+    assert "in use" in caplog.text
+
+
 def test_the_least_recently_used_packs_make_room(model, plan, shelf, monkeypatch):
     other = planned(model, Precision.FLOAT8)
     packer = Packer(other, model)

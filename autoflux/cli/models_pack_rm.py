@@ -1,0 +1,104 @@
+"""Removing packs, for `autoflux models pack --rm` and `autoflux models rm`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from autoflux.api import find_model
+from autoflux.cli.output import complain, stderr, stdout, warn
+from autoflux.errors import AutofluxError, ErrorReport, OutputUnwritable
+from autoflux.files import is_there
+from autoflux.models.pack_removal import packed_models, packs_of
+from autoflux.models.pack_shelf import Shelf
+from autoflux.models.packs import Pack
+from autoflux.paths import expanded
+from autoflux.plugin_manager import Plugins
+from autoflux.units import counted, format_bytes
+from autoflux.values import Value
+
+
+class RemovedPacks(Value, frozen=True, kw_only=True):
+    """Keys of packs that are gone, and of those that stay."""
+
+    removed: tuple[str, ...] = ()
+    freed_bytes: int = 0
+    in_use: tuple[str, ...] = ()
+    """Somebody reads or makes them now."""
+    shared: Mapping[str, tuple[str, ...]] = {}
+    """With the names of the other models that are loaded from them."""
+    failed: Mapping[str, ErrorReport] = {}
+    """Why they cannot be deleted."""
+
+    @property
+    def error(self) -> ErrorReport | None:
+        """Why the first that cannot be deleted cannot; None if all can."""
+        return next(iter(self.failed.values()), None)
+
+
+def remove_packs_of(name: str, plugins: Plugins) -> RemovedPacks:
+    """Delete the packs of a model that no other one uses, and what was left by processes that were ended.
+
+    The model is named as everywhere, or as `autoflux models list` names it, also when it is not there any more.
+
+    Raises:
+        AutofluxError: there is no such model, and nothing is listed under that name.
+    """
+    shelf = Shelf()
+    packs = shelf.packs()
+    places = _places(name, plugins, packs)
+    remains = [left.key for left in shelf.remains() if left.told is None or packs_of(places, [left.told])]
+    others = [model for model in packed_models(packs) if model.path not in places]
+    users = {p.key: tuple(sorted(m.name for m in others if m.uses(p))) for p in packs_of(places, packs)}
+    removed = remove_packs([key for key, names in users.items() if not names] + remains)
+    return removed.replace(
+        in_use=tuple(key for key in removed.in_use if key not in remains),  # those remains are just being made
+        shared={key: names for key, names in users.items() if names},
+    )
+
+
+def remove_packs(keys: Iterable[str]) -> RemovedPacks:
+    """Delete these packs, but for those in use."""
+    shelf = Shelf()
+    removed: dict[str, int] = {}
+    in_use: list[str] = []
+    failed: dict[str, ErrorReport] = {}
+    for key in keys:
+        nbytes = shelf.bytes_of(key)
+        try:
+            if shelf.remove(key):
+                removed[key] = nbytes
+            else:
+                in_use.append(key)
+        except OutputUnwritable as error:
+            failed[key] = error.report()
+    return RemovedPacks(removed=tuple(removed), freed_bytes=sum(removed.values()), in_use=tuple(in_use), failed=failed)
+
+
+def tell_removed(packs: RemovedPacks) -> None:
+    """For people; nothing if there were none."""
+    if packs.removed:
+        stdout.print(f"removed {counted(len(packs.removed), 'pack')}: {format_bytes(packs.freed_bytes)} freed")
+    if packs.in_use:
+        kept = counted(len(packs.in_use), "pack")
+        warn(f"in use, and kept: {kept}; `autoflux models pack NAME --rm` removes them later")
+    for names in dict.fromkeys(packs.shared.values()):
+        count = sum(shared == names for shared in packs.shared.values())
+        told = ", ".join(map(repr, names))
+        stderr.print(f"kept, since they are also of {told}: {counted(count, 'pack')}", soft_wrap=True)
+    if packs.error:
+        complain(packs.error)
+
+
+def _places(name: str, plugins: Plugins, packs: Iterable[Pack]) -> set[Path]:
+    """Where the models of that name are, or were when they were packed."""
+    path = expanded(name).absolute()
+    listed = {Path(pack.model_path): pack.model for pack in packs}
+    places = {place for place, model in listed.items() if model == name or place in (path, path.resolve())}
+    try:
+        places.add(Path(find_model(name, plugins).path))
+    except AutofluxError:
+        # A file whose base is not given, or what is only listed.
+        if not places and not (is_there(path) and path.is_file()):
+            raise
+    return places
