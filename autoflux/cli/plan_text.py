@@ -77,7 +77,7 @@ def summary(plan: Plan, steps: int | None = None) -> str:
     where = {
         Offload.NONE: "all weights there",
         Offload.COMPONENT: "one component there at a time",
-        Offload.STREAM: "streamed block by block",
+        Offload.STREAM: f"streamed {plan.unit.value} by {plan.unit.value}",
         Offload.NATIVE: f"brought there by {plan.backend}",
     }[plan.offload]
     precision = plan.component("transformer").storage.value

@@ -90,6 +90,12 @@ def test_a_plan_is_short_unless_asked(capfd):
     assert "Ways that" not in brief
 
 
+@pytest.mark.parametrize("unit", ["block", "layer"])
+def test_what_is_streamed_one_by_one_is_told(unit, capfd):
+    assert run([*FLUX_ON_A_SMALL_CARD, "--block-size", unit, "--quality", "exact"]) == 0
+    assert f"streamed {unit} by {unit}: about" in capfd.readouterr().out
+
+
 def test_every_choice_is_explained_with_what_the_next_best_would_cost(capfd):
     assert run([*FLUX_ON_A_SMALL_CARD, "--explain"]) == 0
     shown = capfd.readouterr().out
