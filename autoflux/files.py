@@ -8,6 +8,7 @@ import itertools
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from autoflux.errors import DamagedFile, OutputUnwritable
@@ -57,23 +58,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int | None = None) -> None:
     Raises:
         OutputUnwritable: the folder is missing, read-only or full; `path` is as it was before.
     """
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".autoflux-")
-    except OSError as error:
-        raise _unwritable(path, path.parent, error) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask() if mode is None else mode)
-        Path(temporary).replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        if isinstance(error, OSError):
-            raise _unwritable(path, path.parent, error) from error
-        raise
+    with _written_beside(path, data, mode) as temporary:
+        temporary.replace(path)
 
 
 def write_new(path: Path, data: bytes) -> Path:
@@ -84,21 +70,46 @@ def write_new(path: Path, data: bytes) -> Path:
     Raises:
         OutputUnwritable: the folder is missing, read-only or full; nothing is left behind.
     """
-    for number in itertools.count(1):
-        free = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    with _written_beside(path, data) as temporary:
+        return next(free for free in itertools.chain([path], numbered) if _is_placed(temporary, free))
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, data: bytes, mode: int | None = None) -> Iterator[Path]:
+    """A file beside `path` with that content, until the end of the context; errors in there are about `path`."""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".autoflux-")
+    except OSError as error:
+        raise _unwritable(path, path.parent, error) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask() if mode is None else mode)
+        yield temporary
+    except OSError as error:
+        raise _unwritable(path, path.parent, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _is_placed(temporary: Path, free: Path) -> bool:
+    """Give the file that name as well; False if something has it."""
+    try:
+        os.link(temporary, free)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
         try:
             free.touch(exist_ok=False)
         except FileExistsError:
-            continue
-        except OSError as error:
-            raise _unwritable(free, free.parent, error) from error
-        break
-    try:
-        write_atomic(free, data)
-    except BaseException:
-        free.unlink(missing_ok=True)
-        raise
-    return free
+            return False
+        temporary.replace(free)
+    return True
 
 
 def check_target(path: Path) -> None:

@@ -207,6 +207,15 @@ def test_a_new_file_takes_a_name_that_nobody_has(tmp_path):
     assert write_new(target, b"x").name == "a-10.png"
 
 
+def test_a_new_file_has_a_name_of_its_own_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    names = [write_new(tmp_path / "a.png", data).name for data in (b"1", b"2")]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == dict(zip(names, (b"1", b"2"), strict=True))
+
+
 def test_a_new_file_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_new(tmp_path / "a.png", "no bytes")

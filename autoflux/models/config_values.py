@@ -85,6 +85,7 @@ def check_values(part: str, config: Config, file: Path) -> None:
     whole = {**FLUX_DEV.get(part, {}), **config}
     for key, (needed, holds) in _RULES.get(part, {}).items():
         if key in whole and not holds(whole[key], whole):
+            what = f"is {whole[key]!r}" if key in config else f"is left out, and then {whole[key]!r}"
             raise DamagedCheckpoint(
-                f"{str(file)!r}: {key!r} is {whole[key]!r}, needed is {needed}", hint="download the file again"
+                f"{str(file)!r}: {key!r} {what}; needed is {needed}", hint="download the file again"
             )

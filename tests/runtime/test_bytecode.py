@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 LOOK = """
 import sys
 from autoflux.runtime import bytecode
@@ -21,7 +23,11 @@ print(library.__spec__.cached, sys.pycache_prefix)
 def imported(folder: Path, *flags: str, **variables: str) -> tuple[Path, str]:
     """Import the library in a process: where its bytecode belongs, and the place for all of it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"PYTHONPATH": f"{Path.cwd()}:{folder}", "AUTOFLUX_CACHE_DIR": str(folder / "cache"), **variables}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]),
+        "AUTOFLUX_CACHE_DIR": str(folder / "cache"),
+        **variables,
+    }
     command = [sys.executable, *flags, "-c", LOOK]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
     return Path(said[0]), said[1]
@@ -74,7 +80,19 @@ def test_a_place_that_the_user_has_named_stays(folder):
     assert not cached.exists()
 
 
-def test_a_cache_folder_that_cannot_be_written_stops_nothing(folder):
+def test_where_the_cache_folder_cannot_be_made_nothing_changes(folder):
     (folder / "cache").write_text("a file")
+    assert imported(folder, "-B")[1] == "None"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no such permissions")
+@pytest.mark.parametrize("shared", ["cache", "cache/bytecode"])
+def test_what_others_could_have_put_there_is_not_run(folder, shared):
+    (folder / "cache" / "bytecode").mkdir(parents=True)
+    (folder / shared).chmod(0o777)
+    assert imported(folder, "-B")[1] == "None"
+
+
+def test_the_folder_is_the_user_s_alone(folder):
     _, prefix = imported(folder, "-B")
-    assert prefix == str(folder / "cache" / "bytecode")
+    assert Path(prefix).stat().st_mode & 0o077 == 0
