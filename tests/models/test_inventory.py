@@ -261,6 +261,15 @@ def test_a_configuration_that_cannot_be_is_named_with_the_key(tiny_copy: Path, p
     assert caught.value.hint
 
 
+def test_a_value_that_is_left_out_is_told_with_what_it_is_then(tiny_copy: Path):
+    file = tiny_copy / "text_encoder" / "config.json"
+    config = json.loads(file.read_text())
+    del config["num_attention_heads"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(DamagedCheckpoint, match="'num_attention_heads' is left out, and then 12"):
+        take_stock(tiny_copy)
+
+
 def test_what_published_folders_hold_beside_the_weights_is_no_fault(tiny_copy: Path):
     """Tables that newer libraries compute, a projection that only whole CLIPs use, and T5's table by its other name."""
     clip, t5 = (tiny_copy / part / "model.safetensors" for part in ("text_encoder", "text_encoder_2"))
