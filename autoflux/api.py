@@ -38,6 +38,7 @@ from autoflux.planning.saved import check_consistency, check_plan, read_plan
 from autoflux.planning.values import Alternative, HostProfile, Plan, Profile, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
 from autoflux.runtime.calibration_store import CalibrationStore
+from autoflux.units import format_number
 
 if TYPE_CHECKING:
     from autoflux.runtime.pipeline import Backend, LoadProgress
@@ -89,7 +90,7 @@ class WhatIf:
         """What a plan for it must be read with, in words."""
         known = self.on is not None and is_known(self.on)
         rates = [("--link", self.changes.link_gb_per_s), ("--disk", self.changes.disk_gb_per_s)]
-        said = [f"{option} {rate:g} GB/s" for option, rate in rates if rate is not None]
+        said = [f"{option} {format_number(rate)} GB/s" for option, rate in rates if rate is not None]
         return (
             *([f"nothing of {self.machine} was measured: its figures are public specifications"] if known else []),
             *([f"{' and '.join(said)} is what you said, not what was measured"] if said else []),
@@ -235,13 +236,14 @@ def _asked(what_if: WhatIf, model: Model, wishes: Wishes, plugins: Plugins, mach
     """What was asked for of another machine, whose memory is then among the wishes."""
     changes, findings = what_if.changes, _findings(what_if, model)
 
-    def ways(wished: Wishes) -> Sequence[Candidate]:
+    def ways(wished: Wishes) -> Iterable[Candidate]:
         memory = {"vram_bytes": wished.vram_bytes, "ram_bytes": wished.ram_bytes}
         hardware = changed(machine, changes.replace(**memory))
         profiles, rest = _profiles(wished.replace(vram_bytes=None, ram_bytes=None), plugins, hardware)
         return planner.ways(hardware, model, profiles, rest, findings)
 
-    return Asked(wishes.replace(vram_bytes=changes.vram_bytes, ram_bytes=changes.ram_bytes), ways, what_if.machine)
+    wished = wishes.replace(vram_bytes=changes.vram_bytes, ram_bytes=changes.ram_bytes)
+    return Asked(wished, ways, machine, what_if.machine)
 
 
 def _plan_here(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, detail: Detail = BRIEF) -> Plan:

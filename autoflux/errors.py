@@ -15,6 +15,7 @@ AutofluxError                 exit 1
 ├── DamagedCheckpoint                  weights or configuration that cannot be right
 ├── DamagedFile                        a saved plan, probe, profile or cache that cannot be read
 │   └── DamagedPack                    packed weights that are not what was written
+│       └── UnreadablePack             packed weights that may be whole, and cannot be read now
 ├── MissingExtra                       an optional package is needed; the hint is the pip command
 ├── PluginConflict                     two plugins registered the same name
 ├── PluginFailure                      a plugin broke a promise of its interface
@@ -131,6 +132,10 @@ class DamagedFile(AutofluxError):
 
 class DamagedPack(DamagedFile):
     code = "damaged_pack"
+
+
+class UnreadablePack(DamagedPack):
+    code = "unreadable_pack"
 
 
 class MissingExtra(AutofluxError):

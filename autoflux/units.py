@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 from autoflux.errors import UsageError
 
@@ -12,7 +13,7 @@ KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
 _FACTORS = {"": 1, "b": 1, "kb": KB, "mb": MB, "gb": GB, "tb": TB, "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]?i?b?)\s*", re.IGNORECASE | re.ASCII)
-_BITS = re.compile(r"\s*([\d.]+)\s*([kmgt]i?)b\s*", re.IGNORECASE)
+_BITS = re.compile(r"\s*([\d.]+)\s*((?:[kmgt]i?)?)b\s*", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:
@@ -46,10 +47,10 @@ def parse_rate(text: str) -> float:
     except UsageError as error:
         raise (_no_rate(text) if error.hint else UsageError(f"a rate must be above zero, got {text!r}")) from error
     if amount.endswith("b") and (bits := _BITS.fullmatch(amount)):
-        prefix = bits[2].capitalize()
+        prefix, eighth = bits[2].capitalize(), format_number(float(bits[1]) / 8)
         raise UsageError(
             f"the rate {text!r} may be in bits or in bytes",
-            hint=f"write {float(bits[1]) / 8:g}{prefix}B/s if it is in bits, {bits[1]}{prefix}B/s if in bytes",
+            hint=f"write {eighth}{prefix}B/s if it is in bits, {bits[1]}{prefix}B/s if in bytes",
         )
     if rate < MB:
         raise UsageError(
@@ -109,8 +110,8 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_number(number: float) -> str:
-    """Three significant figures, and all that stand before the point: `0.0313`, `1.5`, `1460`."""
-    return f"{number:.0f}" if abs(number) >= 99.95 else f"{number:.3g}"
+    """Three significant figures, and all that stand before the point: `0.0313`, `1.5`, `1460`, `0.00001`."""
+    return f"{number:.0f}" if abs(number) >= 99.95 else f"{Decimal(f'{number:.3g}'):f}"
 
 
 def _three_figures(number: float, more: int = 0) -> str:

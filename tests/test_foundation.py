@@ -98,6 +98,9 @@ def test_rates_that_may_be_in_bits_or_that_no_machine_has_are_refused():
         with pytest.raises(UsageError, match="may be in bits or in bytes") as caught:
             parse_rate(text)
         assert caught.value.hint == f"write {bits} if it is in bits, {as_bytes} if in bytes"
+    with pytest.raises(UsageError, match="may be in bits or in bytes") as caught:
+        parse_rate("1000000000b/s")
+    assert caught.value.hint == "write 125000000B/s if it is in bits, 1000000000B/s if in bytes"
     for text in ("1B/s", "999kB/s"):
         with pytest.raises(UsageError, match="below 1 MB/s"):
             parse_rate(text)
@@ -141,6 +144,12 @@ def test_a_size_for_an_option_is_not_smaller_and_hardly_larger(count: int):
 
 def test_numbers_are_told_without_powers_of_ten():
     assert [format_number(number) for number in (0.0313, 1.5, 12.345, 1462.4)] == ["0.0313", "1.5", "12.3", "1462"]
+    assert [format_number(number) for number in (1e-5, 1.234e-9, 0, 2e6)] == [
+        "0.00001",
+        "0.00000000123",
+        "0",
+        "2000000",
+    ]
 
 
 def test_one_thing_is_not_several():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from autoflux.api import find_model
@@ -22,6 +22,8 @@ class RemovedPacks(Value, frozen=True, kw_only=True):
     """Keys of packs that are gone, and of those that stay."""
 
     removed: tuple[str, ...] = ()
+    remains: tuple[str, ...] = ()
+    """Those of them that were no packs any more, or never: damaged, or left by processes that were ended."""
     freed_bytes: int = 0
     in_use: tuple[str, ...] = ()
     """Somebody reads or makes them now."""
@@ -47,38 +49,46 @@ def remove_packs_of(name: str, plugins: Plugins) -> RemovedPacks:
     shelf = Shelf()
     packs = shelf.packs()
     places = _places(name, plugins, packs)
-    remains = [left.key for left in shelf.remains() if left.told is None or packs_of(places, [left.told])]
     others = [model for model in packed_models(packs) if model.path not in places]
     users = {p.key: tuple(sorted(m.name for m in others if m.uses(p))) for p in packs_of(places, packs)}
-    removed = remove_packs([key for key, names in users.items() if not names] + remains)
-    return removed.replace(
-        in_use=tuple(key for key in removed.in_use if key not in remains),  # those remains are just being made
-        shared={key: names for key, names in users.items() if names},
-    )
+    own = [key for key, names in users.items() if not names]
+    left = [left for left in shelf.remains() if left.told is None or packs_of(places, [left.told])]
+    removed = remove_packs(own, [remains.key for remains in left if remains.key not in own])
+    return removed.replace(shared={key: names for key, names in users.items() if names})
 
 
-def remove_packs(keys: Iterable[str]) -> RemovedPacks:
-    """Delete these packs, but for those in use."""
+def remove_packs(keys: Iterable[str], remains: Collection[str] = ()) -> RemovedPacks:
+    """Delete these packs, but for those in use, and what remains of others, unless it is a pack by now."""
     shelf = Shelf()
     removed: dict[str, int] = {}
     in_use: list[str] = []
     failed: dict[str, ErrorReport] = {}
-    for key in keys:
+    for key in (*keys, *remains):
         nbytes = shelf.bytes_of(key)
         try:
-            if shelf.remove(key):
+            if shelf.remove(key, only_remains=key in remains):
                 removed[key] = nbytes
-            else:
+            elif key not in remains:
                 in_use.append(key)
         except OutputUnwritable as error:
             failed[key] = error.report()
-    return RemovedPacks(removed=tuple(removed), freed_bytes=sum(removed.values()), in_use=tuple(in_use), failed=failed)
+    return RemovedPacks(
+        removed=tuple(removed),
+        remains=tuple(key for key in remains if key in removed),
+        freed_bytes=sum(removed.values()),
+        in_use=tuple(in_use),
+        failed=failed,
+    )
 
 
 def tell_removed(packs: RemovedPacks) -> None:
     """For people; nothing if there were none."""
     if packs.removed:
-        stdout.print(f"removed {counted(len(packs.removed), 'pack')}: {format_bytes(packs.freed_bytes)} freed")
+        whole = len(packs.removed) - len(packs.remains)
+        what = [counted(whole, "pack")] if whole else []
+        if packs.remains:
+            what.append(f"what remained of {counted(len(packs.remains), 'pack')}")
+        stdout.print(f"removed {' and '.join(what)}: {format_bytes(packs.freed_bytes)} freed")
     if packs.in_use:
         kept = counted(len(packs.in_use), "pack")
         warn(f"in use, and kept: {kept}; `autoflux models pack NAME --rm` removes them later")

@@ -7,7 +7,7 @@ import click
 from autoflux.cli import interrupt
 from autoflux.cli.models_options import source_option, the_one
 from autoflux.cli.models_pack_rm import remove_packs, tell_removed
-from autoflux.cli.output import json_option, stderr, stdout, succeed
+from autoflux.cli.output import fail, json_option, stderr, stdout, succeed
 from autoflux.errors import UsageError
 from autoflux.models.hubs.remove import Removal, plan_removal, remove
 from autoflux.models.hubs.stores import stores
@@ -32,13 +32,16 @@ def command(*, name: str, source: Source | None, yes: bool, as_json: bool) -> in
     # Before the files that tell whose they are go.
     packs = remove_packs(pack.key for pack in Shelf().of_model(known[model.source].folder(model.repo_id)))
     removed = remove(model, known)
-    if as_json:
-        succeed({**removed.to_data(), "packs": packs.to_data()})
-        return 1 if packs.error else 0
-    stdout.print(f"removed {removed.name}: {format_bytes(removed.freed_bytes)} freed", soft_wrap=True)
-    tell_removed(packs)
-    for path in removed.kept:
-        stderr.print(f"kept, since another model links to it: {path}", soft_wrap=True)
+    data = {**removed.to_data(), "packs": packs.to_data()}
+    if as_json and packs.error:
+        fail(packs.error, data)
+    elif as_json:
+        succeed(data)
+    else:
+        stdout.print(f"removed {removed.name}: {format_bytes(removed.freed_bytes)} freed", soft_wrap=True)
+        tell_removed(packs)
+        for path in removed.kept:
+            stderr.print(f"kept, since another model links to it: {path}", soft_wrap=True)
     return 1 if packs.error else 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autoflux.cli.models_options import byte_progress
 from autoflux.cli.output import hint, stdout
-from autoflux.errors import DamagedPack
+from autoflux.errors import DamagedPack, UnreadablePack
 from autoflux.models.pack_shelf import Remains, Shelf
 from autoflux.models.packs import Pack, check_pack
 from autoflux.runtime.pack_file import checksum
@@ -16,7 +16,7 @@ from autoflux.values import Value
 
 
 class CheckedPack(Value, frozen=True, kw_only=True):
-    """A pack, and what of it is not what was written; "" if it is whole.
+    """A pack, and what of it is not what was written, or why it cannot be read now; "" if it is whole.
 
     Where an index cannot be read, `component` and `storage` are "".
     """
@@ -26,8 +26,10 @@ class CheckedPack(Value, frozen=True, kw_only=True):
     storage: str
     nbytes: int
     fault: str
+    checked: bool
+    """False if it cannot be read now; it may be whole then, and stays."""
     removed: bool
-    """Whether it is gone, as all that are faulty should be."""
+    """Whether it is gone, as all that were checked and are faulty should be."""
 
 
 def check_packs(place: Path) -> list[CheckedPack]:
@@ -42,52 +44,57 @@ def check_packs(place: Path) -> list[CheckedPack]:
     packs = shelf.of_model(place)
     with byte_progress() as progress:
         task = progress.add_task("reading packs", total=sum(pack.nbytes for pack in packs))
-        faults = [_fault(pack, shelf, lambda count: progress.update(task, advance=count)) for pack in packs]
-    found = [Remains(pack.key, pack, fault) for pack, fault in zip(packs, faults, strict=True)]
-    found += [left for left in shelf.remains() if left.fault and (left.told is None or left.told.is_from(place))]
+        read = [_read(pack, shelf, lambda count: progress.update(task, advance=count)) for pack in packs]
+    left = [left for left in shelf.remains() if left.fault and (left.told is None or left.told.is_from(place))]
+    found = {entry.key: entry for entry in (*read, *left)}
+    remained = {entry.key for entry in left}
     # What has no index any more was removed by somebody while it was read.
-    return [
-        _checked(entry, shelf) for entry in {entry.key: entry for entry in found}.values() if shelf.holds(entry.key)
-    ]
+    return [_checked(e, shelf, only_remains=e.key in remained) for e in found.values() if shelf.holds(e.key)]
 
 
 def show_packs(packs: list[CheckedPack]) -> None:
     """For people; nothing if there are none."""
     faulty = [pack for pack in packs if pack.fault]
     for pack in faulty:
-        what = f"the packed {pack.component} in {pack.storage} is damaged: " if pack.component else ""
+        state = "is damaged" if pack.checked else "could not be checked"
+        what = f"the packed {pack.component} in {pack.storage} {state}: " if pack.component else ""
         stdout.print(f"{what}{pack.fault}", soft_wrap=True)
     whole = [pack for pack in packs if not pack.fault]
     if whole:
         size = format_bytes(sum(pack.nbytes for pack in whole))
         stdout.print(f"{counted(len(whole), 'pack')}, {size}, all as they should be", soft_wrap=True)
-    if not all(pack.removed for pack in faulty):
+    damaged = [pack for pack in faulty if pack.checked]
+    if len(damaged) < len(faulty):
+        hint(f"check who may read {str(Shelf().root)!r}, and its disk; what cannot be read now may be whole, and stays")
+    if not all(pack.removed for pack in damaged):
         hint(f"make {str(Shelf().root)!r} writable; what is damaged could not be removed")
-    elif faulty:
+    elif damaged:
         hint("autoflux models pack NAME; what was damaged is removed")
 
 
-def _fault(pack: Pack, shelf: Shelf, on_bytes: Callable[[int], None]) -> str:
+def _read(pack: Pack, shelf: Shelf, on_bytes: Callable[[int], None]) -> Remains:
     # Also where it cannot be kept from removal, as in a folder that cannot be written.
     opened = shelf.open(pack.key)
     try:
-        return check_pack(shelf.folder(pack.key), checksum, on_bytes)
+        return Remains(pack.key, pack, check_pack(shelf.folder(pack.key), checksum, on_bytes))
     except DamagedPack as error:
-        return error.message
+        return Remains(pack.key, pack, error.message, unreadable=isinstance(error, UnreadablePack))
     finally:
         if opened:
             opened.close()
 
 
-def _checked(found: Remains, shelf: Shelf) -> CheckedPack:
-    key, told, fault = found
-    if fault:
-        shelf.drop(key)
+def _checked(found: Remains, shelf: Shelf, *, only_remains: bool) -> CheckedPack:
+    key, told, fault, unreadable = found
+    damaged = bool(fault) and not unreadable
+    if damaged:
+        shelf.drop(key, only_remains=only_remains)
     return CheckedPack(
         key=key,
         component=told.component if told else "",
         storage=told.storage.value if told else "",
         nbytes=told.nbytes if told else 0,
         fault=fault,
-        removed=bool(fault) and not shelf.holds(key),
+        checked=not unreadable,
+        removed=damaged and not shelf.holds(key),
     )

@@ -1,8 +1,7 @@
 """Where packs lie: found, made and removed by many processes at once, within a limit of bytes.
 
 A pack is there once its folder `packs/KEY` holds an index, and that folder appears whole: it is renamed into place.
-While it is made it is `packs/.KEY.partial`. Locks, which the system releases when a process ends in any way, say who
-makes, uses or removes one: `locks/KEY.lock` is held for making and removing, `locks/KEY.N.use` by each user.
+While it is made it is `packs/.KEY.partial`. `packs/locks` says who makes, uses or removes one: see `pack_locks`.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
-import uuid
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,9 +19,10 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from autoflux.errors import AutofluxError, DamagedPack, DiskFull, OutputUnwritable
-from autoflux.files import flush_folder, is_there
-from autoflux.models.packs import INDEX, WEIGHTS, Pack, Recipe, parse_index, read_index
+from autoflux.errors import AutofluxError, DamagedPack, DiskFull, OutputUnwritable, UnreadablePack
+from autoflux.files import flush_folder
+from autoflux.models.pack_locks import PackLocks, let_go
+from autoflux.models.packs import INDEX, KEY_DIGITS, NOT_THERE, WEIGHTS, Pack, Recipe, parse_index, read_index
 from autoflux.models.values import Model
 from autoflux.paths import cache_dir
 from autoflux.units import GIB, format_bytes, parse_bytes, told_apart
@@ -42,6 +42,10 @@ LEFT_FREE_BYTES = GIB
 OPEN_SECONDS = 10.0
 """How long to wait for somebody who removes a pack before doing without it."""
 
+_KEY = f"[0-9a-f]{{{KEY_DIGITS}}}"
+_FOLDER = re.compile(rf"{_KEY}|\.{_KEY}\.partial")
+"""Whatever has another name is not ours."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if hasattr(errno, "EDQUOT") else (errno.ENOSPC, errno.EFBIG)
 
 
@@ -52,7 +56,7 @@ class OpenPack:
         self.pack = pack
         self.weights = folder / WEIGHTS
         self._shelf = shelf
-        self._release = weakref.finalize(self, _let_go, use)
+        self._release = weakref.finalize(self, let_go, use)
 
     def drop(self) -> None:
         """Close it and give it up as damaged: it is no pack any more, whoever else has it open."""
@@ -65,13 +69,16 @@ class OpenPack:
 
 
 class Remains(NamedTuple):
-    """What takes room and is no pack: damaged, of another version, unfinished, or given up while somebody reads it."""
+    """What takes room and is no pack: damaged, of another version, unfinished, or given up while somebody reads it; or
+    what cannot be read now, and may be one."""
 
     key: str
     told: Pack | None
     """What its index says, if that can be read."""
     fault: str
     """Why it is no pack any more; "" where it never was one, or was given up."""
+    unreadable: bool = False
+    """It may be whole, and is not to be deleted."""
 
 
 class Shelf:
@@ -79,7 +86,7 @@ class Shelf:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_dir() / "packs"
-        self._locks = self.root / "locks"
+        self._locks = PackLocks(self.root / "locks")
 
     def folder(self, key: str) -> Path:
         """Where the pack of that key is, or would be."""
@@ -105,7 +112,7 @@ class Shelf:
             key = folder.name.removeprefix(".").removesuffix(".partial")
             if folder == self._partial(key):
                 found.setdefault(key, Remains(key, None, ""))
-            elif folder == self.folder(key) and (remains := self._remains(folder)):
+            elif remains := self._remains(key):
                 found[key] = remains
         return list(found.values())
 
@@ -113,7 +120,7 @@ class Shelf:
         """Whether anything there calls itself the pack of that key, right or wrong."""
         try:
             (self.folder(key) / INDEX).lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        except NOT_THERE:
             return False
         except OSError:
             return True  # it cannot be looked at
@@ -131,11 +138,11 @@ class Shelf:
         if not self.holds(key):
             return None
         try:
-            with self._gate(key, OPEN_SECONDS):
+            with self._locks.gate(key, OPEN_SECONDS):
                 pack = self.find(key)
                 if pack is None:
                     return None
-                use = self._use(key)
+                use = self._locks.use(key)
                 os.utime(self.folder(key) / INDEX)
         except (Timeout, OSError):
             return None
@@ -151,8 +158,8 @@ class Shelf:
         with contextlib.ExitStack() as uses:
             with self._disk_errors():
                 for key in keys:
-                    with self._gate(key, -1):
-                        uses.callback(_let_go, self._use(key))
+                    with self._locks.gate(key, -1):
+                        uses.callback(let_go, self._locks.use(key))
             yield
 
     @contextmanager
@@ -167,7 +174,7 @@ class Shelf:
             DiskFull: no room on the disk, or within the limit; nothing is left behind.
             OutputUnwritable: the folder cannot be written.
         """
-        with self._disk_errors(), self._gate(key, -1):
+        with self._disk_errors(), self._locks.gate(key, -1):
             if self.find(key):
                 yield None
                 return
@@ -182,20 +189,19 @@ class Shelf:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
 
-    def remove(self, key: str) -> bool:
+    def remove(self, key: str, *, only_remains: bool = False) -> bool:
         """Delete a pack, or what remains of one; False if somebody uses or makes it.
+
+        With `only_remains` also if it is a pack by now, or may be one.
 
         Raises:
             OutputUnwritable: it cannot be deleted.
         """
         try:
-            with self._gate(key, 0):
-                if self._in_use(key):
+            with self._locks.gate(key, 0):
+                if self._locks.in_use(key):
                     return False
-                self._unlink_index(key)
-                for folder in (self.folder(key), self._partial(key)):
-                    with contextlib.suppress(FileNotFoundError):
-                        shutil.rmtree(folder)
+                return self._delete(key, only_remains=only_remains)
         except Timeout:
             return False
         except OSError as error:
@@ -203,7 +209,6 @@ class Shelf:
                 f"cannot delete the pack {str(self.folder(key))!r}: {error.strerror or error}",
                 hint="check who may write there, and how its disk is mounted",
             ) from error
-        return True
 
     def of_model(self, place: Path) -> list[Pack]:
         """Those made from files in this folder, or from this file."""
@@ -223,23 +228,28 @@ class Shelf:
             and pack.key == Recipe(parts[pack.component], pack.storage, pack.arithmetic).key()
         ]
 
-    def drop(self, key: str) -> None:
-        """Let a damaged pack not be taken for one any more; its bytes go once nobody reads them."""
-        with contextlib.suppress(OSError, OutputUnwritable):
-            self._unlink_index(key)
-            self.remove(key)
+    def drop(self, key: str, *, only_remains: bool = False) -> None:
+        """Let a damaged pack not be taken for one any more; its bytes go once nobody reads them.
+
+        With `only_remains` it stays if it is a pack by now, or may be one.
+        """
+        with contextlib.suppress(Timeout, OSError), self._locks.gate(key, OPEN_SECONDS):
+            if not self._locks.in_use(key):
+                self._delete(key, only_remains=only_remains)
+            elif not only_remains or self._is_remains(key):
+                self._unlink_index(key)
 
     def sweep(self, making: str = "") -> None:
         """Delete what was left by processes that were ended, and packs of other versions; not what is just `making`."""
         for remains in self.remains():
             if remains.key != making:
                 with contextlib.suppress(OutputUnwritable):
-                    self.remove(remains.key)
+                    self.remove(remains.key, only_remains=True)
 
     @property
     def used_bytes(self) -> int:
         """What packs take, and those that are being made."""
-        return _size([*self.root.glob(f"*/{WEIGHTS}"), *self.root.glob(f".*.partial/{WEIGHTS}")])
+        return _size(folder / WEIGHTS for folder in self._folders())
 
     def bytes_of(self, key: str) -> int:
         """What a pack takes, or what remains of one."""
@@ -261,7 +271,7 @@ class Shelf:
 
     def _reserve(self, key: str, partial: Path, nbytes: int) -> None:
         # One after the other, so that two do not both take what room there is.
-        with FileLock(self._locks / "room.lock"):
+        with self._locks.room():
             shutil.rmtree(partial, ignore_errors=True)
             self.sweep(making=key)
             self._make_room(nbytes)
@@ -275,16 +285,17 @@ class Shelf:
     def _make_room(self, nbytes: int) -> None:
         self.check_limit(nbytes)
         limit = limit_bytes(self.root)
-        while self.used_bytes + nbytes > limit:
-            idle = [pack for pack in self.packs() if self._is_idle(pack.key)]
-            in_use = self.used_bytes - sum(pack.nbytes for pack in idle)
-            if in_use + nbytes > limit:
+        while (used := self.used_bytes) + nbytes > limit:
+            idle = [pack for pack in self.packs() if self._locks.is_idle(pack.key)]
+            in_use = used - sum(pack.nbytes for pack in idle)
+            if in_use + nbytes <= limit:
+                self.remove(idle[0].key)
+            elif self.used_bytes >= used:  # others have removed none meanwhile
                 raise DiskFull(
                     f"the pack would take {format_bytes(nbytes)}, and the others, which are in use, leave "
                     f"{format_bytes(max(0, limit - in_use))} of {format_bytes(limit)}",
                     hint=f"end what uses them, or raise {LIMIT}",
                 )
-            self.remove(idle[0].key)
         self._check_disk(nbytes, "the pack")
 
     def _check_disk(self, nbytes: int, who: str) -> None:
@@ -297,49 +308,37 @@ class Shelf:
 
     def _folders(self) -> list[Path]:
         try:
-            return [Path(entry) for entry in os.scandir(self.root) if entry.is_dir() and Path(entry) != self._locks]
-        except (FileNotFoundError, NotADirectoryError):
+            return [Path(entry) for entry in os.scandir(self.root) if _FOLDER.fullmatch(entry.name) and entry.is_dir()]
+        except NOT_THERE:
             return []
 
     def _partial(self, key: str) -> Path:
         return self.root / f".{key}.partial"
 
-    def _remains(self, folder: Path) -> Remains | None:
-        told = None
+    def _remains(self, key: str) -> Remains | None:
+        folder, told = self.folder(key), None
         try:
             told = parse_index(folder)
             read_index(folder)
+        except UnreadablePack as error:
+            return Remains(key, told, error.message, unreadable=True)
         except DamagedPack as error:
-            return Remains(folder.name, told, error.message if self.holds(folder.name) else "")
+            return Remains(key, told, error.message if self.holds(key) else "")
         return None
 
-    def _gate(self, key: str, timeout_seconds: float) -> FileLock:
-        self._locks.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._locks / f"{key}.lock", timeout=timeout_seconds)
+    def _is_remains(self, key: str) -> bool:
+        remains = self._remains(key)
+        return remains is not None and not remains.unreadable
 
-    def _use(self, key: str) -> FileLock:
-        """Behind the gate, so that nobody takes it for that of a process that has ended."""
-        use = FileLock(self._locks / f"{key}.{uuid.uuid4().hex}.use", thread_local=False)
-        use.acquire(timeout=0)
-        return use
-
-    def _is_idle(self, key: str) -> bool:
-        try:
-            with self._gate(key, 0):
-                return not self._in_use(key)
-        except Timeout:
-            return False
-
-    def _in_use(self, key: str) -> bool:
-        for file in self._locks.glob(f"{key}.*.use"):
-            try:
-                with FileLock(file, timeout=0):
-                    pass
-            except Timeout:
-                return True
-            # Its process has ended without a word.
-            file.unlink(missing_ok=True)
-        return False
+    def _delete(self, key: str, *, only_remains: bool) -> bool:
+        """Behind the gate. With `only_remains` not what is a pack, or may be one."""
+        goes = not only_remains or self._is_remains(key)
+        if goes:
+            self._unlink_index(key)
+        for folder in (self._partial(key), *([self.folder(key)] if goes else [])):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+        return goes
 
     def _unlink_index(self, key: str) -> None:
         (self.folder(key) / INDEX).unlink(missing_ok=True)
@@ -379,9 +378,8 @@ def packs_wanted() -> bool:
 
 
 def _size(files: Iterable[Path]) -> int:
-    return sum(file.stat().st_size for file in files if is_there(file))
-
-
-def _let_go(use: FileLock) -> None:
-    use.release(force=True)
-    Path(use.lock_file).unlink(missing_ok=True)
+    total = 0
+    for file in files:
+        with contextlib.suppress(OSError):  # others may remove it
+            total += file.stat().st_size
+    return total

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from autoflux.errors import DamagedFile, DamagedPack
+from autoflux.errors import DamagedFile, DamagedPack, UnreadablePack
 from autoflux.models.checkpoints import Part, locate, read_checkpoint
 from autoflux.models.shapes import Shape
 from autoflux.models.values import Component, Model, Precision
@@ -46,6 +46,13 @@ SCALE = "_scale"
 
 FLOAT32_IN_FLOAT16 = {"T5EncoderModel": "wo"}
 """Layers that transformers keeps in float32 when the rest is float16, which they overflow (`_keep_in_fp32_modules`)."""
+
+KEY_DIGITS = 24
+"""Hexadecimal."""
+
+NOT_THERE = (FileNotFoundError, NotADirectoryError)
+"""Of the system's errors those that say so. Others say nothing of what a file holds: it may not be read, its disk is
+away, or too many files are open."""
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -109,7 +116,7 @@ class Recipe(NamedTuple):
         part = self.component
         told = [PACK_SCHEMA, part.name, part.class_name, part.naming, part.prefix, self.storage, self.arithmetic]
         stamps = [_stamp(Path(file)) for file in part.files]
-        return hashlib.sha256(msgspec.json.encode([told, stamps])).hexdigest()[:24]
+        return hashlib.sha256(msgspec.json.encode([told, stamps])).hexdigest()[:KEY_DIGITS]
 
     def nbytes(self) -> int:
         """Of the file with its pack's weights. Raises as `lay_out`."""
@@ -176,6 +183,7 @@ def read_index(folder: Path) -> Pack:
 
     Raises:
         DamagedPack: there is none, or it is not of this version, this key, or these files.
+        UnreadablePack: it cannot be read now.
     """
     pack = parse_index(folder)
     try:
@@ -194,7 +202,8 @@ def parse_index(folder: Path) -> Pack:
     """What the index in a folder says, right or wrong.
 
     Raises:
-        DamagedPack: there is none, or it cannot be read.
+        DamagedPack: there is none, or it is no index.
+        UnreadablePack: it cannot be read now.
     """
     try:
         return Pack.from_json((folder / INDEX).read_bytes(), origin="its index")
@@ -206,7 +215,8 @@ def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callabl
     """Read a whole pack again; says which tensor is not what was written, "" if all are.
 
     Raises:
-        DamagedPack: its index or file cannot be read.
+        DamagedPack: its index or file is not there, or cannot be right.
+        UnreadablePack: they cannot be read now.
     """
     pack = read_index(folder)
     try:
@@ -226,7 +236,8 @@ def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callabl
 
 
 def _unreadable(folder: Path, error: OSError | DamagedFile) -> DamagedPack:
-    return DamagedPack(f"the pack {str(folder)!r} cannot be read: {getattr(error, 'strerror', None) or error}")
+    kind = DamagedPack if isinstance(error, (DamagedFile, *NOT_THERE)) else UnreadablePack
+    return kind(f"the pack {str(folder)!r} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _stamp(file: Path) -> list[str | int]:

@@ -161,12 +161,23 @@ def candidates(
         ContradictoryWishes: two wishes exclude each other, or on every device.
         UnknownName: no profile or component of the wished name.
     """
-    places = sites(hardware, profiles, wishes, findings)
-    return [
-        judge(hardware, model, site, option, picture, wishes)
-        for site, ways in _possible(hardware, model, places, wishes)
-        for option in _worth_judging(hardware, model, site, picture, wishes, ways, every=every)
-    ]
+    return list(each_candidate(hardware, model, profiles, wishes, picture, findings, every=every))
+
+
+def each_candidate(
+    hardware: Hardware,
+    model: Model,
+    profiles: Sequence[Profile],
+    wishes: Wishes,
+    picture: Picture,
+    findings: Findings = NO_FINDINGS,
+    *,
+    every: bool = False,
+) -> Iterator[Candidate]:
+    """As `candidates`, each judged when it is asked for: to judge one takes longer than all before it."""
+    for site, ways in _possible(hardware, model, sites(hardware, profiles, wishes, findings), wishes):
+        for option in _worth_judging(hardware, model, site, picture, wishes, ways, every=every):
+            yield judge(hardware, model, site, option, picture, wishes)
 
 
 def _possible(

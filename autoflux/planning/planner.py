@@ -11,7 +11,7 @@ from autoflux.models.request import Request, check
 from autoflux.models.values import Model
 from autoflux.planning.backends import ChosenBackend, choose_backend
 from autoflux.planning.calibration import NEARLY, Calibration, Setting
-from autoflux.planning.candidates import HOST_AHEAD, Candidate, candidates
+from autoflux.planning.candidates import HOST_AHEAD, Candidate, candidates, each_candidate
 from autoflux.planning.comparing import best_of_each_kind, kind
 from autoflux.planning.explaining import explained
 from autoflux.planning.findings import NO_FINDINGS, Findings
@@ -72,7 +72,7 @@ def make_plan(
     tried = candidates(hardware, model, profiles, wishes, picture, known)
     fitting = _preferred([c for c in tried if c.fits])
     if not fitting:
-        asked = asked or Asked(wishes, partial(ways, hardware, model, profiles, findings=known))
+        asked = asked or Asked(wishes, partial(ways, hardware, model, profiles, findings=known), hardware)
         raise refusal(hardware, model, tried, asked)
     best = _best(fitting, backend.name, known.calibration)
     others = [c for c in tried if c is not best]
@@ -87,9 +87,9 @@ def make_plan(
 
 def ways(
     hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, findings: Findings = NO_FINDINGS
-) -> list[Candidate]:
-    """All ways that the wishes leave open, fitting or not. Raises as `make_plan`, but DoesNotFit."""
-    return candidates(hardware, model, profiles, wishes, _picture(model, wishes), findings)
+) -> Iterator[Candidate]:
+    """All ways that the wishes leave open, fitting or not, one by one. Raises as `make_plan`, but DoesNotFit."""
+    return each_candidate(hardware, model, profiles, wishes, _picture(model, wishes), findings)
 
 
 def all_ways(

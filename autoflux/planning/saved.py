@@ -13,8 +13,8 @@ from autoflux.planning.contradictions import contradictions
 from autoflux.planning.footprint import footprint
 from autoflux.planning.schedule import aligned
 from autoflux.planning.speed import DEFAULT_ATTENTION
-from autoflux.planning.streaming import block_kinds, largest_streamed, pinned_bytes, streamed_bytes
-from autoflux.planning.terms import ATTENTIONS, TRANSFORMER, Placement
+from autoflux.planning.streaming import block_kinds, hoists, largest_streamed, pinned_bytes, streamed_bytes
+from autoflux.planning.terms import ATTENTIONS, TRANSFORMER, Placement, TransferUnit
 from autoflux.planning.values import PLAN_SCHEMA, Plan
 from autoflux.units import PB, format_bytes, format_seconds, told_apart
 
@@ -152,6 +152,7 @@ def _accelerator(plan: Plan, hardware: Hardware) -> Accelerator | None:
 def _at_odds(plan: Plan, model: Model) -> Iterator[str]:
     """What of it excludes each other."""
     yield from (reason for reason, _ in contradictions(plan))
+    yield from _streamed_in_part(plan)
     transformer, told = plan.component(TRANSFORMER), plan.predicted
     if transformer.placement != PLACEMENTS[plan.offload]:
         yield f"its offload is {plan.offload.value!r}, and its transformer is placed {transformer.placement.value!r}"
@@ -174,6 +175,30 @@ def _at_odds(plan: Plan, model: Model) -> Iterator[str]:
         if limit is not None and need > limit:
             needed, allowed = told_apart(need, limit)
             yield f"it needs {needed}, and its {name} allows {allowed}"
+
+
+def _streamed_in_part(plan: Plan) -> Iterator[str]:
+    """What only a streamed transformer has, in a plan that streams none; and blocks that stay of anything else."""
+    placement = plan.component(TRANSFORMER).placement
+    streamed = placement == Placement.STREAMED
+    for part in plan.components:
+        if part.resident and not (streamed and part.name == TRANSFORMER):
+            yield f"blocks of {part.name!r} are to stay, and it does not stream block by block in each step"
+        if part.placement == Placement.STREAMED and not streamed:
+            yield f"{part.name!r} is streamed, and the transformer is not"
+    if plan.keep_modulation and not hoists(plan.arrangement):
+        yield "keep_modulation is true, and its modulation is not apart from the blocks"
+    if streamed:
+        return
+    said = {
+        "compiled": plan.compiled,
+        "unit": plan.unit != TransferUnit.BLOCK,
+        "block_bytes": plan.block_bytes,
+        "ring_bytes": plan.ring_bytes and placement != Placement.NATIVE,
+        "park_for_decode": plan.park_for_decode,
+    }
+    for name in (name for name, is_said in said.items() if is_said):
+        yield f"{name} is {getattr(plan, name)}, and its transformer is not streamed"
 
 
 def _reckoned(plan: Plan, model: Model, *, unified_memory: bool) -> Plan:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoflux.errors import DamagedPack
+from autoflux.errors import DamagedPack, UnreadablePack
 from autoflux.models.formats import SAFETENSORS
 from autoflux.models.naming import plain_name
 from autoflux.models.pack_shelf import OpenPack
-from autoflux.models.packs import PIECE_BYTES, SCALE, Packed, pieces
+from autoflux.models.packs import NOT_THERE, PIECE_BYTES, SCALE, Packed, pieces
 from autoflux.models.values import Precision
 from autoflux.planning.terms import Placement, Waiting
 from autoflux.planning.values import ComponentPlan
@@ -71,7 +71,7 @@ class PackStore:
     """The bytes of units, read from a pack when they are asked for. See `Store`.
 
     Each piece is checked when it is read for the first time. A pack with one that is not what was written is dropped,
-    so that nobody meets it again.
+    so that nobody meets it again; one that cannot be read now stays.
     """
 
     def __init__(
@@ -87,14 +87,15 @@ class PackStore:
         is read once only; `coming` waits for what of the pack comes by itself, and is called when that is needed.
 
         Raises:
-            DamagedPack: the pack lacks a weight of the network, or cannot be opened.
+            DamagedPack: the pack lacks a weight of the network, or is gone; it was dropped.
+            UnreadablePack: it cannot be opened now.
         """
         self._opened = opened
         held = {packed.name: packed for packed in opened.pack.tensors}
         state = network.state_dict(keep_vars=True)
         self._places: dict[int, tuple[_Slice, ...]] = {}
         self._lock = threading.Lock()
-        self._dropped = False
+        self._given_up = False
         for name, tensor in state.items():
             # One of several names of a tied weight is enough.
             if places := _slices(name, tensor, held, joined or {}):
@@ -109,7 +110,7 @@ class PackStore:
         try:
             self._file = PackFile(opened.weights, once=once)
         except OSError as error:
-            raise self._damaged(error.strerror or str(error)) from error
+            raise self._unreadable(error) from error
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="pack")
 
     @cached_property
@@ -121,7 +122,8 @@ class PackStore:
         """See `Store.read`.
 
         Raises:
-            DamagedPack: a piece is not what was written, or cannot be read; the pack was dropped.
+            DamagedPack: a piece is not what was written; the pack was dropped.
+            UnreadablePack: a piece cannot be read now.
         """
         jobs: list[_Job] = []
         for view, piece in zip(unit.views(target), unit.pieces, strict=True):
@@ -200,7 +202,7 @@ class PackStore:
         except EOFError as error:
             raise self._damaged("the file ends early") from error
         except OSError as error:
-            raise self._damaged(error.strerror or str(error)) from error
+            raise self._unreadable(error) from error
         for job in window:
             piece = data[job.first - first : job.first - first + job.length]
             if job.first not in self._checked and checksum(piece) != job.checksum:
@@ -209,14 +211,32 @@ class PackStore:
             np.copyto(np.frombuffer(job.target, np.uint8), np.frombuffer(piece[job.begin : job.end], np.uint8))
 
     def _damaged(self, why: str) -> DamagedPack:
-        pack = self._opened.pack
-        with self._lock:
-            first, self._dropped = not self._dropped, True
-        what = f"the packed weights of {pack.component!r} ({pack.model}, {pack.storage.value}) are damaged: {why}"
-        if first:
+        what = f"{self._name} are damaged: {why}"
+        if self._give_up():
             self._opened.drop()
             _log.warning("%s; they were dropped, and the model's own files are read instead", what)
         return DamagedPack(what, hint="they were dropped: start again, and the model's own files are read")
+
+    def _unreadable(self, error: OSError) -> DamagedPack:
+        why = error.strerror or str(error)
+        if isinstance(error, NOT_THERE):
+            return self._damaged(why)
+        what = f"{self._name} cannot be read: {why}"
+        if self._give_up():
+            self._opened.close()
+            _log.warning("%s; the model's own files are read instead", what)
+        return UnreadablePack(what, hint="check the disk and who may read it; --no-pack reads the model's own files")
+
+    @property
+    def _name(self) -> str:
+        pack = self._opened.pack
+        return f"the packed weights of {pack.component!r} ({pack.model}, {pack.storage.value})"
+
+    def _give_up(self) -> bool:
+        """Whether this reader is the first to do so."""
+        with self._lock:
+            first, self._given_up = not self._given_up, True
+        return first
 
 
 def load_packed(
@@ -235,6 +255,7 @@ def load_packed(
 
     Raises:
         DamagedPack: the pack lacks a weight, or has one that is not what was written; it was dropped.
+        UnreadablePack: it cannot be read now.
     """
     make_fitting(network, opened.pack.tensors, native=planned.native, joined=joined)
     network.eval().requires_grad_(requires_grad=False)

@@ -197,7 +197,7 @@ def _run(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
     except Cancelled:
         outbox.send(ended(cancelled=True))
     except DamagedPack as error:
-        # It was dropped; a fresh process reads the model's own files.
+        # A fresh process reads the model's own files: it was dropped, or is passed over.
         outbox.send(ended(error=error.report()))
         raise
     except AutofluxError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ import pytest
 
 from autoflux.cli.main import run
 from autoflux.models.pack_shelf import Shelf, packs_wanted
-from autoflux.models.packs import INDEX, WEIGHTS
+from autoflux.models.packs import INDEX, KEY_DIGITS, WEIGHTS
+from tests.refusals import refuse
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +27,10 @@ def shelf(tmp_path, monkeypatch) -> Shelf:
 def asked(capsys, *arguments: str, code: int = 0) -> dict:
     assert run(["models", *arguments, "--json"]) == code
     return json.loads(capsys.readouterr().out)["data"]
+
+
+KILLED = "f" * KEY_DIGITS
+"""Key of a pack whose making was ended."""
 
 
 def flip(file: Path) -> None:
@@ -58,6 +64,16 @@ def in_words(capsys, *arguments: str, code: int = 0) -> str:
     assert run(["models", *arguments]) == code
     said = capsys.readouterr()
     return said.out + said.err
+
+
+def downloaded(tiny_copy: Path, owner: str, name: str) -> Path:
+    """`tiny_copy`, moved to a hub's cache."""
+    snapshot = tiny_copy.parent / "hf" / f"models--{owner}--{name}" / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    tiny_copy.rename(snapshot)
+    (refs := snapshot.parents[1] / "refs").mkdir()
+    (refs / "main").write_text("a" * 40)
+    return snapshot
 
 
 def file_with_base(tiny_copy: Path) -> Path:
@@ -123,9 +139,37 @@ def test_what_is_no_pack_any_more_is_named_and_removed(tiny_copy, shelf, capsys,
     assert not shelf.folder(key).exists()
     asked(capsys, "pack", str(tiny_copy))
     SPOILED[how](shelf.folder(key))
-    (shelf.root / ".killed.partial").mkdir()
-    assert key in asked(capsys, "pack", str(tiny_copy), "--rm")["removed"]
+    (shelf.root / f".{KILLED}.partial").mkdir()
+    removed = asked(capsys, "pack", str(tiny_copy), "--rm")
+    assert key in removed["removed"]
+    assert set(removed["remains"]) == {key, KILLED}
     assert [left.name for left in shelf.root.iterdir()] == ["locks"]
+
+
+def test_what_remains_is_not_counted_among_packs_and_other_folders_stay(tiny_copy, shelf, capsys):
+    asked(capsys, "pack", str(tiny_copy))
+    (shelf.root / "mynotes").mkdir()
+    (shelf.root / f".{KILLED}.partial").mkdir()
+    assert "removed 4 packs and what remained of 1 pack: 601 kB freed" in in_words(
+        capsys, "pack", str(tiny_copy), "--rm"
+    )
+    assert "there are no packs to remove" in in_words(capsys, "pack", str(tiny_copy), "--rm")
+    assert (shelf.root / "mynotes").is_dir()
+
+
+@pytest.mark.parametrize("name", [INDEX, WEIGHTS])
+def test_packs_that_cannot_be_read_now_stay(tiny_copy, shelf, capsys, monkeypatch, name):
+    made = asked(capsys, "pack", str(tiny_copy), "--precision", "int8")["packs"]
+    with monkeypatch.context() as refused:
+        refuse(refused, name, errno.EACCES)
+        checked = asked(capsys, "verify", str(tiny_copy), code=1)
+        said = in_words(capsys, "verify", str(tiny_copy), code=1)
+    assert not checked["whole"]
+    assert [(pack["checked"], pack["removed"]) for pack in checked["packs"]] == [(False, False)] * 4
+    assert "Permission denied" in said
+    assert "check who may read" in said
+    assert "what is damaged" not in said
+    assert {pack.key for pack in shelf.packs()} == {pack["key"] for pack in made}
 
 
 def test_one_damaged_pack_is_said_in_the_singular(tiny_copy, shelf, capsys):
@@ -189,11 +233,7 @@ def test_all_packs_listed_under_a_name_go_without_a_base_and_what_another_model_
 
 
 def test_lines_for_programs_are_not_broken(tiny_copy, shelf, capsys):
-    snapshot = tiny_copy.parent / "hf" / f"models--{'o' * 60}--{'n' * 60}" / "snapshots" / ("a" * 40)
-    snapshot.parent.mkdir(parents=True)
-    tiny_copy.rename(snapshot)
-    (refs := snapshot.parents[1] / "refs").mkdir()
-    (refs / "main").write_text("a" * 40)
+    snapshot = downloaded(tiny_copy, "o" * 60, "n" * 60)
     listed = in_words(capsys, "list").splitlines()
     assert [line for line in listed if str(snapshot) in line and "complete" in line]
 
@@ -220,14 +260,21 @@ def test_no_pack_holds_as_long_as_the_command(tiny_copy, capsys):
     assert packs_wanted()
 
 
-def test_rm_removes_the_packs_of_a_downloaded_model(tiny_copy, tmp_path, shelf, capsys):
-    snapshot = tmp_path / "hf" / "models--someone--tiny" / "snapshots" / ("a" * 40)
-    snapshot.parent.mkdir(parents=True)
-    tiny_copy.rename(snapshot)
-    refs = snapshot.parents[1] / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("a" * 40)
+def test_rm_removes_the_packs_of_a_downloaded_model(tiny_copy, shelf, capsys):
+    snapshot = downloaded(tiny_copy, "someone", "tiny")
     assert len(asked(capsys, "pack", "someone/tiny")["packs"]) == 4
     assert len(asked(capsys, "rm", "someone/tiny", "--yes")["packs"]["removed"]) == 4
     assert shelf.packs() == []
     assert not snapshot.exists()
+
+
+def test_rm_of_a_model_whose_packs_cannot_be_deleted_is_no_success(tiny_copy, shelf, capsys):
+    downloaded(tiny_copy, "someone", "tiny")
+    asked(capsys, "pack", "someone/tiny")
+    shutil.rmtree(shelf.root / "locks")
+    (shelf.root / "locks").write_text("")
+    assert run(["models", "rm", "someone/tiny", "--yes", "--json"]) == 1
+    envelope = json.loads(capsys.readouterr().out)
+    assert not envelope["ok"]
+    assert envelope["error"]["code"] == "output_unwritable"
+    assert len(envelope["data"]["packs"]["failed"]) == 4

@@ -55,6 +55,10 @@ def test_memory_and_rates_of_the_other_machine_can_be_changed(plan):
     assert made["ram_limit_bytes"] < 8e9
 
 
+def test_a_rate_that_was_said_is_told_without_powers_of_ten(plan):
+    assert "--link 2000000 GB/s is what you said" in plan("--on", "rtx-3060-12gb", "--link", "2000000GB/s")[2]
+
+
 def test_problems_of_the_machine_are_told_in_json_too(plan, here):
     problem = Problem(subject="link", message="half as fast as it should be")
     other = known_machine("rtx-3060-12gb").replace(problems=(problem,))
@@ -159,6 +163,7 @@ def test_mistakes_are_explained(plan):
         (("--on", "rtx-3060-12gb", "--link", "0GB/s"), 2, "above zero"),
         (("--on", "rtx-3060-12gb", "--link", "1B/s"), 2, "below 1 MB/s"),
         (("--on", "rtx-3060-12gb", "--link", "6.8Gb/s"), 2, "write 0.85GB/s if it is in bits"),
+        (("--on", "rtx-3060-12gb", "--link", "1000000000b/s"), 2, "write 125000000B/s if it is in bits"),
         (("--block-size", "1KB"), 2, "'1KB' is only 1.00 kB"),
         (("--profile", "nope"), 2, "known: cpu, cuda,"),
         (("--profile", "low-rom"), 2, "did you mean 'low-ram'?"),

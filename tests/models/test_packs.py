@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import zlib
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from autoflux.errors import DamagedPack, DiskFull, OutputUnwritable, UsageError
+from autoflux.errors import DamagedPack, DiskFull, OutputUnwritable, UnreadablePack, UsageError
+from autoflux.models import pack_shelf
 from autoflux.models.finding import find
 from autoflux.models.pack_removal import packed_models, packs_of
 from autoflux.models.pack_shelf import Shelf, limit_bytes
 from autoflux.models.packs import (
     INDEX,
+    KEY_DIGITS,
     PIECE_BYTES,
     WEIGHTS,
     Pack,
@@ -29,6 +34,9 @@ from autoflux.models.packs import (
 )
 from autoflux.models.values import Precision
 from autoflux.models.weights import data_ranges, read_tensors
+from tests.refusals import refuse
+
+A, B, C, D, E = (digit * KEY_DIGITS for digit in "abcde")
 
 
 @pytest.fixture
@@ -74,13 +82,13 @@ def left_behind(shelf: Shelf) -> list[str]:
 
 
 def test_a_pack_is_found_again_and_is_any_tools_safetensors(shelf):
-    pack = put(shelf, "one")
-    assert shelf.find("one") == pack
-    file = shelf.folder("one") / WEIGHTS
+    pack = put(shelf, A)
+    assert shelf.find(A) == pack
+    file = shelf.folder(A) / WEIGHTS
     assert [(t.name, t.shape, t.precision) for t in read_tensors(file)] == [("x", (100_000,), "I8")]
     assert data_ranges(file)["x"] == (pack.tensors[0].offset, 100_000)
     assert pack.tensors[0].offset % 4096 == 0
-    assert check_pack(shelf.folder("one"), zlib.crc32) == ""
+    assert check_pack(shelf.folder(A), zlib.crc32) == ""
 
 
 def test_pieces_cover_a_tensor():
@@ -94,13 +102,13 @@ def test_pieces_cover_a_tensor():
 
 @pytest.mark.parametrize("at", [0, 9, 4096, 50_000, -1])
 def test_every_flipped_bit_is_found(shelf, at):
-    pack = put(shelf, "one")
-    file = shelf.folder("one") / WEIGHTS
+    pack = put(shelf, A)
+    file = shelf.folder(A) / WEIGHTS
     data = bytearray(file.read_bytes())
     data[at] ^= 1
     file.write_bytes(data)
-    assert check_pack(shelf.folder("one"), zlib.crc32) == ("the header" if 0 <= at < 4096 else "'x'")
-    assert shelf.find("one") == pack, "the index does not tell"
+    assert check_pack(shelf.folder(A), zlib.crc32) == ("the header" if 0 <= at < 4096 else "'x'")
+    assert shelf.find(A) == pack, "the index does not tell"
 
 
 def spoil(text: str, old: str, new: str) -> str:
@@ -114,36 +122,36 @@ def spoil(text: str, old: str, new: str) -> str:
         lambda text: "",
         lambda text: text[:-20],
         lambda text: spoil(text, '"schema": 1', '"schema": 2'),
-        lambda text: spoil(text, '"key": "one"', '"key": "two"'),
+        lambda text: spoil(text, f'"key": "{A}"', f'"key": "{B}"'),
         lambda text: spoil(text, '"checksums": [', '"checksums": [5, '),
         lambda text: spoil(text, '"nbytes": 100000', '"nbytes": 100001000'),
         lambda text: spoil(text, '"int8"', '"int9"'),
     ],
 )
 def test_an_index_that_cannot_be_right_is_no_pack_and_is_swept(shelf, spoiled):
-    put(shelf, "one")
-    index = shelf.folder("one") / INDEX
+    put(shelf, A)
+    index = shelf.folder(A) / INDEX
     index.write_text(spoiled(index.read_text()))
     with pytest.raises(DamagedPack):
-        read_index(shelf.folder("one"))
-    assert shelf.find("one") is None
-    assert shelf.open("one") is None
-    put(shelf, "two")
-    assert keys(shelf) == ["two"]
+        read_index(shelf.folder(A))
+    assert shelf.find(A) is None
+    assert shelf.open(A) is None
+    put(shelf, B)
+    assert keys(shelf) == [B]
     assert left_behind(shelf) == []
 
 
 def test_a_truncated_file_is_no_pack_and_is_made_again(shelf):
-    pack = put(shelf, "one")
-    os.truncate(shelf.folder("one") / WEIGHTS, pack.nbytes - 1)
-    assert shelf.find("one") is None
-    assert put(shelf, "one").key == "one"
-    assert shelf.find("one")
+    pack = put(shelf, A)
+    os.truncate(shelf.folder(A) / WEIGHTS, pack.nbytes - 1)
+    assert shelf.find(A) is None
+    assert put(shelf, A).key == A
+    assert shelf.find(A)
 
 
 def test_an_error_while_making_leaves_nothing(shelf):
     def fail() -> None:
-        with shelf.making("one", 5000) as folder:
+        with shelf.making(A, 5000) as folder:
             assert folder
             (folder / INDEX).write_text("{}")
             raise KeyboardInterrupt
@@ -151,79 +159,79 @@ def test_an_error_while_making_leaves_nothing(shelf):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert left_behind(shelf) == []
-    assert put(shelf, "one").key == "one"
+    assert put(shelf, A).key == A
 
 
 def test_what_is_there_is_not_made_twice(shelf):
-    put(shelf, "one")
-    with shelf.making("one", 5000) as folder:
+    put(shelf, A)
+    with shelf.making(A, 5000) as folder:
         assert folder is None
-    assert keys(shelf) == ["one"]
+    assert keys(shelf) == [A]
 
 
 def test_the_least_recently_used_go_when_the_limit_asks_for_it(shelf, monkeypatch):
-    for number, key in enumerate(("b", "a", "c")):
+    for number, key in enumerate((B, A, C)):
         put(shelf, key, used=10**18 + number)
-    opened = shelf.open("b")
+    opened = shelf.open(B)
     assert opened
     opened.close()
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "350kB")
-    put(shelf, "d")
-    assert sorted(keys(shelf)) == ["b", "c", "d"], "b was used meanwhile"
+    put(shelf, D)
+    assert sorted(keys(shelf)) == [B, C, D], "b was used meanwhile"
 
 
 def test_what_is_in_use_stays_and_the_next_one_goes(shelf, monkeypatch):
-    for number, key in enumerate("abc"):
+    for number, key in enumerate((A, B, C)):
         put(shelf, key, used=10**18 + number)
-    opened = shelf.open("a")
+    opened = shelf.open(A)
     assert opened
-    os.utime(shelf.folder("a") / INDEX, ns=(10**18, 10**18))
-    assert not shelf.remove("a")
+    os.utime(shelf.folder(A) / INDEX, ns=(10**18, 10**18))
+    assert not shelf.remove(A)
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "350kB")
-    put(shelf, "d")
-    assert sorted(keys(shelf)) == ["a", "c", "d"]
+    put(shelf, D)
+    assert sorted(keys(shelf)) == [A, C, D]
     assert opened.weights.read_bytes()
     opened.close()
-    assert shelf.remove("a")
+    assert shelf.remove(A)
 
 
 def test_where_all_are_in_use_there_is_no_room(shelf, monkeypatch):
-    put(shelf, "a")
-    opened = shelf.open("a")
+    put(shelf, A)
+    opened = shelf.open(A)
     assert opened
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "150kB")
     with pytest.raises(DiskFull, match="are in use"):
-        put(shelf, "b")
-    assert keys(shelf) == ["a"]
+        put(shelf, B)
+    assert keys(shelf) == [A]
     assert left_behind(shelf) == []
 
 
 def test_nothing_goes_for_what_finds_no_room_all_the_same(shelf, monkeypatch):
-    for number, key in enumerate(("idle", "used")):
+    for number, key in enumerate((A, B)):
         put(shelf, key, used=10**18 + number)
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "300kB")
-    with shelf.kept(["used"]), pytest.raises(DiskFull, match="leave 196 kB of 300 kB"):
-        put(shelf, "new", 200_000)
-    assert keys(shelf) == ["idle", "used"]
+    with shelf.kept([B]), pytest.raises(DiskFull, match="leave 196 kB of 300 kB"):
+        put(shelf, C, 200_000)
+    assert keys(shelf) == [A, B]
 
 
 def test_forgetting_an_open_pack_is_as_good_as_closing_it(shelf):
-    put(shelf, "a")
-    opened = shelf.open("a")
+    put(shelf, A)
+    opened = shelf.open(A)
     del opened
-    assert shelf.remove("a")
+    assert shelf.remove(A)
     assert left_behind(shelf) == keys(shelf) == []
     assert not list((shelf.root / "locks").glob("*.use"))
 
 
 @pytest.mark.parametrize("limit", ["0", "50kB"])
 def test_a_pack_larger_than_the_limit_is_refused_and_removes_nothing(shelf, monkeypatch, limit):
-    put(shelf, "a", 20_000)
+    put(shelf, A, 20_000)
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", limit)
     with pytest.raises(DiskFull, match="packs may take") as raised:
-        put(shelf, "b")
+        put(shelf, B)
     assert "AUTOFLUX_PACK_LIMIT" in raised.value.hint
-    assert keys(shelf) == ["a"]
+    assert keys(shelf) == [A]
 
 
 def test_the_limit_is_a_size_or_a_share_of_the_disk(shelf, monkeypatch):
@@ -231,44 +239,44 @@ def test_the_limit_is_a_size_or_a_share_of_the_disk(shelf, monkeypatch):
     assert 0 < limit_bytes(shelf.root) <= 120 * 2**30
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "plenty")
     with pytest.raises(UsageError):
-        put(shelf, "a")
+        put(shelf, A)
     assert left_behind(shelf) == []
 
 
 def test_more_than_the_disk_has_is_refused_beforehand(shelf, monkeypatch):
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "1000000TB")
-    with pytest.raises(DiskFull, match="are free at"), shelf.making("a", 10**17):
+    with pytest.raises(DiskFull, match="are free at"), shelf.making(A, 10**17):
         pass
     assert left_behind(shelf) == []
 
 
 def test_a_small_disk_is_not_called_a_limit(shelf, monkeypatch):
     monkeypatch.delenv("AUTOFLUX_PACK_LIMIT", raising=False)
-    with pytest.raises(DiskFull, match="are free at") as raised, shelf.making("a", 10**17):
+    with pytest.raises(DiskFull, match="are free at") as raised, shelf.making(A, 10**17):
         pass
     assert "AUTOFLUX_PACK_LIMIT" not in raised.value.hint
 
 
 def test_packs_that_are_kept_make_no_room(shelf, monkeypatch):
-    put(shelf, "a")
+    put(shelf, A)
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "250kB")
-    with shelf.kept(["a", "b", "c"]):
-        put(shelf, "b")
+    with shelf.kept([A, B, C]):
+        put(shelf, B)
         with pytest.raises(DiskFull, match="are in use"):
-            put(shelf, "c")
-        assert not shelf.remove("b")
-    assert keys(shelf) == ["a", "b"]
-    put(shelf, "c")
-    assert keys(shelf) == ["b", "c"]
+            put(shelf, C)
+        assert not shelf.remove(B)
+    assert keys(shelf) == [A, B]
+    put(shelf, C)
+    assert keys(shelf) == [B, C]
     assert not list((shelf.root / "locks").glob("*.use"))
 
 
 def test_what_cannot_be_deleted_is_not_called_in_use(shelf):
-    put(shelf, "a")
+    put(shelf, A)
     without_locks(shelf)
     with pytest.raises(OutputUnwritable, match="cannot delete the pack"):
-        shelf.remove("a")
-    assert keys(shelf) == ["a"]
+        shelf.remove(A)
+    assert keys(shelf) == [A]
 
 
 def without_locks(shelf: Shelf) -> None:
@@ -278,26 +286,26 @@ def without_locks(shelf: Shelf) -> None:
 
 
 def test_what_remains_of_packs_is_told_from_packs(shelf):
-    pack = put(shelf, "whole")
-    for key in ("truncated", "unreadable", "given up"):
+    pack = put(shelf, A)
+    for key in (B, C, D):
         put(shelf, key)
-    os.truncate(shelf.folder("truncated") / WEIGHTS, pack.nbytes - 1)
-    (shelf.folder("unreadable") / INDEX).write_text("{")
-    (shelf.folder("given up") / INDEX).unlink()
-    (shelf.root / ".killed.partial").mkdir()
+    os.truncate(shelf.folder(B) / WEIGHTS, pack.nbytes - 1)
+    (shelf.folder(C) / INDEX).write_text("{")
+    (shelf.folder(D) / INDEX).unlink()
+    (shelf.root / f".{E}.partial").mkdir()
     found = {left.key: (left.told is not None, left.fault) for left in shelf.remains()}
     assert found == {
-        "truncated": (True, f"the pack {str(shelf.folder('truncated'))!r} has 104,095 bytes of 104,096"),
-        "unreadable": (False, found["unreadable"][1]),
-        "given up": (False, ""),
-        "killed": (False, ""),
+        B: (True, f"the pack {str(shelf.folder(B))!r} has 104,095 bytes of 104,096"),
+        C: (False, found[C][1]),
+        D: (False, ""),
+        E: (False, ""),
     }
-    assert "cannot be read" in found["unreadable"][1]
-    assert [shelf.holds(key) for key in ("whole", "truncated", "given up", "killed")] == [True, True, False, False]
+    assert "cannot be read" in found[C][1]
+    assert [shelf.holds(key) for key in (A, B, D, E)] == [True, True, False, False]
 
 
 def test_a_pack_that_may_not_be_looked_at_is_not_used(shelf, monkeypatch):
-    put(shelf, "a")
+    put(shelf, A)
     stat = Path.stat
 
     def refusing(path: Path, **options):
@@ -306,9 +314,111 @@ def test_a_pack_that_may_not_be_looked_at_is_not_used(shelf, monkeypatch):
         return stat(path, **options)
 
     monkeypatch.setattr(Path, "stat", refusing)
-    assert shelf.open("a") is None
-    assert shelf.find("a") is None
+    assert shelf.open(A) is None
+    assert shelf.find(A) is None
     assert shelf.packs() == []
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_a_pack_that_cannot_be_read_now_stays(shelf, monkeypatch, code):
+    pack = put(shelf, A)
+    with monkeypatch.context() as refused:
+        refuse(refused, INDEX, code)
+        with pytest.raises(UnreadablePack):
+            read_index(shelf.folder(A))
+        assert shelf.find(A) is None
+        assert [(left.key, left.unreadable) for left in shelf.remains()] == [(A, True)]
+        shelf.sweep()
+        assert not shelf.remove(A, only_remains=True)
+        shelf.drop(A, only_remains=True)
+    assert shelf.packs() == [pack]
+    refuse(monkeypatch, WEIGHTS, code)
+    with pytest.raises(UnreadablePack):
+        check_pack(shelf.folder(A), zlib.crc32)
+
+
+def test_what_is_no_pack_by_its_name_is_left_alone(shelf):
+    put(shelf, A)
+    others = {"mynotes", "lost+found", ".mynotes.partial", A[1:], B.upper()}
+    for name in others:
+        (shelf.root / name).mkdir()
+        (shelf.root / name / WEIGHTS).write_bytes(bytes(1000))
+    assert shelf.remains() == []
+    assert shelf.used_bytes == shelf.bytes_of(A)
+    shelf.sweep()
+    assert set(left_behind(shelf)) == others
+
+
+class Raced(Shelf):
+    """Others act just after this process has looked at what remains."""
+
+    others = staticmethod(lambda: None)
+
+    def remains(self):
+        found = super().remains()
+        self.others()
+        return found
+
+
+@pytest.mark.parametrize(
+    "clear", [Shelf.sweep, lambda shelf: [shelf.drop(r.key, only_remains=True) for r in shelf.remains()]]
+)
+def test_a_pack_that_is_finished_after_a_look_at_what_remains_stays(shelf, clear):
+    put(shelf, A)
+    whole, partial = shelf.folder(A), shelf.root / f".{A}.partial"
+    whole.rename(partial)
+    raced = Raced(shelf.root)
+    raced.others = lambda: partial.exists() and partial.rename(whole)
+    clear(raced)
+    assert keys(shelf) == [A]
+
+
+def test_what_a_killed_process_left_beside_a_pack_goes_without_it(shelf):
+    put(shelf, A)
+    (shelf.root / f".{A}.partial").mkdir()
+    shelf.sweep()
+    assert keys(shelf) == [A]
+    assert left_behind(shelf) == []
+
+
+def test_a_pack_is_given_up_only_while_nobody_makes_or_removes_it(shelf, monkeypatch):
+    put(shelf, A)
+    monkeypatch.setattr(pack_shelf, "OPEN_SECONDS", 0)
+    with FileLock(shelf.root / "locks" / f"{A}.lock"):
+        shelf.drop(A)
+    assert keys(shelf) == [A]
+    opened = shelf.open(A)
+    shelf.drop(A)
+    assert keys(shelf) == []
+    assert opened.weights.exists(), "it is being read"
+
+
+def test_a_pack_that_others_remove_meanwhile_makes_room(shelf, monkeypatch):
+    put(shelf, A)
+
+    class Emptied(Shelf):
+        def packs(self):
+            shelf.remove(A)
+            return super().packs()
+
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "150kB")
+    put(Emptied(shelf.root), B)
+    assert keys(shelf) == [B]
+
+
+def test_a_pack_that_goes_while_it_is_measured_takes_nothing(shelf, monkeypatch):
+    put(shelf, A)
+    stat = Path.stat
+
+    def removing(path: Path, **options):
+        found = stat(path, **options)
+        if path.name == WEIGHTS:
+            shutil.rmtree(path.parent)
+        return found
+
+    monkeypatch.setattr(Path, "stat", removing)
+    assert shelf.used_bytes > 0
+    assert shelf.used_bytes == 0
 
 
 def test_packs_are_of_models_whose_files_they_are_of_and_of_those_that_take_parts_of_them():
@@ -343,10 +453,10 @@ def test_packs_are_of_models_whose_files_they_are_of_and_of_those_that_take_part
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "packs").write_text("not a folder")
     with pytest.raises(OutputUnwritable, match="cannot write a pack"):
-        put(Shelf(tmp_path / "packs"), "a")
+        put(Shelf(tmp_path / "packs"), A)
 
 
-KILLED = """
+KILLED = f"""
 import os, signal, sys
 from pathlib import Path
 from autoflux.models.pack_shelf import Shelf
@@ -357,13 +467,13 @@ def die():
 
 shelf = Shelf(Path(sys.argv[1]))
 if sys.argv[2] == "using":
-    opened = shelf.open("old")
+    opened = shelf.open("{A}")
     assert opened
     die()
-with shelf.making("new", 5000) as folder:
+with shelf.making("{B}", 5000) as folder:
     if sys.argv[2] == "begun":
         die()
-    (folder / INDEX).write_text((shelf.folder("old") / INDEX).read_text().replace("old", "new"))
+    (folder / INDEX).write_text((shelf.folder("{A}") / INDEX).read_text().replace("{A}", "{B}"))
     die()
 """
 
@@ -371,21 +481,21 @@ with shelf.making("new", 5000) as folder:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize("when", ["begun", "with an index", "using"])
 def test_a_process_killed_at_any_point_leaves_no_pack_and_no_lock(shelf, when):
-    put(shelf, "old")
+    put(shelf, A)
     code = subprocess.run([sys.executable, "-c", KILLED, shelf.root, when], check=False).returncode
     assert code == -9
-    assert keys(shelf) == ["old"]
-    assert shelf.open("new") is None
-    assert put(shelf, "new").key == "new"
+    assert keys(shelf) == [A]
+    assert shelf.open(B) is None
+    assert put(shelf, B).key == B
     assert left_behind(shelf) == []
-    assert shelf.remove("old")
+    assert shelf.remove(A)
 
 
 def test_what_a_killed_process_left_goes_when_another_pack_is_made(shelf):
-    put(shelf, "old")
+    put(shelf, A)
     subprocess.run([sys.executable, "-c", KILLED, shelf.root, "begun"], check=False)
-    assert left_behind(shelf) == [".new.partial"]
-    put(shelf, "other")
+    assert left_behind(shelf) == [f".{B}.partial"]
+    put(shelf, C)
     assert left_behind(shelf) == []
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
+from autoflux.api import WhatIf, prepare
 from autoflux.errors import DoesNotFit
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import known_machine
-from autoflux.planning.planner import make_plan
+from autoflux.planning.candidates import Candidate
+from autoflux.planning.planner import make_plan, ways
+from autoflux.planning.refusal import Asked
 from autoflux.planning.terms import Offload, Quality
 from autoflux.planning.values import Plan, Wishes
+from autoflux.plugin_manager import load_plugins
 from autoflux.units import parse_bytes
 from tests.conftest import GB, card, size
 from tests.planning.test_planner import PROFILES
@@ -21,6 +26,8 @@ TAKES = {"--vram": "vram_bytes", "--ram": "ram_bytes", "--batch": "batch"}
 UNWISHED = {
     "--offload": {"offload": None},
     "--keep": {"keep": ()},
+    "--vram": {"vram_bytes": None},
+    "--ram": {"ram_bytes": None},
     "--quality": {"quality": None},
     "--no-compile": {"compiled": None},
 }
@@ -39,8 +46,9 @@ def refused(hardware, **wishes) -> DoesNotFit:
 def followed(hint: str, wishes: Wishes) -> Wishes:
     """The wishes as the hint says."""
     made, _, dropped = hint.partition("without ")
-    for option in re.findall(r"--\S+", dropped):
-        wishes = wishes.replace(**UNWISHED[option])
+    for option, name in re.findall(r"(--\S+)(?: (?!and|it|would)(\w+))?", dropped):
+        unwished = {"keep": tuple(kept for kept in wishes.keep if kept != name)} if name else UNWISHED[option]
+        wishes = wishes.replace(**unwished)
     for option, value in re.findall(r"(--\S+) ([\d.x]+(?:[kMGT]?B)?)", made):
         if option == "--size":
             width, height = map(int, value.split("x"))
@@ -61,6 +69,14 @@ CASES = {
     "a component": (
         {"keep": ("text_encoder_2",), "vram_bytes": 8 * GB, "quality": Quality.EXACT, "device": "cuda"},
         r"--vram \S+ would fit",
+    ),
+    "one of two components": (
+        {"keep": ("transformer", "text_encoder_2"), "quality": Quality.EXACT},
+        "without --keep transformer it would fit",
+    ),
+    "both ceilings and a batch": (
+        {"vram_bytes": GB, "ram_bytes": GB, "batch": 16, "width": 2048, "height": 2048},
+        r"--batch \d+ without --ram and --vram would fit",
     ),
     "a strategy and a ceiling": (
         {"offload": Offload.NONE, "vram_bytes": 3 * GB // 2},
@@ -95,6 +111,36 @@ def test_no_ceiling_is_suggested_above_what_the_machine_has(machine):
         hint = refused(machine(ram_gb=25), **wishes).hint or ""
         (lacking,) = re.fullmatch(r"a machine with (\S+ GB) more RAM", hint).groups()
         plan(machine(ram_gb=25 + parse_bytes(lacking) / GB), Wishes())
+
+
+@pytest.mark.parametrize("ram", ["8GB", "1GB"])
+def test_what_another_machine_lacks_is_counted_from_what_was_asked_of_it(ram):
+    asked = WhatIf("cpu-8-core-32gb", Changes(ram_bytes=parse_bytes(ram)))
+    with pytest.raises(DoesNotFit) as caught:
+        prepare("flux.1-dev", Wishes(), load_plugins(), what_if=asked)
+    (lacking,) = re.fullmatch(r"a machine with (\S+ GB) more RAM", caught.value.hint or "").groups()
+    enough = parse_bytes(ram) + parse_bytes(lacking)
+    for total in (enough, enough * 99 // 100):
+        what_if = WhatIf(asked.on, Changes(ram_bytes=total))
+        if total == enough:
+            prepare("flux.1-dev", Wishes(), load_plugins(), what_if=what_if)
+        else:
+            with pytest.raises(DoesNotFit):
+                prepare("flux.1-dev", Wishes(), load_plugins(), what_if=what_if)
+
+
+def test_few_ways_are_judged_until_a_refusal_is_sure_of_its_hint(machine):
+    hardware, wishes = machine(card(12), ram_gb=32), Wishes(vram_bytes=10**6, ram_bytes=10**6)
+    judged = []
+
+    def counted(wished: Wishes) -> Iterator[Candidate]:
+        for way in ways(hardware, FLUX, PROFILES, wished):
+            judged.append(way)
+            yield way
+
+    with pytest.raises(DoesNotFit, match="does not fit"):
+        make_plan(hardware, FLUX, PROFILES, wishes, ("diffusers",), asked=Asked(wishes, counted, hardware))
+    assert 0 < len(judged) <= 90
 
 
 def test_what_others_have_taken_can_be_freed(machine):

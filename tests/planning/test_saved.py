@@ -115,6 +115,31 @@ AT_ODDS = {
     "an attention that nothing has": (lambda plan: plan.replace(attention="foo"), "attention is 'foo'"),
     "an attention on the processor": (lambda plan: on_the_processor(plan, attention="cudnn"), "attention is 'cudnn'"),
     "graphs on the processor": (lambda plan: on_the_processor(plan, graphs=True), "CUDA graphs that are not streamed"),
+    **{
+        f"{name} without streaming": (
+            lambda plan, name=name, value=value: on_the_processor(plan, **{name: value}),
+            f"{name} is .*, and its transformer is not streamed",
+        )
+        for name, value in {
+            "compiled": True,
+            "unit": "layer",
+            "block_bytes": 1,
+            "ring_bytes": 10**14,
+            "park_for_decode": True,
+        }.items()
+    },
+    "modulation kept without streaming": (
+        lambda plan: on_the_processor(plan, keep_modulation=True),
+        "keep_modulation is true, and its modulation is not apart",
+    ),
+    "blocks of an encoder that stay": (
+        lambda plan: on_the_processor(plan, others={"resident": (0,)}),
+        "blocks of 'text_encoder' are to stay",
+    ),
+    "a streamed encoder alone": (
+        lambda plan: on_the_processor(plan, others={"placement": "streamed"}),
+        "'text_encoder' is streamed, and the transformer is not",
+    ),
     "no ceiling of the card": (lambda plan: plan.replace(vram_limit_bytes=None), "vram_limit_bytes is None"),
     "a ceiling below the need": (lambda plan: plan.replace(ram_limit_bytes=1), "its ram_limit_bytes allows 1 B"),
     "copies that never arrive": (lambda plan: changed_prediction(plan, copy_gb_per_s=0.0), "copy_gb_per_s is 0"),
@@ -125,11 +150,23 @@ AT_ODDS = {
 }
 
 
-def on_the_processor(plan: Plan, **fields: object) -> Plan:
+def on_the_processor(plan: Plan, others: dict[str, object] | None = None, **fields: object) -> Plan:
+    """All weights there; `others` is what is changed of the first text encoder."""
     on_cpu = plan.replace(
-        device="cpu", offload=Offload.NONE, vram_limit_bytes=None, hoist_modulation=False, graphs=False
+        device="cpu",
+        offload=Offload.NONE,
+        vram_limit_bytes=None,
+        ram_limit_bytes=100 * GB,
+        ring_bytes=0,
+        hoist_modulation=False,
+        keep_modulation=False,
+        compiled=False,
+        graphs=False,
     )
-    return changed_part(on_cpu, placement="device").replace(**fields)
+    made = changed_prediction(on_cpu, copy_gb_per_s=1.0)
+    for component in plan.components:
+        made = changed_part(made, component.name, placement="device", resident=(), storage="bfloat16", native=False)
+    return changed_part(made, "text_encoder", **(others or {})).replace(**fields)
 
 
 @pytest.mark.parametrize(("change", "words"), AT_ODDS.values(), ids=AT_ODDS)
@@ -139,6 +176,12 @@ def test_plans_at_odds_with_themselves_are_refused(machine, change, words):
     with pytest.raises(PlanUnusable, match=f"at odds with itself: .*{words}") as caught:
         check_consistency(check_plan(change(made), hardware, STREAMABLE), STREAMABLE)
     assert "--save" in (caught.value.hint or "")
+
+
+def test_a_plan_for_the_processor_is_not_at_odds(machine):
+    hardware = machine(card(12))
+    made = make_plan(hardware, STREAMABLE, PROFILES, Wishes(device="cuda", offload=Offload.STREAM), ("diffusers",))
+    check_consistency(check_plan(on_the_processor(made), hardware, STREAMABLE), STREAMABLE)
 
 
 def test_what_comes_back_is_what_was_reckoned(machine):
@@ -204,8 +247,8 @@ def test_what_is_arranged_counts_and_not_what_a_file_says_of_it(machine):
         check_plan(changed_part(made, resident=(1, 1)), hardware, STREAMABLE)
 
 
-def changed_part(plan: Plan, **fields: object) -> Plan:
-    parts = (c.replace(**fields) if c.name == "transformer" else c for c in plan.components)
+def changed_part(plan: Plan, name: str = "transformer", /, **fields: object) -> Plan:
+    parts = (c.replace(**fields) if c.name == name else c for c in plan.components)
     return Plan.from_json(plan.replace(components=tuple(parts)).to_json())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from autoflux.models.packs import WEIGHTS, Pack, Recipe, recipes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.packing import pack_component
 from autoflux.testing import fake_plan
+from tests.refusals import refuse
 
 PROMPT = "two large green squares above the small yellow star"
 PRECISIONS = [Precision.BFLOAT16, Precision.INT8, Precision.FLOAT8]
@@ -163,6 +165,18 @@ def test_a_flipped_bit_is_found_and_the_models_own_files_are_read(tiny_copy, she
     assert shelf.find(pack.key) is None
     assert not shelf.folder(pack.key).exists()
     assert {p.key for p in shelf.packs()} == {p.key for p in packs.values()} - {pack.key}
+
+
+def test_the_models_own_files_are_read_where_packs_cannot_be_and_they_stay(tiny_copy, shelf, caplog, monkeypatch):
+    model = find(str(tiny_copy), {})
+    plan = planned(model, Precision.INT8)
+    wanted = drawn(plan, model)
+    packs = packed(model, shelf, Precision.INT8)
+    with monkeypatch.context() as refused, caplog.at_level(logging.WARNING):
+        refuse(refused, WEIGHTS, errno.EACCES)
+        assert np.array_equal(drawn(plan, model), wanted)
+    assert [r.message for r in caplog.records if "cannot be read" in r.message]
+    assert {p.key for p in shelf.packs()} == {p.key for p in packs.values()}
 
 
 def test_a_bit_that_flips_in_what_is_streamed_from_the_disk_ends_with_a_message(tiny_copy, shelf):

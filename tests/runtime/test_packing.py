@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,17 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autoflux.errors import DamagedCheckpoint, DamagedPack
+from autoflux.errors import DamagedCheckpoint, DamagedPack, UnreadablePack
 from autoflux.models.finding import find
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import FLOAT32_IN_FLOAT16, PIECE_BYTES, WEIGHTS, Recipe, check_pack, recipes
 from autoflux.models.values import Component, Precision
-from autoflux.runtime.pack_file import checksum
+from autoflux.runtime.pack_file import PackFile, checksum
 from autoflux.runtime.packed import PackStore, fill, make_fitting
 from autoflux.runtime.packing import pack_component
 from autoflux.runtime.quantized import QuantizedLinear, quantize, quantize_linears
 from autoflux.runtime.stores import Rows
 from autoflux.runtime.streaming import stays_wide
+from tests.refusals import refuse
 from tests.runtime.fakes import CPU, LISTS, LateLane, tiny_transformer
 
 
@@ -217,6 +219,27 @@ def test_a_pack_that_does_not_fit_the_network_is_dropped(big, shelf, other):
     with pytest.raises(DamagedPack, match="is missing"):
         PackStore(nn.Sequential(other), shelf.open(pack.key))
     assert shelf.find(pack.key) is None
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("when", ["opened", "read"])
+def test_a_pack_that_cannot_be_read_now_is_not_dropped(big, shelf, monkeypatch, caplog, when, code):
+    network, pack = big
+    opened = shelf.open(pack.key)
+
+    def refusing(*_arguments: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    if when == "opened":
+        refuse(monkeypatch, WEIGHTS, code)
+    else:
+        monkeypatch.setattr(PackFile, "_read_at", refusing)
+    with pytest.raises(UnreadablePack, match=os.strerror(code)) as raised:
+        fill(network, PackStore(network, opened), CPU)
+    assert "--no-pack" in raised.value.hint
+    assert [r.message for r in caplog.records if "cannot be read" in r.message and "dropped" not in r.message]
+    assert shelf.find(pack.key) == pack
+    assert shelf.remove(pack.key), "it is closed"
 
 
 def test_joining_before_or_after_narrowing_is_the_same():
