@@ -7,7 +7,7 @@ from itertools import chain
 
 from autoflux.errors import DamagedFile
 from autoflux.hardware.values import SCHEMA, Hardware
-from autoflux.units import PB, format_bytes, format_number
+from autoflux.units import PB, format_bytes
 
 LEAST, MOST = 1e-9, 1e9
 """Of rates in 10^9 or 10^12 a second, and of seconds."""
@@ -46,7 +46,7 @@ def _odd_figures(data: object, path: str) -> Iterator[str]:
     if isinstance(value, (int, float)) and "source" in data:
         least, most = (0, MOST_BYTES) if "bytes" in path else (LEAST, MOST)
         if not least <= value <= most:
-            yield f"{path.removeprefix('.')} is {format_number(value)}"
+            yield f"{path.removeprefix('.')} is {value:g}"
     for key, item in data.items():
         yield from _odd_figures(item, f"{path}.{key}")
 
