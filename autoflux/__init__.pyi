@@ -51,6 +51,7 @@ from .planning.activations import TILE_PIXELS as TILE_PIXELS
 from .planning.backends import BackendFacts as BackendFacts
 from .planning.profile_files import parse_profile as parse_profile
 from .planning.profile_files import parse_profiles as parse_profiles
+from .planning.terms import DEFAULT_ATTENTION as DEFAULT_ATTENTION
 from .planning.terms import Offload as Offload
 from .planning.terms import Placement as Placement
 from .planning.terms import Quality as Quality
@@ -62,7 +63,6 @@ from .planning.values import Plan as Plan
 from .planning.values import Profile as Profile
 from .planning.values import Wishes as Wishes
 from .process import is_own_process as is_own_process
-from .runtime.attention import DEFAULT_ATTENTION as DEFAULT_ATTENTION
 from .runtime.attention import attending as attending
 from .runtime.cache_filling import fill_page_cache as fill_page_cache
 from .runtime.memory import collection_paused as collection_paused

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoflux.errors import DamagedFile, OutputUnwritable
+from autoflux.paths import expanded
 
 MAX_READ_BYTES = 32 * 2**20
 """More than any plan, probe or profile; a larger file is another kind of file, such as weights."""
@@ -45,8 +46,8 @@ def read_small(path: Path) -> bytes:
 def is_path(text: str) -> bool:
     """Whether a text that may be a name or a path is meant as a path: it is there, or looks like one."""
     try:
-        return Path(text).expanduser().exists() or any(mark in text for mark in "/\\.")
-    except (OSError, ValueError, RuntimeError):
+        return expanded(text).exists() or any(mark in text for mark in "/\\.")
+    except (OSError, ValueError):
         return True
 
 

@@ -18,6 +18,6 @@ def config_dir() -> Path:
     return Path(os.environ.get("AUTOFLUX_CONFIG_DIR") or platformdirs.user_config_dir("autoflux"))
 
 
-def expanded(path: str) -> Path:
+def expanded(path: str | Path) -> Path:
     """The path with `~` or `~user` replaced by that home; as it was written where there is no such home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 — `Path.expanduser` raises for a user without a home

@@ -14,6 +14,7 @@ from autoflux.cli import output
 from autoflux.errors import AutofluxError, UsageError
 from autoflux.hardware import probe as hardware
 from autoflux.hardware.values import Accelerator, Disk, Figure, Hardware, Host, Link, Problem, Size, Transfer
+from autoflux.paths import expanded
 from autoflux.units import KIB, MIB, format_bytes, format_number, format_seconds
 
 Row = tuple[str, str, str]
@@ -48,8 +49,8 @@ def command(refresh: bool, cached: bool, models_path: Path | None, as_json: bool
 
 def _check_folder(path: Path) -> None:
     """Without this the disk of the nearest folder above would be measured, as it must be for models yet to come."""
-    folder = os.path.expanduser(path)  # noqa: PTH111 — `Path` raises for a user without a home
-    if not os.path.isdir(folder):  # noqa: PTH112 — nor for a folder that one may not look into
+    folder = expanded(path)
+    if not os.path.isdir(folder):  # noqa: PTH112 — `Path` raises for a folder that one may not look into
         what = "is not a folder" if os.path.exists(folder) else "does not exist"  # noqa: PTH110
         raise UsageError(
             f"the folder of models {str(path)!r} {what}",

@@ -18,6 +18,7 @@ from pathlib import Path
 from autoflux.errors import OutputUnwritable
 from autoflux.files import check_writable
 from autoflux.hardware.values import Disk, Figure, Problem, Size, Source
+from autoflux.paths import expanded
 from autoflux.units import GB, MIB, format_bytes
 
 SAMPLE_BYTES = 256 * MIB
@@ -46,9 +47,9 @@ def models_folder() -> Path:
 
 def existing(path: Path) -> Path:
     """`path` if it is a folder, else the nearest folder above it that exists."""
-    # `os.path`: it takes a user without a home and folders one may not look into, where `Path` raises.
+    # `os.path`: it takes folders one may not look into, where `Path` raises.
     try:
-        path = Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
+        path = Path(os.path.abspath(expanded(path)))  # noqa: PTH100
     except OSError:  # the working directory was deleted
         return Path(path.anchor or os.sep)
     return next((folder for folder in (path, *path.parents) if os.path.isdir(folder)), path)  # noqa: PTH112

@@ -7,8 +7,8 @@ from typing import Annotated, Self
 import msgspec
 
 from autoflux.models.values import Precision
-from autoflux.planning.speed import DEFAULT_ATTENTION, Way
-from autoflux.planning.terms import Offload, TransferUnit, Waiting
+from autoflux.planning.speed import Way
+from autoflux.planning.terms import DEFAULT_ATTENTION, Offload, TransferUnit, Waiting
 from autoflux.planning.values import Correction, Factor, Plan, Positive, Priors
 from autoflux.units import format_seconds
 from autoflux.values import Value

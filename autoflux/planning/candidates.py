@@ -13,9 +13,9 @@ from autoflux.planning.calibration import Setting
 from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.footprint import Footprint
 from autoflux.planning.sites import Site, sites
-from autoflux.planning.speed import DEFAULT_ATTENTION, Rates, Way, block_seconds
+from autoflux.planning.speed import Rates, Way, block_seconds
 from autoflux.planning.streaming import hoists, pinned_bytes
-from autoflux.planning.terms import Offload, Quality
+from autoflux.planning.terms import DEFAULT_ATTENTION, Offload, Quality
 from autoflux.planning.timeline import Timeline, timeline
 from autoflux.planning.values import Arrangement, Picture, Profile, Wishes
 from autoflux.planning.ways import Option, options
@@ -150,8 +150,10 @@ def candidates(
     findings: Findings = NO_FINDINGS,
     *,
     every: bool = False,
-) -> list[Candidate]:
+) -> Iterator[Candidate]:
     """All ways that the wishes leave open, fitting or not, on the devices that can do what is wished. Never empty.
+
+    Each is judged when it is asked for: to judge one takes longer than all before it.
 
     The calibration found is that of one backend. Of those that differ only in how fast blocks compute the fastest, or
     `every` one.
@@ -161,20 +163,6 @@ def candidates(
         ContradictoryWishes: two wishes exclude each other, or on every device.
         UnknownName: no profile or component of the wished name.
     """
-    return list(each_candidate(hardware, model, profiles, wishes, picture, findings, every=every))
-
-
-def each_candidate(
-    hardware: Hardware,
-    model: Model,
-    profiles: Sequence[Profile],
-    wishes: Wishes,
-    picture: Picture,
-    findings: Findings = NO_FINDINGS,
-    *,
-    every: bool = False,
-) -> Iterator[Candidate]:
-    """As `candidates`, each judged when it is asked for: to judge one takes longer than all before it."""
     for site, ways in _possible(hardware, model, sites(hardware, profiles, wishes, findings), wishes):
         for option in _worth_judging(hardware, model, site, picture, wishes, ways, every=every):
             yield judge(hardware, model, site, option, picture, wishes)

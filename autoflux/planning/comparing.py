@@ -9,7 +9,7 @@ from autoflux.hardware.values import Hardware
 from autoflux.models.values import Model
 from autoflux.planning.candidates import Candidate, candidates
 from autoflux.planning.findings import NO_FINDINGS, Findings
-from autoflux.planning.terms import Quality
+from autoflux.planning.terms import DEFAULT_ATTENTION, Quality
 from autoflux.planning.values import Alternative, Picture, Plan, Profile, Wishes
 
 Kind = tuple[str, str, str, str]
@@ -44,7 +44,7 @@ def kind(candidate: Candidate) -> Kind:
 def as_alternative(plan: Plan) -> Alternative:
     """The plan itself, as a row among its alternatives."""
     transformer, told = plan.component("transformer"), plan.predicted
-    changes = transformer.is_narrow or plan.compiled or plan.attention != "default" or plan.tile_decode
+    changes = transformer.is_narrow or plan.compiled or plan.attention != DEFAULT_ATTENTION or plan.tile_decode
     return Alternative(
         device=plan.device,
         offload=plan.offload,
@@ -72,12 +72,12 @@ def _every(
     findings: Findings = NO_FINDINGS,
 ) -> list[Candidate]:
     """As exactly as can be, too, where the user did not say how exact."""
-    found = candidates(hardware, model, profiles, wishes, picture, findings, every=True)
+    found = list(candidates(hardware, model, profiles, wishes, picture, findings, every=True))
     if wishes.quality is not None:
         return found
     exactly = wishes.replace(quality=Quality.EXACT)
     try:
-        return found + candidates(hardware, model, profiles, exactly, picture, findings, every=True)
+        return [*found, *candidates(hardware, model, profiles, exactly, picture, findings, every=True)]
     except ContradictoryWishes:
         return found  # another wish leaves nothing exact
 

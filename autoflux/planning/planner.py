@@ -11,7 +11,7 @@ from autoflux.models.request import Request, check
 from autoflux.models.values import Model
 from autoflux.planning.backends import ChosenBackend, choose_backend
 from autoflux.planning.calibration import NEARLY, Calibration, Setting
-from autoflux.planning.candidates import HOST_AHEAD, Candidate, candidates, each_candidate
+from autoflux.planning.candidates import HOST_AHEAD, Candidate, candidates
 from autoflux.planning.comparing import best_of_each_kind, kind
 from autoflux.planning.explaining import explained
 from autoflux.planning.findings import NO_FINDINGS, Findings
@@ -69,7 +69,7 @@ def make_plan(
     picture = _picture(model, wishes)
     backend = choose_backend(wishes, backends, findings.facts, tuned=findings.tuned_backend)
     known = findings.of_backend(backend.name)
-    tried = candidates(hardware, model, profiles, wishes, picture, known)
+    tried = list(candidates(hardware, model, profiles, wishes, picture, known))
     fitting = _preferred([c for c in tried if c.fits])
     if not fitting:
         asked = asked or Asked(wishes, partial(ways, hardware, model, profiles, findings=known), hardware)
@@ -89,7 +89,7 @@ def ways(
     hardware: Hardware, model: Model, profiles: Sequence[Profile], wishes: Wishes, findings: Findings = NO_FINDINGS
 ) -> Iterator[Candidate]:
     """All ways that the wishes leave open, fitting or not, one by one. Raises as `make_plan`, but DoesNotFit."""
-    return each_candidate(hardware, model, profiles, wishes, _picture(model, wishes), findings)
+    return candidates(hardware, model, profiles, wishes, _picture(model, wishes), findings)
 
 
 def all_ways(
@@ -127,7 +127,7 @@ def make_plans(
         made += [make_plan(hardware, model, profiles, wishes, [name], findings) for name in further]
     known = findings.of_backend(backend.name)
     picture = made[0].predicted.picture
-    tried = candidates(hardware, model, profiles, wishes, picture, known, every=True)
+    tried = list(candidates(hardware, model, profiles, wishes, picture, known, every=True))
     fitting = sorted(_preferred([c for c in tried if c.fits]), key=lambda c: c.cost)
     worth = [c for c in fitting if c.seconds_per_image <= WORTH_TRYING * fitting[0].seconds_per_image]
     made += [_plan(hardware, model, wishes, backend, chosen, [c for c in tried if c is not chosen]) for chosen in worth]

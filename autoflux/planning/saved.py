@@ -12,9 +12,8 @@ from autoflux.planning.arranging import PLACEMENTS
 from autoflux.planning.contradictions import contradictions
 from autoflux.planning.footprint import footprint
 from autoflux.planning.schedule import aligned
-from autoflux.planning.speed import DEFAULT_ATTENTION
 from autoflux.planning.streaming import block_kinds, hoists, largest_streamed, pinned_bytes, streamed_bytes
-from autoflux.planning.terms import ATTENTIONS, TRANSFORMER, Placement, TransferUnit
+from autoflux.planning.terms import ATTENTIONS, DEFAULT_ATTENTION, TRANSFORMER, Placement, TransferUnit
 from autoflux.planning.values import PLAN_SCHEMA, Plan
 from autoflux.units import PB, format_bytes, format_seconds, told_apart
 

@@ -24,6 +24,7 @@ from autoflux.hardware.values import (
 )
 from autoflux.models.flops import image_tokens
 from autoflux.models.values import Model, Precision
+from autoflux.planning.terms import DEFAULT_ATTENTION
 from autoflux.planning.values import Correction, Picture, Priors
 from autoflux.values import Value
 
@@ -81,9 +82,6 @@ GRAPH_SECONDS = 0.0001
 GRAPH_HANDOFF = 0.0003
 """What a step takes longer for each block that is replayed and streamed, where it waits for no copy: one H200, fp8, 38
 of 57 streamed at 1024x1024 (benchmarks/eager_steps.py), 12 at 512x512 (benchmarks/planning.py)."""
-
-DEFAULT_ATTENTION = "default"
-"""torch's own choice."""
 
 REST_UNIT = 3072 * (FLUX_IMAGE_TOKENS + FLUX_TEXT_TOKENS)
 """Numbers in the tokens of a block of FLUX.1 at 1024x1024, for which `Rates.rest_seconds` is."""

@@ -8,9 +8,9 @@ TRANSFORMER = "transformer"
 """The name of the component that denoises: only its blocks are made narrow, kept apart, or compiled."""
 
 
-CUDNN = "cudnn"
+DEFAULT_ATTENTION, CUDNN = "default", "cudnn"
 
-ATTENTIONS = ("default", CUDNN)
+ATTENTIONS = (DEFAULT_ATTENTION, CUDNN)
 """What can compute attention: torch's own choice, or cuDNN on NVIDIA cards."""
 
 

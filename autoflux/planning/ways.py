@@ -10,8 +10,8 @@ from autoflux.errors import ContradictoryWishes
 from autoflux.hardware.values import LEAST_CUDNN, DeviceKind, Hardware
 from autoflux.models.values import Model, Precision
 from autoflux.planning.sites import ROCM, Site
-from autoflux.planning.speed import DEFAULT_ATTENTION, Way
-from autoflux.planning.terms import CUDNN, TRANSFORMER, Offload, Quality, TransferUnit
+from autoflux.planning.speed import Way
+from autoflux.planning.terms import CUDNN, DEFAULT_ATTENTION, TRANSFORMER, Offload, Quality, TransferUnit
 from autoflux.planning.values import Wishes
 
 LEAST_FOR_TRITON = (7, 0)
@@ -35,7 +35,7 @@ def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> lis
     if wishes.graphs and site.kind != DeviceKind.CUDA:
         raise ContradictoryWishes(f"there are no CUDA graphs on {site.kind.value!r}", hint="drop --graphs or --device")
     if wishes.attention == CUDNN:
-        _check_cudnn(hardware, site, wishes)
+        check_cudnn(site.device, wishes.precision, there=_has_cudnn(hardware, site))
     offloads = _offloads(site, wishes, model)
     found = [
         Option(offload, way)
@@ -79,17 +79,27 @@ def wished_attention(wishes: Wishes) -> str | None:
     return wishes.attention or (DEFAULT_ATTENTION if exact else None)
 
 
-def _check_cudnn(hardware: Hardware, site: Site, wishes: Wishes) -> None:
-    there = site.kind == DeviceKind.CUDA and ROCM not in hardware.versions
-    if not (there and site.accelerator and site.accelerator.is_at_least(LEAST_CUDNN)):
+def check_cudnn(device: str, arithmetic: Precision | None, *, there: bool) -> None:
+    """Whether cuDNN, if it is there, computes attention on that device in that number format.
+
+    Raises:
+        ContradictoryWishes: it cannot.
+    """
+    if not there:
+        capability = ".".join(map(str, LEAST_CUDNN))
         raise ContradictoryWishes(
-            f"{site.device!r} has no attention of cuDNN, which is there from compute capability 8.0 on",
+            f"{device!r} has no attention of cuDNN, which cards of NVIDIA have from compute capability {capability} on",
             hint="use --attention default",
         )
-    if wishes.precision == Precision.FLOAT32:
+    if arithmetic == Precision.FLOAT32:
         raise ContradictoryWishes(
             "cuDNN has no attention in float32", hint="use --attention default, or --precision bfloat16"
         )
+
+
+def _has_cudnn(hardware: Hardware, site: Site) -> bool:
+    there = site.kind == DeviceKind.CUDA and ROCM not in hardware.versions
+    return there and site.accelerator is not None and site.accelerator.is_at_least(LEAST_CUDNN)
 
 
 def _check(wishes: Wishes) -> None:

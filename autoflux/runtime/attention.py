@@ -8,12 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from autoflux.errors import ContradictoryWishes, UnknownName
+from autoflux.errors import UnknownName
 from autoflux.hardware.values import LEAST_CUDNN
 from autoflux.models.values import Precision
-from autoflux.planning.terms import CUDNN
-
-DEFAULT_ATTENTION = "default"
+from autoflux.planning.terms import ATTENTIONS, CUDNN, DEFAULT_ATTENTION
+from autoflux.planning.ways import check_cudnn
 
 _KERNELS = {CUDNN: SDPBackend.CUDNN_ATTENTION}
 
@@ -28,13 +27,8 @@ def check_attention(name: str, device: torch.device, arithmetic: Precision) -> N
     if name == DEFAULT_ATTENTION:
         return
     if name not in _KERNELS:
-        raise UnknownName("way to compute attention", name, [DEFAULT_ATTENTION, *_KERNELS])
-    if not _has_cudnn(device):
-        raise ContradictoryWishes(f"{str(device)!r} has no attention of cuDNN", hint="use --attention default")
-    if arithmetic == Precision.FLOAT32:
-        raise ContradictoryWishes(
-            "cuDNN has no attention in float32", hint="use --attention default, or --precision bfloat16"
-        )
+        raise UnknownName("way to compute attention", name, ATTENTIONS)
+    check_cudnn(str(device), arithmetic, there=_has_cudnn(device))
 
 
 @contextmanager

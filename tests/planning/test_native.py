@@ -28,7 +28,7 @@ def made(hardware, wishes: Wishes) -> Plan:
 @given(vram=st.floats(2, 100), ram=st.floats(8, 256))
 def test_it_is_never_chosen(machine, vram, ram):
     picture = Picture(width=1024, height=1024, steps=28, text_tokens=512)
-    tried = candidates(machine(card(vram), ram_gb=ram), FLUX, PROFILES, Wishes(), picture)
+    tried = list(candidates(machine(card(vram), ram_gb=ram), FLUX, PROFILES, Wishes(), picture))
     assert Offload.NATIVE not in {candidate.offload for candidate in tried}
 
 
