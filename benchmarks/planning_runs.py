@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +27,7 @@ from autoflux.planning.findings import NO_FINDINGS, Findings
 from autoflux.planning.terms import Offload, Quality, TransferUnit
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
+from autoflux.runtime.lanes import Mark, lane_for
 from autoflux.runtime.pinned import offered
 from autoflux.runtime.session import Drawing, Session
 from benchmarks.card import Card, HighWater, IdleRam, Peaks, resident_bytes
@@ -33,10 +36,9 @@ from benchmarks.kept_buffers import KeptBuffers
 from benchmarks.planning_report import Figures, Row, Setting
 
 GB = 10**9
-ROUNDS, ROUND_SECONDS = 4, 0.15
-"""In how many rounds at least steps are timed, half of them in each of two pictures; and in more, until all have taken
-that many times so long. Of plans that compile all are in the second picture: the first compiles, and what that leaves
-running disturbs its steps."""
+TIMED_SECONDS = 0.3
+"""For how long at least steps are timed in each of two pictures. Of plans that compile all are in the second picture:
+the first compiles, and what that leaves running disturbs its steps."""
 
 WARM_STEPS = 2
 """That are not timed: the first compiles and fills caches, graphs are recorded in the second, anew for each picture
@@ -61,7 +63,7 @@ class Drawn(msgspec.Struct, kw_only=True):
     seconds: dict[str, float] = msgspec.field(default_factory=dict)
     """Of encoding, of the first steps, and of decoding."""
     steps: list[float] = msgspec.field(default_factory=list)
-    """Seconds of a step, by round."""
+    """Seconds of each that was timed."""
     peaks: dict[str, Peaks] = msgspec.field(default_factory=dict)
     """By phase."""
     given_back: int = 0
@@ -78,6 +80,7 @@ class Bench:
         if not tiny and not (self._hardware.accelerators and torch.cuda.is_available()):
             raise DeviceUnavailable("the full size is measured on a CUDA card, and there is none", hint="--tiny")
         self._card = Card(there=not tiny)
+        self._lane = lane_for(torch.device("cpu" if tiny else "cuda"))
         self._folder = tempfile.TemporaryDirectory()
         self._weights = HostWeights(tiny=tiny)
         self._buffers = KeptBuffers(torch.device("cpu" if tiny else "cuda"))
@@ -173,12 +176,12 @@ class Bench:
         loaded, setup_seconds = self._load(plan, int(row.setting.cap_gb * GB))
         session = Session(loaded.session.pipeline, plan, self._model, keeps_to_plan=not self._tiny)
         with HighWater(self._resident_bytes) as ram:
-            began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, WARM_STEPS + self._steps)
-            rounds = 0 if plan.compiled else ROUNDS // 2
-            warm = self._draw(session, row.setting, of=planned, rounds=rounds)
+            began, planned = self._resident_bytes(), max(plan.predicted.picture.steps, WARM_STEPS + 1 + self._steps)
+            timed = max(self._steps, math.ceil(TIMED_SECONDS / plan.predicted.seconds_per_step))
+            warm = self._draw(session, row.setting, of=planned, timed=0 if plan.compiled else timed)
             if self._drawn_bytes is None:
                 self._drawn_bytes = max(0, self._resident_bytes() - began)
-            drawn = self._draw(session, row.setting, of=planned, rounds=ROUNDS - rounds)
+            drawn = self._draw(session, row.setting, of=planned, timed=2 * timed if plan.compiled else timed)
         taken = max(ram.nbytes, loaded.ram_bytes) - weight_bytes - self._idle.left_bytes(compiled=plan.compiled)
         batch, steps = row.setting.batch, plan.predicted.picture.steps
         step = statistics.median([*warm.steps, *drawn.steps])
@@ -241,7 +244,7 @@ class Bench:
         """RAM of the process, without what no plan asked for."""
         return resident_bytes() - self._buffers.idle_bytes
 
-    def _draw(self, session: Session, setting: Setting, *, of: int, rounds: int) -> Drawn:
+    def _draw(self, session: Session, setting: Setting, *, of: int, timed: int) -> Drawn:
         """Draw a batch: the first steps, then those that are timed in so many rounds, and only these of the many that
         it is begun for, whose modulation is computed beforehand."""
         drawn = Drawn()
@@ -252,7 +255,7 @@ class Bench:
             for _ in range(WARM_STEPS):
                 session.advance(drawings)
         before = self._card.given_back()
-        drawn.steps += self._step_seconds(session, drawings, rounds=rounds, left=of - WARM_STEPS)
+        drawn.steps += self._step_seconds(session, drawings, min(timed, of - WARM_STEPS - 1))
         drawn.given_back = self._card.given_back() - before
         drawn.peaks["denoise"] = self._card.peaks()
         with self._timed(drawn.seconds, "decode"):
@@ -260,18 +263,20 @@ class Bench:
         drawn.peaks["decode"] = self._card.peaks()
         return drawn
 
-    def _step_seconds(self, session: Session, drawings: list[Drawing], *, rounds: int, left: int) -> Iterator[float]:
-        """Of a step in each of so many rounds: more where steps are short, and a pause of the host would count."""
-        taken: dict[str, float] = {}
-        each, whole = max(1, self._steps // 2), 0.0
-        for number in range(left // each):
-            if number >= rounds and whole >= rounds * ROUND_SECONDS:
-                return
-            with self._timed(taken, "round"):
-                for _ in range(each):
-                    session.advance(drawings)
-            whole += taken["round"]
-            yield taken["round"] / each
+    def _step_seconds(self, session: Session, drawings: list[Drawing], steps: int) -> list[float]:
+        """Of so many that follow another, as in a picture: were the card waited for between them, it would be given the
+        next one late."""
+        marks = []
+        for _ in range(1 + steps if steps else 0):
+            session.advance(drawings)
+            marks.append(self._mark())
+        self._card.synchronize()
+        return [began.elapsed_time(ended) / 1000 for began, ended in pairwise(marks)]
+
+    def _mark(self) -> Mark:
+        mark = self._lane.mark(timing=True)
+        self._lane.set_computed(mark)
+        return mark
 
     def _request(self, setting: Setting, steps: int) -> Request:
         """Another prompt each time, so that the text encoders run."""

@@ -23,7 +23,7 @@ from autoflux.models.shapes import Shape
 from autoflux.models.values import Component, Model, Precision
 from autoflux.values import Value
 
-PACK_SCHEMA = 1
+PACK_SCHEMA = 2
 """Version of the files, part of every key. Raised when an older version must not be used any more."""
 
 WEIGHTS = "weights.safetensors"
@@ -58,7 +58,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class Packed(Value, frozen=True, kw_only=True):
-    """One tensor of a pack: where its data lies in the file, and a CRC-32 for each `PIECE_BYTES` of it."""
+    """One tensor of a pack: where its data lies in the file, and an XXH3 of 64 bits for each `PIECE_BYTES` of it."""
 
     name: str
     format: str

@@ -36,7 +36,9 @@ class PlannedVram(NamedTuple):
     peak: int
     """The most that they are planned to take."""
     stepping: int
-    """What steps take, and once more the largest tensor of one."""
+    """What steps take."""
+    largest_tensor: int
+    """Of a step; what torch takes at once may be as large."""
 
 
 def planned_vram(plan: Plan, model: Model, width: int, height: int, batch: int, steps: int) -> PlannedVram:
@@ -46,7 +48,7 @@ def planned_vram(plan: Plan, model: Model, width: int, height: int, batch: int, 
     """
     picture = _picture(plan, width, height, batch, steps)
     vram = _need(plan, model, picture).vram
-    return PlannedVram(vram.peak, vram.denoise + largest_tensor_bytes(model, plan.arrangement, picture))
+    return PlannedVram(vram.peak, vram.denoise, largest_tensor_bytes(model, plan.arrangement, picture))
 
 
 def _picture(plan: Plan, width: int, height: int, batch: int, steps: int) -> Picture:

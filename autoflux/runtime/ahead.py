@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -32,12 +33,13 @@ from autoflux.runtime.portions import PinnedUnit, Portion, portion
 from autoflux.runtime.warming import warm_up
 from autoflux.units import MIB
 
-WINDOW_BYTES = 32 * MIB
+WINDOW_BYTES = 16 * MIB
 """What a thread reads and copies at once. It waits for its turn to compute some times for each."""
 
-READERS = 8
-"""Threads that read, each into a pinned window of its own: checking takes most of their time. With four, 25 GB that
-were in the page cache took 6.5 s (one H200, 16 cores of a Xeon)."""
+READERS = min(16, max(4, os.cpu_count() or 1))
+"""Threads that read, each into a pinned window of its own. Each waits for its turn often while libraries are imported,
+so more of them bring more: with four, 25 GB that were in the page cache took 6.5 s, with eight 3.5 (one H200, 16 cores
+of a Xeon, with a checksum that took most of their time)."""
 
 TURN_SECONDS = 0.0005
 """How long an import computes while a thread waits for its turn; Python's 5 ms would be longer than what they wait

@@ -14,10 +14,11 @@ import mmap
 import os
 import threading
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+import xxhash
 
 from autoflux.models.pack_shelf import OpenPack, Shelf, packs_wanted
 from autoflux.models.values import Component
@@ -34,12 +35,12 @@ SAMPLE_BYTES = 256 * MIB
 
 
 def checksum(data: bytes | memoryview) -> int:
-    """Of a piece: CRC-32, from Python's own library, which finds every flipped bit and every burst of up to 32.
+    """Of a piece: XXH3 of 64 bits, which misses one change of 2**64, if nobody made it on purpose.
 
-    On one EPYC 4.2 GB/s a core, with no dependency and other threads running meanwhile; blake2b 0.9, SHA-256 1.8. What
-    is faster, xxh3 with 23, would be a dependency for a quarter of a second in a gigabyte that a disk needs anyway.
+    35 GB/s on one core of an EPYC, other threads running meanwhile; CRC-32 of Python's own library 3.9, which took two
+    thirds of the time in which packs came from the page cache; SHA-256 1.8.
     """
-    return zlib.crc32(data)
+    return xxhash.xxh3_64_intdigest(data)
 
 
 class Stretch(Protocol):

@@ -59,6 +59,8 @@ class Session:
     """Whether text encoders are read when a prompt comes that was not encoded before."""
     keeps_to_plan: bool = field(default_factory=is_own_process)
     """Whether torch is told to take no more of the device than is planned, which holds for the whole process."""
+    measured: bool = False
+    """Whether what pictures take of the device is being measured: then nothing is taken before it is asked for."""
     _prompts: PromptCache = field(init=False, repr=False)
     _ceiling: Ceiling = field(init=False, repr=False)
 
@@ -183,7 +185,8 @@ class Session:
     def _hold(self, drawings: Sequence[Drawing], *, decoding: bool = False) -> None:
         """Keep to what is planned for these, which have one size."""
         steps = max(drawing.request.steps for drawing in drawings)
-        self._ceiling.hold(*drawings[0].request.size, len(drawings), steps, decoding=decoding)
+        size, batch = drawings[0].request.size, len(drawings)
+        self._ceiling.hold(*size, batch, steps, decoding=decoding, measured=self.measured)
 
     def _within_plan(self, work: Callable[[], T]) -> T:
         """Do that, which can be done a second time, in the memory that is planned; in more, if it is not enough."""

@@ -213,6 +213,7 @@ def _run(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
 def _draw(session: Session, run: Run, outbox: Outbox, inbox: Inbox) -> None:
     """Draw the pictures of a job in batches, looking for a cancel between steps."""
     outbox.send(Started(job_id=run.job_id, attempt=run.attempt))
+    session.measured = run.measured
     step = sum(run.requests[index].steps for index in run.drawn)
     missing = [index for index in range(len(run.requests)) if index not in run.drawn]
     for group in session.groups([run.requests[index] for index in missing]):

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from autoflux.models.pack_shelf import Shelf, limit_bytes
 from autoflux.models.packs import (
     INDEX,
     KEY_DIGITS,
+    PACK_SCHEMA,
     PIECE_BYTES,
     WEIGHTS,
     Pack,
@@ -34,6 +34,7 @@ from autoflux.models.packs import (
 )
 from autoflux.models.values import Precision
 from autoflux.models.weights import data_ranges, read_tensors
+from autoflux.runtime.pack_file import checksum
 from tests.refusals import refuse
 
 A, B, C, D, E = (digit * KEY_DIGITS for digit in "abcde")
@@ -47,7 +48,7 @@ def shelf(tmp_path) -> Shelf:
 def put(shelf: Shelf, key: str, nbytes: int = 100_000, *, used: int | None = None) -> Pack:
     """A pack with one tensor of about that size; `used` is when it was used last."""
     data = os.urandom(nbytes)
-    checksums = tuple(zlib.crc32(data[i : i + PIECE_BYTES]) for i in range(0, nbytes, PIECE_BYTES))
+    checksums = tuple(checksum(data[i : i + PIECE_BYTES]) for i in range(0, nbytes, PIECE_BYTES))
     tensor = Packed(name="x", format="I8", shape=(nbytes,), offset=0, nbytes=nbytes)
     head = header([tensor])
     tensor = tensor.replace(offset=len(head), checksums=checksums)
@@ -88,7 +89,7 @@ def test_a_pack_is_found_again_and_is_any_tools_safetensors(shelf):
     assert [(t.name, t.shape, t.precision) for t in read_tensors(file)] == [("x", (100_000,), "I8")]
     assert data_ranges(file)["x"] == (pack.tensors[0].offset, 100_000)
     assert pack.tensors[0].offset % 4096 == 0
-    assert check_pack(shelf.folder(A), zlib.crc32) == ""
+    assert check_pack(shelf.folder(A), checksum) == ""
 
 
 def test_pieces_cover_a_tensor():
@@ -107,7 +108,7 @@ def test_every_flipped_bit_is_found(shelf, at):
     data = bytearray(file.read_bytes())
     data[at] ^= 1
     file.write_bytes(data)
-    assert check_pack(shelf.folder(A), zlib.crc32) == ("the header" if 0 <= at < 4096 else "'x'")
+    assert check_pack(shelf.folder(A), checksum) == ("the header" if 0 <= at < 4096 else "'x'")
     assert shelf.find(A) == pack, "the index does not tell"
 
 
@@ -121,7 +122,7 @@ def spoil(text: str, old: str, new: str) -> str:
     [
         lambda text: "",
         lambda text: text[:-20],
-        lambda text: spoil(text, '"schema": 1', '"schema": 2'),
+        lambda text: spoil(text, f'"schema": {PACK_SCHEMA}', f'"schema": {PACK_SCHEMA + 1}'),
         lambda text: spoil(text, f'"key": "{A}"', f'"key": "{B}"'),
         lambda text: spoil(text, '"checksums": [', '"checksums": [5, '),
         lambda text: spoil(text, '"nbytes": 100000', '"nbytes": 100001000'),
@@ -334,7 +335,7 @@ def test_a_pack_that_cannot_be_read_now_stays(shelf, monkeypatch, code):
     assert shelf.packs() == [pack]
     refuse(monkeypatch, WEIGHTS, code)
     with pytest.raises(UnreadablePack):
-        check_pack(shelf.folder(A), zlib.crc32)
+        check_pack(shelf.folder(A), checksum)
 
 
 def test_what_is_no_pack_by_its_name_is_left_alone(shelf):

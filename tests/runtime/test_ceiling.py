@@ -14,6 +14,7 @@ from autoflux.planning.fit import PlannedVram, planned_vram
 from autoflux.planning.terms import Offload
 from autoflux.planning.values import Plan
 from autoflux.runtime import ceiling
+from autoflux.runtime.ceiling import PAGE_BYTES, SPARED_BYTES
 from autoflux.runtime.session import Session
 from autoflux.testing import FakePipeline, fake_model, fake_plan
 
@@ -59,14 +60,31 @@ def shares(monkeypatch, free) -> list[float]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], TOTAL) if device == 0 else None)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _device: given.append(share))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: PLANNED)
     monkeypatch.setattr(ceiling, "planned_vram", planned)
     monkeypatch.setattr("autoflux.runtime.memory.give_back_unused", lambda: None)
+    monkeypatch.setattr(ceiling, "give_back_unused", lambda: None)
     return given
+
+
+@pytest.fixture
+def pieces(monkeypatch, shares) -> list[int | str]:
+    """What was taken in one piece, in bytes, and when what is unused was given back; weights take half of the plan."""
+    seen: list[int | str] = []
+
+    def empty(nbytes: int, *, dtype: torch.dtype, device: str) -> None:
+        assert (dtype, device) == (torch.uint8, "cuda:0")
+        seen.append(nbytes)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: PLANNED // 2)
+    monkeypatch.setattr(ceiling, "give_back_unused", lambda: seen.append("given back"))
+    return seen
 
 
 def planned(_plan: Plan, _model: Model, _width: int, _height: int, batch: int, steps: int) -> PlannedVram:
     peak = PLANNED + (batch - 1) * 10**9 + (steps > 2) * 10**8
-    return PlannedVram(peak, peak + batch * LARGEST)
+    return PlannedVram(peak, peak, batch * LARGEST)
 
 
 def plan_for_a_card() -> Plan:
@@ -100,6 +118,51 @@ def test_torch_may_take_what_is_planned_for_as_many_pictures_and_anything_once_t
     assert not session.exceeded_plan
     session.close()
     assert shares[6:] == [1.0]
+
+
+def piece(nbytes: int) -> list[int | str]:
+    """What is done before the steps of pictures that are planned to take so much."""
+    return ["given back", (nbytes - SPARED_BYTES - CONTEXT - PLANNED // 2) // PAGE_BYTES * PAGE_BYTES]
+
+
+def test_steps_have_what_is_planned_for_them_in_one_piece(pieces):
+    session = session_of(FakePipeline(), plan_for_a_card())
+    session.generate("a", seed=1, steps=2)
+    assert pieces == piece(PLANNED)
+    session.generate("a", seed=1, steps=2)
+    assert pieces == 2 * piece(PLANNED), "the decode took it apart"
+    pieces.clear()
+    session.generate("a", seed=1, steps=2, count=2)
+    assert pieces == piece(PLANNED + 10**9)
+
+
+def test_nothing_is_taken_beforehand_where_that_is_measured_or_all_is_there_or_the_plan_counted_too_little(
+    pieces, shares, monkeypatch
+):
+    session = session_of(OutOfRoom(shares, 0.0), plan_for_a_card())
+    session.measured = True
+    session.generate("a", seed=1, steps=2)
+    assert not pieces
+    session.measured = False
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: PLANNED - CONTEXT - SPARED_BYTES)
+    session.generate("a", seed=1, steps=2)
+    assert pieces == ["given back"]
+    session.pipeline._enough = share_of(LIMIT)
+    session.generate("a", seed=1, steps=2)
+    assert session.exceeded_plan
+    pieces.clear()
+    session.generate("a", seed=1, steps=2)
+    assert not pieces
+
+
+def test_what_others_have_is_no_reason_to_fail_before_it_is_needed(pieces, monkeypatch):
+    def empty(_nbytes: int, **_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    session = session_of(FakePipeline(), plan_for_a_card())
+    assert session.generate("a", seed=1, steps=2)
+    assert not session.exceeded_plan
 
 
 def test_torch_is_told_once_for_all_steps(shares):
@@ -197,10 +260,11 @@ def test_what_is_planned_for_is_what_the_plan_predicts():
     more = planned_vram(plan, model, 2 * picture.width, picture.height, 4, picture.steps)
     assert 0 < one.peak < more.peak
     assert 0 < one.stepping < more.stepping
+    assert 0 < one.largest_tensor < more.largest_tensor
 
 
 def test_a_decode_that_takes_more_than_steps_and_their_largest_tensor_leaves_these_room_enough(shares, monkeypatch):
-    planned_bytes = PlannedVram(PLANNED, PLANNED - 1)
+    planned_bytes = PlannedVram(PLANNED, PLANNED - LARGEST - 1, LARGEST)
     monkeypatch.setattr(ceiling, "planned_vram", lambda *_: planned_bytes)
     session_of(FakePipeline(), plan_for_a_card()).generate("a", seed=1, steps=2)
     assert shares == [share_of(PLANNED)], "nothing changes between them"

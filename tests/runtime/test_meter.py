@@ -67,12 +67,37 @@ def test_a_batch_that_is_too_short_for_the_system_s_clocks_says_nothing_of_other
     assert meter.measured(drawn(session, meter), encoded=True).processor_share is None
 
 
+class Event:
+    """On a clock that goes on by a quarter of a second from one to the next."""
+
+    made = 0
+
+    def __init__(self, device: str, *, enable_timing: bool) -> None:
+        assert (device, enable_timing) == ("the device cuda:0", True)
+
+    def record(self, stream: str) -> None:
+        assert stream == "the stream of the device cuda:0"
+        Event.made += 1
+        self.milliseconds = 250 * Event.made
+
+    def elapsed_time(self, end: Event) -> float:
+        return float(end.milliseconds - self.milliseconds)
+
+
 class CountingTorch:
     """What the meter asks of torch: each part has its own peak, and once torch has held memory it keeps it."""
+
+    Event = Event
 
     def __init__(self, peaks: list[int], reserved: int) -> None:
         self.accelerator = self
         self.peaks, self.reserved, self.waited = iter(peaks), reserved, 0
+
+    def device(self, name: str) -> str:
+        return f"the device {name}"
+
+    def current_stream(self, device: str) -> str:
+        return f"the stream of {device}"
 
     def empty_cache(self) -> None:
         self.emptied = True
@@ -97,9 +122,10 @@ def test_peaks_are_tensors_what_is_held_beyond_them_and_the_context(monkeypatch:
     plan = fake_plan()
     session = Session(FakePipeline(), plan, fake_model())
     meter = Meter(plan.replace(device="cuda:0", priors=plan.priors.replace(context_bytes=7)), on=True)
-    peaks = meter.measured(drawn(session, meter), encoded=True).peak_vram_bytes
-    assert peaks == PhaseBytes(encode=1007, denoise=1007, decode=507)
-    assert torch.waited == 12
+    measured = meter.measured(drawn(session, meter), encoded=True)
+    assert measured.peak_vram_bytes == PhaseBytes(encode=1007, denoise=1007, decode=507)
+    assert measured.step_seconds == (0.25,) * 4, "on the device's own clock"
+    assert torch.waited == 4, "around encoding and decoding, not between steps"
     assert torch.emptied
 
 
