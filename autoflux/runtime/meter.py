@@ -26,7 +26,7 @@ COUNTED = ("cuda", "xpu")
 class Meter:
     """Times the parts of drawing one batch. Switched off it costs nothing, and has measured nothing.
 
-    Measuring waits for the device around encoding and decoding, so that what it was told to do is done. Between steps it
+    It waits for the device around encoding and decoding, so that what it was told to do is done. Between steps it
     waits only where the device has no clock of its own: one that is told of the next step late takes longer for it than
     in other pictures.
     """
