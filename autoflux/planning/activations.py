@@ -74,8 +74,8 @@ def _kept_by_graphs(model: Model, arrangement: Arrangement, priors: Priors, pict
     if not arrangement.graphs:
         return PhaseBytes(encode=0, denoise=0, decode=0)
     computing = int(GRAPHS_SHARE * _denoise_activations(model, arrangement, priors, picture))
-    over_decode = 0 if arrangement.park_for_decode else computing
-    return PhaseBytes(encode=computing + GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=over_decode + GRAPHS_BYTES)
+    between = GRAPHS_BYTES + (0 if arrangement.park_for_decode else computing)
+    return PhaseBytes(encode=between, denoise=GRAPHS_BYTES, decode=between)
 
 
 def largest_tensor_bytes(model: Model, arrangement: Arrangement, picture: Picture) -> int:

@@ -32,7 +32,7 @@ from autoflux.planning.speed import (
 from autoflux.planning.streaming import block_kinds
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.timeline import timeline
-from autoflux.planning.values import Picture, Plan, Wishes
+from autoflux.planning.values import PhaseBytes, Picture, Plan, Wishes
 from autoflux.planning.ways import Option
 from tests.conftest import GB, figure, size
 from tests.planning.test_planner import PROFILES
@@ -328,7 +328,8 @@ def test_graphs_keep_the_memory_that_blocks_compute_in():
     assert more.encode - less.encode == more.decode - less.decode == computing + GRAPHS_BYTES
     assert more.denoise - less.denoise == GRAPHS_BYTES
     parked = working_bytes(SMALL, made.arrangement.replace(park_for_decode=True), priors, picture)
-    assert parked.decode == working_bytes(SMALL, launched.arrangement, priors, picture).decode + GRAPHS_BYTES
+    unparked = working_bytes(SMALL, launched.arrangement, priors, picture)
+    assert parked == unparked + PhaseBytes(encode=GRAPHS_BYTES, denoise=GRAPHS_BYTES, decode=GRAPHS_BYTES)
 
 
 def test_graphs_that_leave_for_each_decode_are_recorded_for_each_batch():
