@@ -14,6 +14,7 @@ class DiffusersBackend:
 
     name: ClassVar[str] = "diffusers"
     defers: ClassVar[bool] = True
+    as_packed: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         """The pip command for what is not installed, None when all is."""

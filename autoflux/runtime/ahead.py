@@ -227,14 +227,17 @@ _current: Ahead | None = None
 
 
 @contextmanager
-def bringing_ahead(plan: Plan, model: Model, unread: Collection[str] = ()) -> Iterator[bool]:
+def bringing_ahead(
+    plan: Plan, model: Model, unread: Collection[str] = (), *, as_packed: bool = False
+) -> Iterator[bool]:
     """For the time of the context, bring and pin what the plan's packs have, but for components named in `unread`.
 
-    Gives whether there is anything of that.
+    `as_packed` says that the transformer will have its tensors as the pack has them. Gives whether there is anything
+    to bring.
     """
     global _current  # noqa: PLW0603 — those who make networks are called by backends, which know nothing of it
     is_there = not plan.device.startswith("cuda") or torch.cuda.is_available()
-    portions = list(_portions(plan, model, unread)) if is_there else []
+    portions = list(_portions(plan, model, unread, as_packed=as_packed)) if is_there else []
     if not portions:
         yield False
         return
@@ -264,14 +267,18 @@ def weights_ahead(key: str) -> Brought:
     return _current.take(key) if _current else Brought({}, {})
 
 
-def _portions(plan: Plan, model: Model, unread: Collection[str]) -> Iterator[tuple[OpenPack, Portion]]:
+def _portions(
+    plan: Plan, model: Model, unread: Collection[str], *, as_packed: bool
+) -> Iterator[tuple[OpenPack, Portion]]:
     for component in model.in_loading_order:
         planned = plan.component(component.name)
         opened = open_pack(component, planned) if component.name not in unread else None
         if opened is None:
             continue
         held = portion(opened.pack, component, plan)
-        if component.name == TRANSFORMER and planned.placement == Placement.STREAMED and not _fits_twice(held, plan):
+        # What has other tensors gets copies of these, in memory of their own.
+        copied = component.name == TRANSFORMER and planned.placement == Placement.STREAMED and not as_packed
+        if copied and not _fits_twice(held, plan):
             held = held._replace(staying=())
         if held.staying or held.pinned:
             yield opened, held

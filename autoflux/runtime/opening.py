@@ -46,7 +46,8 @@ def open_with(
     later = unread if unread and all(cache.find(prompt) is not None for prompt in dict.fromkeys(prompts)) else ()
     deferring = (later,) if later else ()  # what only a backend that says so takes
     try:
-        with freed_ram_given_back(), _weights_coming(plan, model, unread, ahead):
+        as_packed = getattr(backend, "as_packed", False)
+        with freed_ram_given_back(), _weights_coming(plan, model, unread, ahead, as_packed=as_packed):
             pipeline = backend.build(plan, model, begun, *deferring)
     finally:
         ahead.stop()
@@ -54,14 +55,16 @@ def open_with(
 
 
 @contextmanager
-def _weights_coming(plan: Plan, model: Model, unread: Collection[str], meanwhile: Filling) -> Iterator[None]:
+def _weights_coming(
+    plan: Plan, model: Model, unread: Collection[str], meanwhile: Filling, *, as_packed: bool
+) -> Iterator[None]:
     """What comes to a card while libraries are imported; `meanwhile` ends once that is under way."""
     if not (plan.device.startswith("cuda") and packs_wanted()):
         yield
         return
     with collection_paused():
         from autoflux.runtime.ahead import bringing_ahead  # noqa: PLC0415 — imports torch
-    with bringing_ahead(plan, model, unread) as begun:
+    with bringing_ahead(plan, model, unread, as_packed=as_packed) as begun:
         if begun:
             meanwhile.stop()
         yield

@@ -153,21 +153,20 @@ class PackStore:
             del self._brought.tensors[name]
         return True
 
-    def point_ahead(self, network: nn.Module, device: torch.device) -> bool:
-        """Let the network's tensors be what is there already, if that is all of them, and each in one piece."""
-        tensors = {id(t): t for t in (*network.parameters(), *network.buffers())}
-        saved = {key: places for key, places in self._places.items() if key in tensors}
-        if not all(self._are_there(p) and len(p) == 1 and p[0].is_whole for p in saved.values()):
+    def point_ahead(self, unit: Unit, device: torch.device) -> bool:
+        """See `AheadStore.point_ahead`. What is computed and not saved is copied there."""
+        tensors = [piece.tensor for piece in unit.pieces]
+        saved = {id(tensor): self._places[id(tensor)] for tensor in tensors if id(tensor) in self._places}
+        if not saved or not all(self._are_there(p) and len(p) == 1 and p[0].is_whole for p in saved.values()):
             return False
-        if not self._brought.tensors:
-            return False
-        for key, tensor in tensors.items():
-            if key in saved:
-                memory = self._brought.tensors[saved[key][0].packed.name]
+        for tensor in tensors:
+            if places := saved.get(id(tensor)):
+                memory = self._brought.tensors[places[0].packed.name]
                 tensor.data = memory.view(tensor.dtype).view(tensor.shape)
             else:
-                tensor.data = self._computed[key].to(device)
-        self._brought.tensors.clear()
+                tensor.data = self._computed[id(tensor)].to(device)
+        for name in {places[0].packed.name for places in saved.values()}:
+            del self._brought.tensors[name]
         return True
 
     def forget_ahead(self) -> None:
@@ -302,9 +301,9 @@ def fill(network: nn.Module, store: Store, device: torch.device, *, lane: Lane |
     Raises:
         As `Store.read`.
     """
-    if isinstance(store, PackStore) and store.point_ahead(network, device):
-        return
     whole = rest_of(network, ())
+    if whole and isinstance(store, PackStore) and store.point_ahead(whole, device):
+        return
     units = [part.unit for part in parts_of(whole)] if whole else []
     if device.type == "cpu" and lane is None:
         for unit, memory in in_order(store, units, _fresh, at_once=READ_AT_ONCE):

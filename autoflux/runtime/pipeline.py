@@ -88,9 +88,11 @@ class Backend(Protocol):
         def register_backends(register):
             register(EchoBackend())
 
-    Two more it may have, which autoflux asks for by name. `facts(model)` gives `BackendFacts`: why it cannot run a
+    Three more it may have, which autoflux asks for by name. `facts(model)` gives `BackendFacts`: why it cannot run a
     model, and what it takes to start; the planner chooses by it. `defers = True` says that `build` takes a fourth
-    argument, names of components whose weights are to be read only when they are used.
+    argument, names of components whose weights are to be read only when they are used. `as_packed = True` says that
+    its transformer has the tensors that packs have, none joined: those that stay are brought to the device before it
+    is made, where it would not hold them twice.
     """
 
     name: ClassVar[str]

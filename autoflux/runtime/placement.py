@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -23,7 +23,7 @@ from autoflux.runtime.quantized import has_narrow_layers
 from autoflux.runtime.residence import OwnOffload, Residence, Visits
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, StagedUnits
-from autoflux.runtime.stores import Store
+from autoflux.runtime.stores import AheadStore, Store
 from autoflux.runtime.streaming import (
     Holding,
     StreamedModule,
@@ -194,10 +194,19 @@ class Residences:
         if not parts:
             return
         every = [part for own in parts.values() for part in own]
+        if not self._plan.park_for_decode:  # else the memory of what stays is given to others
+            self._place_ahead(parts)
         self._arena = arena = arena_for(every, self._plan.ring_bytes, self._device, parks=self._plan.park_for_decode)
         for name, own in parts.items():
             if name not in self._later:
                 self._attach(name, own, arena)
+
+    def _place_ahead(self, parts: Mapping[str, Sequence[StreamedModule]]) -> None:
+        for name, own in parts.items():
+            store = self._stores.get(name)
+            if isinstance(store, AheadStore) and name not in self._later:
+                for part in own:
+                    part.place_ahead(store, self._device)
 
     def _attach(self, name: str, parts: Sequence[StreamedModule], arena: Arena) -> None:
         pinned = self._plan.component(name).waiting == Waiting.PINNED

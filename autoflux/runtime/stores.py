@@ -47,6 +47,10 @@ class Store(Protocol):
 class AheadStore(Protocol):
     """A store some of whose bytes may be on the device, or in pinned memory, already."""
 
+    def point_ahead(self, unit: Unit, device: torch.device) -> bool:
+        """Let the unit's tensors be what is on the device, if all of them are, each in one piece; says whether they
+        were."""
+
     def copy_ahead(self, unit: Unit, target: Tensor) -> bool:
         """Write the unit's bytes into `target`, on the device, if all of them are; says whether they were."""
 

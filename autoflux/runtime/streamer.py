@@ -16,7 +16,7 @@ from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, Source
 from autoflux.runtime.stores import ModuleStore, Store
 from autoflux.runtime.telemetry import SILENT, Recorder
-from autoflux.runtime.units import Atom, Unit, rest_of
+from autoflux.runtime.units import Atom, Unit, apart_from, staying_of
 
 MakeSource = Callable[[Sequence[Unit], torch.device, Store], Source]
 """Makes the source of a streamer: its streamed units, the device, and where their bytes come from."""
@@ -30,6 +30,8 @@ class Streamer:
     copied; after the last unit of a pass come the first of the next one, unless `wraps` is False. A pass that breaks
     off (an error in a block) or skips blocks costs one restart of the ring and is otherwise safe.
 
+    Units in `placed` stay as well, and are on the device already, in memory of their own.
+
     While attached, do not move the module or save its state; `detach` puts everything back.
     """
 
@@ -41,6 +43,7 @@ class Streamer:
         arena: Arena,
         resident: Collection[int] = (),
         *,
+        placed: Sequence[Unit] = (),
         wraps: bool = True,
         store: Store | None = None,
         make_source: MakeSource = HostUnits,
@@ -53,8 +56,8 @@ class Streamer:
         self._units = tuple(units)
         self._numbers = [i for i in range(len(units)) if i not in resident]
         self._streamed = [units[i] for i in self._numbers]
-        rest = rest_of(module, units)
-        staying = [units[i] for i in sorted(resident)] + ([rest] if rest else [])
+        self._placed = list(placed)
+        staying = apart_from(placed, staying_of(module, units, resident))
         self._layout: RingLayout = lay_out([unit.nbytes for unit in self._streamed], self._ring.memory.numel())
         self._store = store or ModuleStore()
         self._kept = make_source(staying, arena.device, self._store) if arena.parks else None
@@ -87,7 +90,7 @@ class Streamer:
     @property
     def resident_bytes(self) -> int:
         """Device bytes of weights that stay."""
-        return sum(memory.numel() for _, memory in self._staying)
+        return sum(memory.numel() for _, memory in self._staying) + sum(unit.nbytes for unit in self._placed)
 
     @property
     def streamed_bytes(self) -> int:
@@ -143,6 +146,7 @@ class Streamer:
                 self._arena.give_back(memory)
             self._streamed.clear()
             self._staying.clear()
+            self._placed.clear()
 
     def close(self) -> None:
         """Stop bringing weights without putting them back; the module must not be used any more."""

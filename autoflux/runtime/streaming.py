@@ -19,9 +19,9 @@ from autoflux.runtime.pinned import PinnedBuffer
 from autoflux.runtime.quantized import quantize_linears
 from autoflux.runtime.ring import Arena
 from autoflux.runtime.sources import HostUnits, in_order
-from autoflux.runtime.stores import Store, read_tensors_of
+from autoflux.runtime.stores import AheadStore, Store, read_tensors_of
 from autoflux.runtime.streamer import MakeSource, Streamer
-from autoflux.runtime.units import Atom, Unit, block_atoms, make_units, rest_of
+from autoflux.runtime.units import Atom, Unit, apart_from, block_atoms, make_units, rest_of, staying_of
 
 NARROW = (Precision.FLOAT8, Precision.INT8)
 
@@ -47,14 +47,17 @@ class StreamedModule:
         self.resident = frozenset(i for i, unit in enumerate(self.units) if unit.atoms[0].module in staying)
         """Numbers of the units that stay."""
         self._wraps = wraps
+        self._placed: list[Unit] = []
         self._streamer: Streamer | None = None
 
     @property
     def staying_bytes(self) -> int:
         """What it needs of the arena's resident part."""
-        rest = rest_of(self.module, self.units)
-        blocks = sum(aligned(self.units[i].nbytes) for i in self.resident)
-        return blocks + (aligned(rest.nbytes) if rest else 0)
+        return sum(aligned(unit.nbytes) for unit in apart_from(self._placed, self._staying))
+
+    def place_ahead(self, store: AheadStore, device: torch.device) -> None:
+        """Before `attach`: leave what stays and is on the device already where it is, outside of the arena."""
+        self._placed = [unit for unit in self._staying if store.point_ahead(unit, device)]
 
     @property
     def largest_streamed(self) -> int:
@@ -71,7 +74,14 @@ class StreamedModule:
     def attach(self, arena: Arena, *, store: Store | None = None, make_source: MakeSource = HostUnits) -> None:
         """Move the weights to where they will be."""
         self._streamer = Streamer(
-            self.module, self.units, arena, self.resident, wraps=self._wraps, store=store, make_source=make_source
+            self.module,
+            self.units,
+            arena,
+            self.resident,
+            placed=self._placed,
+            wraps=self._wraps,
+            store=store,
+            make_source=make_source,
         )
 
     def drop(self) -> None:
@@ -79,12 +89,18 @@ class StreamedModule:
         if self._streamer:
             self._streamer.close()
             self._streamer = None
+            self._placed.clear()
 
     def detach(self) -> None:
         """Move them back."""
         if self._streamer:
             self._streamer.detach()
             self._streamer = None
+            self._placed.clear()
+
+    @property
+    def _staying(self) -> list[Unit]:
+        return staying_of(self.module, self.units, self.resident)
 
 
 @dataclass(frozen=True)

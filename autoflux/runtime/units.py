@@ -130,6 +130,18 @@ def rest_of(module: nn.Module, units: Iterable[Unit]) -> Unit | None:
     return _of_tensors((Atom("rest", module),), [t for t in _tensors(module) if id(t) not in streamed])
 
 
+def staying_of(module: nn.Module, units: Sequence[Unit], resident: Collection[int]) -> list[Unit]:
+    """What of a module is always there: the units with these numbers, and all that is in none."""
+    rest = rest_of(module, units)
+    return [units[i] for i in sorted(resident)] + ([rest] if rest else [])
+
+
+def apart_from(others: Iterable[Unit], units: Iterable[Unit]) -> list[Unit]:
+    """Those of the units that share no tensor with others."""
+    taken = {id(piece.tensor) for unit in others for piece in unit.pieces}
+    return [unit for unit in units if not any(id(piece.tensor) in taken for piece in unit.pieces)]
+
+
 def _unit(atoms: Sequence[Atom]) -> Unit:
     tensors = {id(t): t for atom in atoms for t in _tensors(atom.module)}
     made = _of_tensors(tuple(atoms), list(tensors.values()))

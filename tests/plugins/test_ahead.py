@@ -21,6 +21,8 @@ from autoflux.runtime.ahead import Brought, bringing_ahead, weights_ahead
 from autoflux.runtime.pack_file import open_pack
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, exact_buffer, offered
 from autoflux.runtime.portions import Portion, portion
+from autoflux.runtime.ring import Arena
+from autoflux.runtime.streaming import arena_for
 from autoflux.runtime.units import Unit
 from tests.plugins.test_packs import BACKENDS, PRECISIONS, drawn, flip, planned, spoil_sources
 from tests.plugins.test_packs import packed as pack_all
@@ -115,7 +117,9 @@ def test_what_nobody_asked_for_is_forgotten_once_all_parts_have_their_weights(mo
         return given[-1]
 
     pack_all(model, shelf, Precision.INT8)
-    plan = planned(model, Precision.INT8, resident=(0, 2)).replace(hoist_modulation=True, keep_modulation=True)
+    # One that joins tensors, and so cannot leave them where they are.
+    plan = planned(model, Precision.INT8, backend="diffsynth", resident=(0, 2))
+    plan = plan.replace(hoist_modulation=True, keep_modulation=True)
     monkeypatch.setattr(packed, "weights_ahead", noted)
     forgotten: list[int] = []
     forget = packed.PackStore.forget_ahead
@@ -128,6 +132,34 @@ def test_what_nobody_asked_for_is_forgotten_once_all_parts_have_their_weights(mo
     with bringing_ahead(plan, model), open_session(plan, model, load_plugins()):
         assert max(forgotten) > 0
         assert not any(brought.tensors for brought in given)
+
+
+@pytest.mark.parametrize("parks", [False, True])
+def test_blocks_that_stay_are_left_where_they_were_brought_unless_they_leave_for_a_decode(
+    model, tiny_copy, shelf, parks, monkeypatch
+):
+    plan = planned(model, Precision.INT8, resident=(0, 2))
+    plan = plan.replace(hoist_modulation=True, keep_modulation=True, park_for_decode=parks)
+    wanted = drawn(plan, model)
+    pack_all(model, shelf, Precision.INT8)
+    spoil_sources(tiny_copy)
+    rooms: list[int] = []
+
+    def noted(*args, **options) -> Arena:
+        made = arena_for(*args, **options)
+        rooms.append(made.resident.numel())
+        return made
+
+    monkeypatch.setattr("autoflux.runtime.placement.arena_for", noted)
+    with bringing_ahead(plan, model):
+        assert np.array_equal(drawn(plan, model), wanted)
+    assert np.array_equal(drawn(plan, model), wanted), "as well if nothing was brought"
+    opened = open_pack(model.component("transformer"), plan.component("transformer"))
+    assert opened
+    staying = sum(tensor.nbytes for tensor in portion(opened.pack, model.component("transformer"), plan).staying)
+    opened.close()
+    assert (staying == 0) == parks
+    assert rooms[1] - rooms[0] >= staying, "nothing that stays is held twice"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -302,6 +334,26 @@ def test_blocks_that_stay_come_ahead_only_where_they_fit_twice(model, monkeypatc
     held = portion_of(40)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free, 1000))
     assert ahead._fits_twice(held, plan) == fits
+
+
+def test_blocks_that_will_lie_as_they_came_need_room_once(model, shelf, monkeypatch):
+    pack_all(model, shelf, Precision.BFLOAT16)
+    plan = planned(model, Precision.BFLOAT16, resident=(0, 2))
+    monkeypatch.setattr(ahead, "_fits_twice", lambda *_: False)
+    key = pack_key(model, plan)
+    for as_packed in (True, False):
+        with bringing_ahead(plan, model, as_packed=as_packed):
+            assert bool(weights_ahead(key).tensors) == as_packed
+    backends = load_plugins().backends
+    assert backends.get("diffusers").as_packed
+    assert not getattr(backends.get("diffsynth"), "as_packed", False), "it joins what packs have apart"
+
+
+def pack_key(model: Model, plan: Plan) -> str:
+    opened = open_pack(model.component("transformer"), plan.component("transformer"))
+    assert opened
+    opened.close()
+    return opened.pack.key
 
 
 def portion_of(nbytes: int) -> Portion:

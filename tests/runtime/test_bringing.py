@@ -92,6 +92,9 @@ class PartlyThere(Filling):
         self.read_from += [self.numbers[id(piece.tensor)] for piece in unit.pieces]
         super().read(unit, target)
 
+    def point_ahead(self, unit, device) -> bool:
+        raise AssertionError("what is brought has its place")
+
     def copy_ahead(self, unit, target) -> bool:
         keys = {id(piece.tensor) for piece in unit.pieces}
         if not keys <= self.there:

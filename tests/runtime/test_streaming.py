@@ -15,7 +15,7 @@ from autoflux.planning.terms import Placement
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.quantized import QuantizedLinear, quantize_linears
 from autoflux.runtime.residence import Residence
-from autoflux.runtime.stores import KeptStore
+from autoflux.runtime.stores import AheadStore, KeptStore
 from autoflux.runtime.streaming import (
     Holding,
     StreamedModule,
@@ -116,6 +116,51 @@ def test_an_arena_has_room_for_what_stays_of_all_and_the_largest_that_passes():
     assert arena.resident.numel() == first.staying_bytes + second.staying_bytes
     assert arena.ring.memory.numel() == second.largest_streamed == aligned(4 * 64 * 64) + aligned(4 * 64)
     assert arena_for([first], 100, CPU).ring.memory.numel() == 0
+
+
+class AlreadyThere(KeptStore):
+    """Has one unit on the device, in memory of its own."""
+
+    def __init__(self, units, there) -> None:
+        super().__init__(units)
+        self.there = there
+
+    def point_ahead(self, unit, device) -> bool:
+        if unit.name != self.there:
+            return False
+        for piece in unit.pieces:
+            piece.tensor.data = piece.tensor.data.clone()
+        return True
+
+    def copy_ahead(self, unit, target) -> bool:
+        return False
+
+    def forget_ahead(self) -> None: ...
+
+    def buffer_ahead(self, unit) -> None: ...
+
+
+@pytest.mark.parametrize("there", ["single_transformer_blocks.1", "rest"])
+def test_what_stays_and_is_there_already_takes_no_room_and_computes_the_same(there):
+    model, inputs = tiny_transformer(), tiny_inputs()
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+    made = StreamedModule(model, block_atoms(model, LISTS), resident={0, 3}, wraps=True)
+    store = AlreadyThere([*made.units, rest_of(model, made.units)], there)
+    assert isinstance(store, AheadStore)
+    whole = made.staying_bytes
+    made.place_ahead(store, CPU)
+    (placed,) = [unit for unit in [*made.units, rest_of(model, made.units)] if unit.name == there]
+    assert made.staying_bytes == whole - placed.nbytes
+    made.attach(arena_for([made], 0, CPU), store=store)
+    assert made.streamer.resident_bytes == whole
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(model(**inputs)[0], expected)
+    made.detach()
+    assert made.staying_bytes == whole
+    with torch.no_grad():
+        assert torch.equal(model(**inputs)[0], expected)
 
 
 def _fake(value):
