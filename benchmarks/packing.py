@@ -49,7 +49,7 @@ BLOCK_PARAMETERS = 141_591_808
 class Named:
     """What a pack says it is of."""
 
-    name, path = "benchmark", ""
+    name, path, base_path = "benchmark", "", ""
 
 
 def main() -> None:
