@@ -186,6 +186,8 @@ def read_index(folder: Path) -> Pack:
         UnreadablePack: it cannot be read now.
     """
     pack = parse_index(folder)
+    if pack.schema != PACK_SCHEMA:
+        raise DamagedPack(f"the pack {str(folder)!r} is of version {pack.schema}, and this is {PACK_SCHEMA}")
     try:
         found = (folder / WEIGHTS).stat().st_size
     except OSError as error:
@@ -193,7 +195,7 @@ def read_index(folder: Path) -> Pack:
     if found != pack.nbytes:
         raise DamagedPack(f"the pack {str(folder)!r} has {found:,} bytes of {pack.nbytes:,}")
     counted = all(len(t.checksums) == -(-t.nbytes // PIECE_BYTES) for t in pack.tensors)
-    if not counted or pack.key != folder.name or pack.schema != PACK_SCHEMA:
+    if not counted or pack.key != folder.name:
         raise DamagedPack(f"the pack {str(folder)!r} is not what its index says")
     return pack
 

@@ -142,6 +142,14 @@ def test_an_index_that_cannot_be_right_is_no_pack_and_is_swept(shelf, spoiled):
     assert left_behind(shelf) == []
 
 
+def test_a_pack_of_another_version_says_so(shelf):
+    put(shelf, A)
+    index = shelf.folder(A) / INDEX
+    index.write_text(spoil(index.read_text(), f'"schema": {PACK_SCHEMA}', '"schema": 1'))
+    with pytest.raises(DamagedPack, match=f"is of version 1, and this is {PACK_SCHEMA}"):
+        read_index(shelf.folder(A))
+
+
 def test_a_truncated_file_is_no_pack_and_is_made_again(shelf):
     pack = put(shelf, A)
     os.truncate(shelf.folder(A) / WEIGHTS, pack.nbytes - 1)
