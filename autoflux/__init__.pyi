@@ -63,6 +63,7 @@ from .planning.values import Plan as Plan
 from .planning.values import Profile as Profile
 from .planning.values import Wishes as Wishes
 from .process import is_own_process as is_own_process
+from .runtime.ahead import drop_weights_ahead as drop_weights_ahead
 from .runtime.attention import attending as attending
 from .runtime.cache_filling import fill_page_cache as fill_page_cache
 from .runtime.memory import collection_paused as collection_paused

@@ -8,16 +8,18 @@
     python -m benchmarks.planning --tiny                   # the same with a miniature, on any processor, in seconds
 
 Each row: autoflux plans for the cap, loads what it planned, and twice draws a few steps and decodes. Of that come
-seconds a step (the median of those in both pictures, in the second where blocks are compiled, the first not counted;
-they follow each other as in a picture, nothing waits between them), seconds a picture (encode, first steps, all others,
-decode), the most that the card had to give (torch's reserve and what the driver takes beside it) and the most RAM. As
-in commands, torch is told to take no more of the card than is planned, and more only where that is not enough; while
-weights are loaded, no more than the cap leaves beside the context. Caps above the card's memory are skipped. Weights
-are made once and lie in RAM, whence each plan's are copied as a loader would read them; that RAM is not counted, and
-neither is what plans before have left in the process: while weights are loaded, a process that has drawn before has
-more in it than a new one, and that is taken off. Pinned memory is handed on from plan to plan; what the one that runs
-has no use for is not counted either. With `--direct` what is streamed is copied straight to where it waits, as from a
-pack, also in 8 bits, and planned so: quicker, but what a loader takes of RAM before that is not seen.
+seconds a step (the median of those in both pictures, in the second where blocks are compiled, the first three not
+counted; they follow each other as in a picture, nothing waits between them), seconds a picture (encode, first steps,
+all others, decode), the most that the card had to give (torch's reserve and what the driver takes beside it) and the
+most RAM. As in commands, torch is told to take no more of the card than is planned, and more only where that is not
+enough, and takes what steps are planned to take before them; so what tensors took of it is told, too, which shows plans
+that count too much; while weights are loaded, no more than the cap leaves beside the context. Caps above the card's
+memory are skipped. Weights are made once and lie in RAM, whence each plan's are copied as a loader would read them;
+that RAM is not counted, and neither is what plans before have left in the process: while weights are loaded, a process
+that has drawn before has more in it than a new one, and that is taken off. Pinned memory is handed on from plan to
+plan; what the one that runs has no use for is not counted either. With `--direct` what is streamed is copied straight
+to where it waits, as from a pack, also in 8 bits, and planned so: quicker, but what a loader takes of RAM before that
+is not seen.
 
 Rows are written as they come. Delete the file when the planner has changed: what is in it is not run again.
 """
@@ -143,6 +145,8 @@ def show(report: Report) -> None:
                 f"what was taken (1 to {BOUNDS['highest_planned_share']}); more than planned in "
                 f"{', '.join(shares['above_planned']) or 'none'}"
             )
+        if shares := held["tensors_share"]:
+            print(f"  vram: tensors and the context took {shares[0]:.3f} to {shares[-1]:.3f} of what was planned")
     for regret in report.summary["regret"]:
         print(
             f"regret {regret['regret']:.1%} (<= {BOUNDS['regret']:.0%}) of {regret['alternatives']} alternatives at "

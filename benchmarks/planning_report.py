@@ -93,6 +93,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         share: float = getattr(self.predicted, field) / getattr(self.measured, field)
         return share
 
+    @property
+    def tensors_share(self) -> float | None:
+        """Of what is planned of the card, what tensors and the driver's context took at most."""
+        if not (self.predicted and self.predicted.peak_vram_bytes and self.context_bytes):
+            return None
+        return (max(self.allocated_bytes.values(), default=0) + self.context_bytes) / self.predicted.peak_vram_bytes
+
 
 class Report(msgspec.Struct, kw_only=True):
     """All rows of one machine, as they lie in the file."""
@@ -204,6 +211,7 @@ def _summed(rows: Sequence[Row]) -> dict[str, Any]:
         "worst_step_error": worst and worst[0],
         "worst_step": worst and worst[1].setting.name,
         "vram": _shares(rows, "peak_vram_bytes"),
+        "tensors_share": sorted(share for row in rows if (share := row.tensors_share) is not None),
         "ram": _shares(rows, "peak_ram_bytes"),
     }
 

@@ -37,8 +37,8 @@ from benchmarks.planning_report import Figures, Row, Setting
 
 GB = 10**9
 TIMED_SECONDS = 0.3
-"""For how long at least steps are timed in each of two pictures. Of plans that compile all are in the second picture:
-the first compiles, and what that leaves running disturbs its steps."""
+"""For how long steps are timed in each of two pictures, if it has so many. Of plans that compile all are in the second
+picture: the first compiles, and what that leaves running disturbs its steps."""
 
 WARM_STEPS = 2
 """That are not timed: the first compiles and fills caches, graphs are recorded in the second, anew for each picture
@@ -245,8 +245,8 @@ class Bench:
         return resident_bytes() - self._buffers.idle_bytes
 
     def _draw(self, session: Session, setting: Setting, *, of: int, timed: int) -> Drawn:
-        """Draw a batch: the first steps, then those that are timed in so many rounds, and only these of the many that
-        it is begun for, whose modulation is computed beforehand."""
+        """Draw a batch: the first steps, then so many that are timed, and only these of the many that it is begun for,
+        whose modulation is computed beforehand."""
         drawn = Drawn()
         with self._timed(drawn.seconds, "encode"):
             drawings = [session.begin(self._request(setting, of)) for _ in range(setting.batch)]

@@ -34,6 +34,7 @@ from autoflux import (
     Store,
     UnsupportedModel,
     Waiting,
+    drop_weights_ahead,
     fill_page_cache,
     is_own_process,
     leave_on_disk,
@@ -146,9 +147,9 @@ def load_components(
     except DamagedPack:
         loaded = None  # what was loaded is let go before it is loaded again
     if loaded is None:
+        drop_weights_ahead()
         read.clear()
-        unpacked = _networks(plan, model, progress, library, later, packed=False)
-        loaded = assemble(unpacked, plan, parts_path, library)
+        loaded = assemble(_networks(plan, model, progress, library, later, packed=False), plan, parts_path, library)
     if model.layout != Layout.FOLDER:
         # That of the base may be for another family.
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(model.scheduler)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar
@@ -91,9 +90,7 @@ class DiffusersPipeline:
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Encode each prompt by itself, so that its result does not depend on its company."""
-        with ExitStack() as stack:
-            for name in ("text_encoder", "text_encoder_2"):
-                stack.enter_context(self._residences[name].on_device())
+        with self._residences.encoding():
             return list(map(self._encode, prompts))
 
     def pack(self, conditioning: Conditioning) -> dict[str, torch.Tensor]:

@@ -13,11 +13,12 @@ from autoflux.planning.values import Correction, Factor, Plan, Positive, Priors
 from autoflux.units import format_seconds
 from autoflux.values import Value
 
-CALIBRATION_SCHEMA = 3
+CALIBRATION_SCHEMA = 4
 """Version of `Calibration`'s JSON. Raised when a field changes its name, unit or meaning.
 
 2: activations are beside what the allocator and the modulation take, and as they are where nothing is compiled.
 3: blocks are timed beside what copies take from them, and with what compiling and 8 bits take since.
+4: steps are timed as they follow each other, and launches of blocks that are made wide count for more.
 """
 
 SHARED = 0.5

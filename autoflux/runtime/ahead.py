@@ -9,8 +9,8 @@ their weights there.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
-import os
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -20,23 +20,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from autoflux.hardware.host import cores
 from autoflux.models.pack_shelf import OpenPack
 from autoflux.models.packs import Packed, pieces
 from autoflux.models.values import Model
 from autoflux.planning.terms import TRANSFORMER, Placement
 from autoflux.planning.values import Plan
-from autoflux.runtime.lanes import Lane, lane_for
+from autoflux.runtime.lanes import Lane, Mark, lane_for
 from autoflux.runtime.memory import give_back_unused
 from autoflux.runtime.pack_file import PAGE, PackFile, checksum, open_pack, side_by_side
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, offered
-from autoflux.runtime.portions import PinnedUnit, Portion, portion
+from autoflux.runtime.portions import PinnedUnit, Portion, holds_as_brought, portion
 from autoflux.runtime.warming import warm_up
 from autoflux.units import MIB
 
 WINDOW_BYTES = 16 * MIB
 """What a thread reads and copies at once. It waits for its turn to compute some times for each."""
 
-READERS = min(16, max(4, os.cpu_count() or 1))
+READERS = min(16, max(4, cores()))
 """Threads that read, each into a pinned window of its own. Each waits for its turn often while libraries are imported,
 so more of them bring more: with four, 25 GB that were in the page cache took 6.5 s, with eight 3.5 (one H200, 16 cores
 of a Xeon, with a checksum that took most of their time)."""
@@ -99,8 +100,10 @@ class _Bringing:
             yield _Window(self, tuple(pieces_of_one))
         self.done_with_one()
 
-    def bring(self, window: _Window, staging: Tensor, lane: Lane) -> None:
+    def bring(self, window: _Window, staging: Tensor, lane: Lane, freed: Mark) -> None:
         """Read a window into pinned memory and have it copied from there.
+
+        Where it is copied to may be memory that a tensor left which is still computed with; `freed` is set after that.
 
         Raises:
             OSError, EOFError: it cannot be read.
@@ -112,6 +115,8 @@ class _Bringing:
             at = piece.first - first
             if checksum(data[at : at + piece.length]) != piece.checksum:
                 raise ValueError(f"bytes {piece.first} to {piece.first + piece.length} are not what was written")
+        lane.set_computed(freed)
+        lane.copies_wait(freed)
         for piece in window.pieces:
             at = piece.first - first // PAGE * PAGE
             read = staging[at : at + piece.length]
@@ -205,11 +210,11 @@ class Ahead:
     def _read(self) -> None:
         staging = PinnedBuffer(WINDOW_BYTES + 2 * PAGE, self._device)
         lane = lane_for(self._device)
-        copied = lane.mark()
+        copied, freed = lane.mark(), lane.mark()
         while window := self._next():
             try:
                 if not window.of.failed:
-                    window.of.bring(window, staging.tensor, lane)
+                    window.of.bring(window, staging.tensor, lane, freed)
             except (OSError, EOFError, ValueError, RuntimeError):
                 window.of.failed = True
             finally:
@@ -255,6 +260,13 @@ def bringing_ahead(
         give_back_unused()  # what was copied to its place
 
 
+def drop_weights_ahead() -> None:
+    """Bring nothing more, and free what came: of what nobody took, and of networks that were not finished."""
+    if _current:
+        _current.close()
+    gc.collect()  # an error and what it came through hold each other
+
+
 def _warm_up(plan: Plan, model: Model) -> None:
     device, transformer = torch.device(plan.device), plan.component(TRANSFORMER)
     if device.type == "cuda":
@@ -277,7 +289,11 @@ def _portions(
             continue
         held = portion(opened.pack, component, plan)
         # What has other tensors gets copies of these, in memory of their own.
-        copied = component.name == TRANSFORMER and planned.placement == Placement.STREAMED and not as_packed
+        copied = (
+            component.name == TRANSFORMER
+            and planned.placement == Placement.STREAMED
+            and not (as_packed and holds_as_brought(plan))
+        )
         if copied and not _fits_twice(held, plan):
             held = held._replace(staying=())
         if held.staying or held.pinned:

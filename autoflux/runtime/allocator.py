@@ -71,6 +71,14 @@ def settings(version: str, platform: str) -> dict[str, str]:
     return ours
 
 
+def segments_grow(environment: Mapping[str, str], platform: str) -> bool:
+    """Whether torch's segments of a device grow and shrink as it is told to have them, and are cut up at any size."""
+    names = [name for name in (VARIABLE, *FORMER_VARIABLES) if name in environment]
+    options = [dict(re.findall(r"(\w+)\s*:\s*([^,\s\[\]]+)", environment[name])) for name in names]
+    grow = [told.get("expandable_segments") == "True" and "max_split_size_mb" not in told for told in options]
+    return platform != "win32" and bool(grow) and all(grow)
+
+
 def merged(user: str | None, ours: Mapping[str, str]) -> str:
     """The user's options as they are, then those of ours that the user says nothing about.
 

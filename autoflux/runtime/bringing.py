@@ -62,6 +62,10 @@ def bring(store: Store, targets: Sequence[tuple[Unit, Tensor]], device: torch.de
     buffers: list[PinnedBuffer | None] = [None] * (READ_AT_ONCE + 1)
     copies = [lane.mark() for _ in targets]
     numbers = count()
+    # The memory may come from a tensor that is still computed with.
+    freed = lane.mark()
+    lane.set_computed(freed)
+    lane.copies_wait(freed)
 
     def next_memory(unit: Unit) -> Tensor:
         number = next(numbers)

@@ -11,13 +11,15 @@ tensors become larger and larger, gives back once or twice in either case.
 
 How much more than their tensors steps take depends on where there is room when they begin: between what an encode has
 left, four pictures took 2.7 to 8.3 times the size of a hidden state beside them (same card). So that is given back, and
-all that is planned is taken in one piece, which torch keeps and cuts up.
+all that is planned is taken in one piece, which torch keeps and cuts up. Only where its segments grow and shrink: of
+another it could not give back the rest while a part is used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from functools import cache, cached_property, partial
 from typing import Any
@@ -26,6 +28,7 @@ from autoflux.models.values import Model
 from autoflux.planning.fit import PlannedVram, planned_vram
 from autoflux.planning.terms import Offload
 from autoflux.planning.values import Plan
+from autoflux.runtime import allocator
 from autoflux.runtime.memory import give_back_unused
 from autoflux.units import MIB, format_bytes
 
@@ -56,7 +59,7 @@ class Ceiling:
         self._active = active and plan.device.startswith("cuda") and not free
         self._planned = cache(partial(planned_vram, plan, model))
         self._held: PlannedVram | None = None
-        self._decoding = False
+        self._decoding = self._begins = False
         self._allowed_bytes: int | None = 0
         """What may be taken where less is planned; None is what there is."""
         self._share: float | None = None
@@ -66,6 +69,10 @@ class Ceiling:
     def is_lifted(self) -> bool:
         """Whether pictures needed more than was planned."""
         return self._allowed_bytes != 0
+
+    def begin(self) -> None:
+        """A picture begins: what is done for it before its steps may leave memory in pieces."""
+        self._begins = True
 
     def hold(
         self, width: int, height: int, batch: int, steps: int, *, decoding: bool = False, measured: bool = False
@@ -77,12 +84,13 @@ class Ceiling:
         """
         if not self._active:
             return
-        planned = self._planned(width, height, batch, steps)
-        begins = not decoding and (self._decoding or planned != self._held)
-        self._held, self._decoding = planned, decoding
+        self._held = planned = self._planned(width, height, batch, steps)
+        self._decoding = decoding
         self._tell(self._limit_bytes(planned))
-        if begins and not (measured or self.is_lifted):
-            self._take_in_one_piece(planned.stepping - SPARED_BYTES)
+        if self._begins and not decoding:
+            self._begins = False
+            if not (measured or self.is_lifted) and allocator.segments_grow(os.environ, sys.platform):
+                self._take_in_one_piece(planned.stepping - SPARED_BYTES)
 
     def lift(self) -> bool:
         """Allow more from now on, as there was not enough; whether there is more to allow."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from autoflux.runtime.decoding import spare_memory
 from autoflux.runtime.memory import give_back_much_unused, give_back_unused
 from autoflux.runtime.order import layer_atoms
 from autoflux.runtime.packed import fill
+from autoflux.runtime.portions import holds_as_brought
 from autoflux.runtime.quantized import has_narrow_layers
 from autoflux.runtime.residence import OwnOffload, Residence, Visits
 from autoflux.runtime.ring import Arena
@@ -194,7 +195,7 @@ class Residences:
         if not parts:
             return
         every = [part for own in parts.values() for part in own]
-        if not self._plan.park_for_decode:  # else the memory of what stays is given to others
+        if holds_as_brought(self._plan):
             self._place_ahead(parts)
         self._arena = arena = arena_for(every, self._plan.ring_bytes, self._device, parks=self._plan.park_for_decode)
         for name, own in parts.items():
@@ -227,6 +228,16 @@ class Residences:
         device = self._device if planned.placement == Placement.DEVICE else torch.device("cpu")
         fill(network, self._stores[name], device)
         self._stores.pop(name).close()
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """The text encoders where they compute. What leaves for each decode has to leave here, if there was none."""
+        if self._transformer and self._plan.park_for_decode:
+            self._transformer.forget_graphs()
+        with ExitStack() as stack:
+            for name in ("text_encoder", "text_encoder_2"):
+                stack.enter_context(self._held[name].on_device())
+            yield
 
     @contextmanager
     def denoising(self) -> Iterator[nn.Module]:

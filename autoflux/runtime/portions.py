@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -12,6 +14,7 @@ from autoflux.models.values import Component
 from autoflux.planning.schedule import aligned
 from autoflux.planning.terms import TRANSFORMER, Placement, TransferUnit, Waiting
 from autoflux.planning.values import Plan
+from autoflux.runtime.allocator import segments_grow
 
 
 class PinnedUnit(NamedTuple):
@@ -64,6 +67,16 @@ def portion(pack: Pack, component: Component, plan: Plan) -> Portion:
             staying.append(tensor)
     # What a parking arena holds comes from pinned memory each time.
     return Portion(() if plan.park_for_decode else tuple(staying), _in_turn(units))
+
+
+def holds_as_brought(plan: Plan) -> bool:
+    """Whether what stays is left in the memory that its tensors were brought to, each by itself.
+
+    Not where it leaves for each decode, and not where torch would give many of them a segment of their own, which would
+    take up to 0.3 GB more.
+    """
+    cuts = not plan.device.startswith("cuda") or segments_grow(os.environ, sys.platform)
+    return cuts and not plan.park_for_decode
 
 
 def _placed(pack: Pack, component: Component, *, hoists: bool) -> Iterator[tuple[Packed, _Place]]:

@@ -120,6 +120,7 @@ class Session:
 
     def _begin(self, request: Request, encode: Callable[[str], Conditioning]) -> Drawing:
         began = time.perf_counter()
+        self._ceiling.begin()
         check(request, self.model.limits)
         self.batch_limit(request.width, request.height)
         conditioning = self._within_plan(lambda: encode(request.prompt))

@@ -189,7 +189,6 @@ class Streamer:
             unit.point_at(memory)
 
     def _bring_staying(self) -> None:
-        self._ring.clear()  # as above
         targets = [
             (part.unit, memory[part.begin : part.begin + part.unit.nbytes])
             for unit, memory in self._staying

@@ -48,6 +48,7 @@ class StreamedModule:
         """Numbers of the units that stay."""
         self._wraps = wraps
         self._placed: list[Unit] = []
+        self._home = torch.device("cpu")
         self._streamer: Streamer | None = None
 
     @property
@@ -57,6 +58,7 @@ class StreamedModule:
 
     def place_ahead(self, store: AheadStore, device: torch.device) -> None:
         """Before `attach`: leave what stays and is on the device already where it is, outside of the arena."""
+        self._home = next((piece.tensor.device for unit in self._staying for piece in unit.pieces), self._home)
         self._placed = [unit for unit in self._staying if store.point_ahead(unit, device)]
 
     @property
@@ -96,6 +98,8 @@ class StreamedModule:
         if self._streamer:
             self._streamer.detach()
             self._streamer = None
+            for piece in (piece for unit in self._placed for piece in unit.pieces):
+                piece.tensor.data = piece.tensor.data.to(self._home)
             self._placed.clear()
 
     @property

@@ -153,6 +153,15 @@ def test_where_torch_gave_memory_back_is_told_as_far_as_it_was_counted(capsys):
     assert f"gave memory back in {rows[2].setting.name} (of 2 where" in capsys.readouterr().out
 
 
+def test_what_tensors_took_of_the_plan_is_told_where_there_is_a_card(capsys):
+    taken = {"context_bytes": GB, "allocated_bytes": {"encode": 3 * GB, "denoise": 7 * GB}}
+    rows = [msgspec.structs.replace(row(1), **taken), row(2)]
+    made = summary(rows)
+    assert made["all"]["tensors_share"] == [0.8]
+    planning.show(Report(machine={}, rows=rows, summary=made))
+    assert "tensors and the context took 0.800 to 0.800 of what was planned" in capsys.readouterr().out
+
+
 def test_a_report_is_read_as_it_was_written(tmp_path):
     report = Report(machine={"device": "H200"}, rows=[row(1), row(2, alternative="--keep vae")])
     report.save(tmp_path / "rows.json")

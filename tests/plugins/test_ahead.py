@@ -16,8 +16,9 @@ from autoflux.api import open_session
 from autoflux.models.finding import find
 from autoflux.models.packs import WEIGHTS, Packed
 from autoflux.plugin_manager import load_plugins
-from autoflux.runtime import ahead, bringing, packed, portions, sources
+from autoflux.runtime import ahead, allocator, bringing, packed, portions, sources
 from autoflux.runtime.ahead import Brought, bringing_ahead, weights_ahead
+from autoflux.runtime.lanes import DirectLane, Mark
 from autoflux.runtime.pack_file import open_pack
 from autoflux.runtime.pinned import PinnedAhead, PinnedBuffer, exact_buffer, offered
 from autoflux.runtime.portions import Portion, portion
@@ -347,6 +348,66 @@ def test_blocks_that_will_lie_as_they_came_need_room_once(model, shelf, monkeypa
     backends = load_plugins().backends
     assert backends.get("diffusers").as_packed
     assert not getattr(backends.get("diffsynth"), "as_packed", False), "it joins what packs have apart"
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "as_brought"),
+    [
+        ({}, "expandable_segments:False", True),
+        ({"park_for_decode": True}, "expandable_segments:True", False),
+        ({"device": "cuda:0"}, "expandable_segments:True", True),
+        ({"device": "cuda:0"}, "expandable_segments:False", False),
+        ({"device": "cuda:0"}, "expandable_segments:True,max_split_size_mb:64", False),
+    ],
+)
+def test_what_stays_is_left_where_it_came_if_that_takes_no_more(model, monkeypatch, changes, options, as_brought):
+    monkeypatch.setenv(allocator.VARIABLE, options)
+    assert portions.holds_as_brought(planned(model, Precision.INT8).replace(**changes)) == as_brought
+
+
+def test_what_came_of_the_transformer_is_let_go_where_another_pack_is_damaged(model, shelf, monkeypatch):
+    plan = planned(model, Precision.INT8, resident=(0, 2))
+    wanted = drawn(plan, model)
+    made = pack_all(model, shelf, Precision.INT8)
+    flip(shelf.folder(made["text_encoder_2"].key) / WEIGHTS, made["text_encoder_2"].nbytes - 1)
+    held: list[int] = []
+
+    def noted(*args, **options) -> Arena:
+        held.append(sum(len(bringing.brought.tensors) for bringing in ahead._current._bringing.values()))
+        return arena_for(*args, **options)
+
+    monkeypatch.setattr("autoflux.runtime.placement.arena_for", noted)
+    with bringing_ahead(plan, model):
+        assert np.array_equal(drawn(plan, model), wanted)
+    assert held[-1] == 0, "it is read from the model's files"
+
+
+def test_what_is_brought_waits_for_what_still_computes_with_the_memory(model, shelf, monkeypatch):
+    done: list[str] = []
+
+    class Noting(DirectLane):
+        def set_computed(self, mark: Mark) -> None:
+            done.append(f"computed {id(mark)}")
+
+        def copies_wait(self, mark: Mark) -> None:
+            assert done[-1] == f"computed {id(mark)}"
+            done.append("waited")
+
+        def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+            assert done[-1] in {"waited", "copied"}
+            done.append("copied")
+            super().copy(target, source)
+
+        def set_copied(self, mark: Mark) -> None:
+            done.append("set")
+
+    pack_all(model, shelf, Precision.INT8)
+    monkeypatch.setattr(ahead, "lane_for", lambda _device: Noting())
+    monkeypatch.setattr(ahead, "READERS", 1)
+    plan = planned(model, Precision.INT8, resident=(0, 2))
+    with bringing_ahead(plan, model):
+        assert weights_ahead(pack_key(model, plan)).tensors
+    assert "copied" in done
 
 
 def pack_key(model: Model, plan: Plan) -> str:

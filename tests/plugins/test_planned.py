@@ -229,6 +229,9 @@ def test_graphs_are_forgotten_before_what_they_read_leaves_the_device(session, l
     monkeypatch.setattr(held._arena, "park", lambda: done.append("parked"))
     drawn(opened)
     assert done == ["forgotten", "parked"]
+    done.clear()
+    opened.pipeline.encode(["another"])
+    assert done == ["forgotten"], "a picture that was cancelled had no decode"
 
 
 def test_layers_in_eight_bits_are_streamed_as_blocks_are(session, load):

@@ -13,9 +13,9 @@ from autoflux.models.values import Model
 from autoflux.planning.fit import PlannedVram, planned_vram
 from autoflux.planning.terms import Offload
 from autoflux.planning.values import Plan
-from autoflux.runtime import ceiling
+from autoflux.runtime import allocator, ceiling
 from autoflux.runtime.ceiling import PAGE_BYTES, SPARED_BYTES
-from autoflux.runtime.session import Session
+from autoflux.runtime.session import Drawing, Session
 from autoflux.testing import FakePipeline, fake_model, fake_plan
 
 TOTAL = 20 * 10**9
@@ -76,6 +76,7 @@ def pieces(monkeypatch, shares) -> list[int | str]:
         assert (dtype, device) == (torch.uint8, "cuda:0")
         seen.append(nbytes)
 
+    monkeypatch.setenv(allocator.VARIABLE, "expandable_segments:True")
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: PLANNED // 2)
     monkeypatch.setattr(ceiling, "give_back_unused", lambda: seen.append("given back"))
@@ -134,6 +135,34 @@ def test_steps_have_what_is_planned_for_them_in_one_piece(pieces):
     pieces.clear()
     session.generate("a", seed=1, steps=2, count=2)
     assert pieces == piece(PLANNED + 10**9)
+
+
+def test_a_picture_that_follows_a_cancelled_one_has_its_piece_and_a_batch_that_shrinks_keeps_it(pieces):
+    session = session_of(FakePipeline(), plan_for_a_card())
+
+    def begun(prompt: str, steps: int) -> Drawing:
+        return session.begin(*make_requests(session.model, Order(prompt=prompt, seed=1, steps=steps)))
+
+    session.advance([begun("cancelled", 2)])
+    session.advance([begun("a", 2)])
+    assert pieces == 2 * piece(PLANNED)
+    pieces.clear()
+    short, long = begun("short", 1), begun("long", 2)
+    session.advance([short, long])
+    session.advance([long])
+    assert pieces == piece(PLANNED + 10**9)
+
+
+@pytest.mark.parametrize(
+    "options", [None, "expandable_segments:False", "expandable_segments:True,max_split_size_mb:64"]
+)
+def test_segments_that_do_not_grow_could_not_give_a_piece_back(pieces, monkeypatch, options):
+    if options:
+        monkeypatch.setenv(allocator.VARIABLE, options)
+    else:
+        monkeypatch.delenv(allocator.VARIABLE)
+    session_of(FakePipeline(), plan_for_a_card()).generate("a", seed=1, steps=2)
+    assert not pieces
 
 
 def test_nothing_is_taken_beforehand_where_that_is_measured_or_all_is_there_or_the_plan_counted_too_little(

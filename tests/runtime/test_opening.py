@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +79,23 @@ def test_nothing_is_read_any_more_when_opening_has_failed(plan, model, ahead):
     with pytest.raises(DamagedCheckpoint, match="broken"):
         open_with(Backend(ahead, fails=True), plan, model)
     assert ahead[0]._stopped
+
+
+@pytest.mark.parametrize("as_packed", [True, False, None])
+def test_the_backend_says_whether_tensors_stay_as_they_are_packed(plan, model, ahead, monkeypatch, as_packed):
+    told: list[bool] = []
+
+    @contextmanager
+    def bringing(*_: object, as_packed: bool) -> Iterator[bool]:
+        told.append(as_packed)
+        yield False
+
+    monkeypatch.setattr("autoflux.runtime.ahead.bringing_ahead", bringing)
+    backend = Backend(ahead)
+    if as_packed is not None:
+        backend.as_packed = as_packed  # type: ignore[attr-defined]
+    open_with(backend, plan.replace(device="cuda:0"), model)
+    assert told == [bool(as_packed)]
 
 
 def test_packs_are_read_where_there_are(model, plan, shelf, ahead, monkeypatch):

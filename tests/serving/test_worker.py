@@ -241,6 +241,9 @@ class Listening:
     def send(self, message: FromWorker) -> None:
         self.said.append(message)
 
+    def cancelled(self, _job_id: str) -> bool:
+        return False
+
     @property
     def stages(self) -> list[str]:
         return [message.stage for message in self.said if isinstance(message, Loading)]
@@ -257,6 +260,15 @@ def test_a_job_that_waits_is_the_warm_up(monkeypatch, coming, wished, warms_up):
     worker._load(load, listening, listening)
     assert ("drawing a first step" in listening.stages) == warms_up
     assert listening.stages[:2] == ["starting", "loading the fake"]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_nothing_is_taken_beforehand_in_a_job_that_is_measured(measured):
+    prepared, listening = fake_prepare(lambda _stage: None), Listening()
+    session = Session(FakePipeline(), prepared.plan, prepared.model, measured=not measured)
+    requests = make_requests(prepared.model, Order(prompt="a"))
+    worker._run(session, Run(job_id="1", attempt=1, requests=requests, measured=measured), listening, listening)
+    assert session.measured == measured
 
 
 class Spoilt(FakePipeline):
