@@ -38,18 +38,13 @@ from autoflux.runtime.packed import load_packed
 from autoflux.runtime.packing import pack_component
 from autoflux.runtime.quantized import quantize_linears
 from autoflux.runtime.streaming import stays_wide
+from autoflux.testing import fake_model
 
 REPEATS = 3
 READ_BYTES = 16 * 2**20
 NEW_BYTES = 2**28
 BLOCK_PARAMETERS = 141_591_808
 """A single block of FLUX.1-dev."""
-
-
-class Named:
-    """What a pack says it is of."""
-
-    name, path, base_path = "benchmark", "", ""
 
 
 def main() -> None:
@@ -87,7 +82,7 @@ def measure(folder: Path, made: Path) -> dict[str, object]:
     found["from_pretrained, then int8"] = timed(lambda: narrowed(folder), source)
     for storage in (Precision.BFLOAT16, Precision.INT8):
         begin = time.perf_counter()
-        pack = pack_component(Recipe(component, storage, Precision.BFLOAT16), Named(), shelf)  # type: ignore[arg-type]
+        pack = pack_component(Recipe(component, storage, Precision.BFLOAT16), fake_model(), shelf)
         seconds = time.perf_counter() - begin
         file = shelf.folder(pack.key) / WEIGHTS
 

@@ -145,8 +145,9 @@ def show(report: Report) -> None:
                 f"what was taken (1 to {BOUNDS['highest_planned_share']}); more than planned in "
                 f"{', '.join(shares['above_planned']) or 'none'}"
             )
-        if shares := held["tensors_share"]:
-            print(f"  vram: tensors and the context took {shares[0]:.3f} to {shares[-1]:.3f} of what was planned")
+        lowest, highest = held["tensors"]["lowest_share"], held["tensors"]["highest_share"]
+        if lowest is not None:
+            print(f"  vram: tensors and the context took {lowest:.3f} to {highest:.3f} of what was planned")
     for regret in report.summary["regret"]:
         print(
             f"regret {regret['regret']:.1%} (<= {BOUNDS['regret']:.0%}) of {regret['alternatives']} alternatives at "

@@ -211,7 +211,7 @@ def _summed(rows: Sequence[Row]) -> dict[str, Any]:
         "worst_step_error": worst and worst[0],
         "worst_step": worst and worst[1].setting.name,
         "vram": _shares(rows, "peak_vram_bytes"),
-        "tensors_share": sorted(share for row in rows if (share := row.tensors_share) is not None),
+        "tensors": _tensors(rows),
         "ram": _shares(rows, "peak_ram_bytes"),
     }
 
@@ -225,6 +225,12 @@ def _shares(rows: Iterable[Row], field: str) -> dict[str, Any]:
         "median_planned_share": statistics.median(known.values()) if known else None,
         "highest_planned_share": max(known.values(), default=None),
     }
+
+
+def _tensors(rows: Iterable[Row]) -> dict[str, float | None]:
+    """Of what is planned of the card, what tensors and the context took."""
+    known = [share for row in rows if (share := row.tensors_share) is not None]
+    return {"lowest_share": min(known, default=None), "highest_share": max(known, default=None)}
 
 
 def _regrets(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:

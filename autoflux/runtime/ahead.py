@@ -37,10 +37,10 @@ from autoflux.units import MIB
 WINDOW_BYTES = 16 * MIB
 """What a thread reads and copies at once. It waits for its turn to compute some times for each."""
 
-READERS = min(16, max(4, cores()))
-"""Threads that read, each into a pinned window of its own. Each waits for its turn often while libraries are imported,
-so more of them bring more: with four, 25 GB that were in the page cache took 6.5 s, with eight 3.5 (one H200, 16 cores
-of a Xeon, with a checksum that took most of their time)."""
+READERS = (4, 16)
+"""At least and at most; as many threads as there are processors read, each into a pinned window of its own. Each waits
+for its turn often while libraries are imported, so more of them bring more: with four, 25 GB that were in the page cache
+took 6.5 s, with eight 3.5 (one H200, 16 cores of a Xeon, with a checksum that took most of their time)."""
 
 TURN_SECONDS = 0.0005
 """How long an import computes while a thread waits for its turn; Python's 5 ms would be longer than what they wait
@@ -181,7 +181,8 @@ class Ahead:
                     self._bringing[opened.pack.key] = _Bringing(opened, held, self.pinned, device)
         self._windows = itertools.chain.from_iterable([b.windows() for b in self._bringing.values()])
         self._lock = threading.Lock()
-        readers = range(READERS if self._bringing else 0)
+        least, most = READERS
+        readers = range(max(least, min(most, cores())) if self._bringing else 0)
         self._threads = [threading.Thread(target=self._read, name="bring-ahead", daemon=True) for _ in readers]
         for thread in self._threads:
             thread.start()

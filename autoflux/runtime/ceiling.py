@@ -59,7 +59,7 @@ class Ceiling:
         self._active = active and plan.device.startswith("cuda") and not free
         self._planned = cache(partial(planned_vram, plan, model))
         self._held: PlannedVram | None = None
-        self._decoding = self._begins = False
+        self._decoding = self._takes_ahead = False
         self._allowed_bytes: int | None = 0
         """What may be taken where less is planned; None is what there is."""
         self._share: float | None = None
@@ -70,26 +70,26 @@ class Ceiling:
         """Whether pictures needed more than was planned."""
         return self._allowed_bytes != 0
 
-    def begin(self) -> None:
-        """A picture begins: what is done for it before its steps may leave memory in pieces."""
-        self._begins = True
+    def begin(self, *, measured: bool = False) -> None:
+        """A picture begins: what is done for it before its steps may leave memory in pieces.
 
-    def hold(
-        self, width: int, height: int, batch: int, steps: int, *, decoding: bool = False, measured: bool = False
-    ) -> None:
+        If what it takes is `measured`, torch takes nothing before it is asked for.
+        """
+        self._takes_ahead = not measured
+
+    def hold(self, width: int, height: int, batch: int, steps: int, *, decoding: bool = False) -> None:
         """Let torch take what so many pictures of that size and effort are planned to, or were given since.
 
-        `decoding` is whether they are decoded next, instead of going a step further. If what they take is `measured`,
-        torch takes no more beforehand than what they ask for.
+        `decoding` is whether they are decoded next, instead of going a step further.
         """
         if not self._active:
             return
         self._held = planned = self._planned(width, height, batch, steps)
         self._decoding = decoding
         self._tell(self._limit_bytes(planned))
-        if self._begins and not decoding:
-            self._begins = False
-            if not (measured or self.is_lifted) and allocator.segments_grow(os.environ, sys.platform):
+        if self._takes_ahead and not decoding:
+            self._takes_ahead = False
+            if not self.is_lifted and allocator.segments_grow(os.environ, sys.platform):
                 self._take_in_one_piece(planned.stepping - SPARED_BYTES)
 
     def lift(self) -> bool:

@@ -120,7 +120,7 @@ class Session:
 
     def _begin(self, request: Request, encode: Callable[[str], Conditioning]) -> Drawing:
         began = time.perf_counter()
-        self._ceiling.begin()
+        self._ceiling.begin(measured=self.measured)
         check(request, self.model.limits)
         self.batch_limit(request.width, request.height)
         conditioning = self._within_plan(lambda: encode(request.prompt))
@@ -186,8 +186,7 @@ class Session:
     def _hold(self, drawings: Sequence[Drawing], *, decoding: bool = False) -> None:
         """Keep to what is planned for these, which have one size."""
         steps = max(drawing.request.steps for drawing in drawings)
-        size, batch = drawings[0].request.size, len(drawings)
-        self._ceiling.hold(*size, batch, steps, decoding=decoding, measured=self.measured)
+        self._ceiling.hold(*drawings[0].request.size, len(drawings), steps, decoding=decoding)
 
     def _within_plan(self, work: Callable[[], T]) -> T:
         """Do that, which can be done a second time, in the memory that is planned; in more, if it is not enough."""

@@ -157,7 +157,8 @@ def test_what_tensors_took_of_the_plan_is_told_where_there_is_a_card(capsys):
     taken = {"context_bytes": GB, "allocated_bytes": {"encode": 3 * GB, "denoise": 7 * GB}}
     rows = [msgspec.structs.replace(row(1), **taken), row(2)]
     made = summary(rows)
-    assert made["all"]["tensors_share"] == [0.8]
+    assert made["all"]["tensors"] == {"lowest_share": 0.8, "highest_share": 0.8}
+    assert made["balanced"]["tensors"] == {"lowest_share": None, "highest_share": None}
     planning.show(Report(machine={}, rows=rows, summary=made))
     assert "tensors and the context took 0.800 to 0.800 of what was planned" in capsys.readouterr().out
 

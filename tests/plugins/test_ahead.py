@@ -403,7 +403,7 @@ def test_what_is_brought_waits_for_what_still_computes_with_the_memory(model, sh
 
     pack_all(model, shelf, Precision.INT8)
     monkeypatch.setattr(ahead, "lane_for", lambda _device: Noting())
-    monkeypatch.setattr(ahead, "READERS", 1)
+    monkeypatch.setattr(ahead, "READERS", (1, 1))
     plan = planned(model, Precision.INT8, resident=(0, 2))
     with bringing_ahead(plan, model):
         assert weights_ahead(pack_key(model, plan)).tensors
