@@ -39,8 +39,8 @@ WINDOW_BYTES = 16 * MIB
 
 READERS = (4, 16)
 """At least and at most; as many threads as there are processors read, each into a pinned window of its own. Each waits
-for its turn often while libraries are imported, so more of them bring more: with four, 25 GB that were in the page cache
-took 6.5 s, with eight 3.5 (one H200, 16 cores of a Xeon, with a checksum that took most of their time)."""
+for its turn often while libraries are imported, so more of them bring more: with four, 25 GB that were in the page
+cache took 6.5 s, with eight 3.5 (one H200, 16 cores of a Xeon, with a checksum that took most of their time)."""
 
 TURN_SECONDS = 0.0005
 """How long an import computes while a thread waits for its turn; Python's 5 ms would be longer than what they wait
