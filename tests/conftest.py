@@ -19,6 +19,7 @@ from autoflux.hardware.values import Accelerator, DeviceKind, Disk, Figure, Hard
 from autoflux.models.finding import find
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.values import Architecture, Model
+from autoflux.runtime import allocator
 from tests.tiny_model import write_tiny_flux
 
 GB = 10**9
@@ -38,6 +39,15 @@ FLUX_DEV = Architecture(
     latent_channels=16,
 )
 """FLUX.1-dev's real sizes."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Tests on a card have it to themselves, as some measure it, and torch's memory is set up as commands do it."""
+    if "gpu" in config.option.markexpr.replace("not gpu", ""):
+        config.option.numprocesses = 0
+        if why := allocator.apply(os.environ):
+            raise pytest.UsageError(why)
 
 
 @pytest.fixture(autouse=True, scope="session")

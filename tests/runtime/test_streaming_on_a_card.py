@@ -1,4 +1,4 @@
-"""The engine on a real device, where copies and computing do overlap. By hand: `pytest -n 0 -m gpu tests/runtime`."""
+"""The engine on a real device, where copies and computing do overlap. By hand: `pytest -m gpu tests/runtime`."""
 
 from __future__ import annotations
 
