@@ -34,7 +34,7 @@ def command(ctx: click.Context, *, name: str, source: Source | None, as_json: bo
         model = the_one(name, source, stores())
         place, verification = stores()[model.source].folder(model.repo_id), _read(model)
     packs = check_packs(place)
-    faulty = bool(verification and verification.faulty) or any(pack.fault for pack in packs)
+    faulty = bool(verification and verification.faulty) or any(pack.is_faulty for pack in packs)
     if as_json:
         checked = [pack.to_data() for pack in packs]
         succeed({"whole": not faulty, **(verification.to_data() if verification else {"name": name}), "packs": checked})

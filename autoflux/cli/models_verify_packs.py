@@ -9,7 +9,7 @@ from autoflux.cli.models_options import byte_progress
 from autoflux.cli.output import hint, stdout
 from autoflux.errors import DamagedPack, UnreadablePack
 from autoflux.models.pack_shelf import Remains, Shelf
-from autoflux.models.packs import Pack, check_pack
+from autoflux.models.packs import PACK_SCHEMA, Pack, check_pack
 from autoflux.runtime.pack_file import checksum
 from autoflux.units import counted, format_bytes
 from autoflux.values import Value
@@ -28,8 +28,15 @@ class CheckedPack(Value, frozen=True, kw_only=True):
     fault: str
     checked: bool
     """False if it cannot be read now; it may be whole then, and stays."""
+    outdated: bool
+    """Whether another version of autoflux made it, so that it is of no use here; not a fault of the model."""
     removed: bool
-    """Whether it is gone, as all that were checked and are faulty should be."""
+    """Whether it is gone, as all that were checked and are faulty or outdated should be."""
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether it is not what was written, or could not be read."""
+        return bool(self.fault) and not self.outdated
 
 
 def check_packs(place: Path) -> list[CheckedPack]:
@@ -56,7 +63,7 @@ def show_packs(packs: list[CheckedPack]) -> None:
     """For people; nothing if there are none."""
     faulty = [pack for pack in packs if pack.fault]
     for pack in faulty:
-        state = "is damaged" if pack.checked else "could not be checked"
+        state = "is of no use any more" if pack.outdated else "is damaged" if pack.checked else "could not be checked"
         what = f"the packed {pack.component} in {pack.storage} {state}: " if pack.component else ""
         stdout.print(f"{what}{pack.fault}", soft_wrap=True)
     whole = [pack for pack in packs if not pack.fault]
@@ -67,9 +74,9 @@ def show_packs(packs: list[CheckedPack]) -> None:
     if len(damaged) < len(faulty):
         hint(f"check who may read {str(Shelf().root)!r}, and its disk; what cannot be read now may be whole, and stays")
     if not all(pack.removed for pack in damaged):
-        hint(f"make {str(Shelf().root)!r} writable; what is damaged could not be removed")
+        hint(f"make {str(Shelf().root)!r} writable; what is told above could not be removed")
     elif damaged:
-        hint("autoflux models pack NAME; what was damaged is removed")
+        hint("autoflux models pack NAME; what is told above was removed")
 
 
 def _read(pack: Pack, shelf: Shelf, on_bytes: Callable[[int], None]) -> Remains:
@@ -96,5 +103,6 @@ def _checked(found: Remains, shelf: Shelf, *, only_remains: bool) -> CheckedPack
         nbytes=told.nbytes if told else 0,
         fault=fault,
         checked=not unreadable,
+        outdated=damaged and told is not None and told.schema != PACK_SCHEMA,
         removed=damaged and not shelf.holds(key),
     )

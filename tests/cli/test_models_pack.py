@@ -12,7 +12,7 @@ import pytest
 
 from autoflux.cli.main import run
 from autoflux.models.pack_shelf import Shelf, packs_wanted
-from autoflux.models.packs import INDEX, KEY_DIGITS, WEIGHTS
+from autoflux.models.packs import INDEX, KEY_DIGITS, PACK_SCHEMA, WEIGHTS
 from tests.refusals import refuse
 
 
@@ -121,6 +121,23 @@ def test_verify_reads_packs_that_it_cannot_keep_from_removal(tiny_copy, shelf, c
     assert "3 packs, " in said
 
 
+def test_a_pack_of_another_version_is_removed_and_no_fault(tiny_copy, shelf, capsys):
+    key = asked(capsys, "pack", str(tiny_copy))["packs"][3]["key"]
+    index = shelf.folder(key) / INDEX
+    made, former = index.read_text(), f'"schema": {PACK_SCHEMA - 1}'
+    index.write_text(made.replace(f'"schema": {PACK_SCHEMA}', former))
+    assert former in index.read_text()
+    checked = asked(capsys, "verify", str(tiny_copy))
+    assert checked["whole"]
+    assert [(p["key"], p["outdated"], p["removed"]) for p in checked["packs"] if p["fault"]] == [(key, True, True)]
+    assert not shelf.folder(key).exists()
+    asked(capsys, "pack", str(tiny_copy))
+    index.write_text(made.replace(f'"schema": {PACK_SCHEMA}', former))
+    said = in_words(capsys, "verify", str(tiny_copy))
+    assert f"is of no use any more: the pack {str(shelf.folder(key))!r} is of version {PACK_SCHEMA - 1}" in said
+    assert "3 packs, " in said
+
+
 SPOILED = {
     "truncated": lambda folder: os.truncate(folder / WEIGHTS, 5000),
     "without weights": lambda folder: (folder / WEIGHTS).unlink(),
@@ -168,7 +185,7 @@ def test_packs_that_cannot_be_read_now_stay(tiny_copy, shelf, capsys, monkeypatc
     assert [(pack["checked"], pack["removed"]) for pack in checked["packs"]] == [(False, False)] * 4
     assert "Permission denied" in said
     assert "check who may read" in said
-    assert "what is damaged" not in said
+    assert "what is told above" not in said
     assert {pack.key for pack in shelf.packs()} == {pack["key"] for pack in made}
 
 
