@@ -130,6 +130,11 @@ def check_target(path: Path) -> None:
     check_writable(path.parent)
 
 
+def followed(path: Path) -> Path:
+    """What a link leads to, which is written instead of the link; of anything else the path itself."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 — the other raises
+
+
 def check_writable(folder: Path) -> None:
     """Find out before the work, not after it, whether a file can be created in `folder`.
 

@@ -19,7 +19,7 @@ from autoflux.cli.plan_text import summary
 from autoflux.cli.saved import saved_plan_option
 from autoflux.cli.wishes import wishes_options
 from autoflux.errors import AutofluxError, OutputUnwritable, UsageError
-from autoflux.files import check_target, check_writable, is_there, write_atomic, write_new
+from autoflux.files import check_target, check_writable, followed, is_there, write_atomic, write_new
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.request import Order, Request, make_requests
 from autoflux.paths import expanded
@@ -54,14 +54,14 @@ class _Files(NamedTuple):
             check_writable(self.paths[0].parent)
             return
         for path in self.paths:
-            check_target(_followed(path))
+            check_target(followed(path))
 
     def write(self, number: int, png: bytes) -> Path:
         """Write the file of one picture; gives its name. Raises OutputUnwritable."""
         path = self.paths[number]
         if not self.named:
             return write_new(path, png)
-        write_atomic(_followed(path), png)
+        write_atomic(followed(path), png)
         return path
 
 
@@ -146,11 +146,6 @@ def _target(text: str | None) -> Path | None:
 
 def _is_folder(path: Path) -> bool:
     return is_there(path) and path.is_dir()
-
-
-def _followed(path: Path) -> Path:
-    """What a link leads to, which is written instead of the link."""
-    return Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114 — the other raises
 
 
 def _draw(prepared: Prepared, plugins: Plugins, requests: tuple[Request, ...]) -> list[Picture]:

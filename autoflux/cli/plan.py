@@ -15,7 +15,7 @@ from autoflux.cli.saved import saved_plan_option
 from autoflux.cli.what_if import what_if_options
 from autoflux.cli.wishes import wishes_options
 from autoflux.errors import DoesNotFit, UsageError
-from autoflux.files import check_writable, write_atomic
+from autoflux.files import check_target, followed, write_atomic
 from autoflux.planning.drawing import draw
 from autoflux.planning.drawing_svg import to_svg
 from autoflux.planning.drawing_text import to_text
@@ -76,8 +76,10 @@ def command(  # noqa: PLR0913 — one for each option
         raise UsageError("--drawing is text and --json is not: use one of them", hint="--svg FILE goes with --json")
     if svg is not None and save is not None and svg.resolve() == save.resolve():
         raise UsageError("--save and --svg name the same file, which holds one of them", hint="name two files")
-    if svg is not None:
-        check_writable(svg.parent)
+    save, svg = (followed(path) if path is not None else None for path in (save, svg))
+    for path in (save, svg):
+        if path is not None:
+            check_target(path)
     width, height = size or (None, None)
     wishes = wishes.replace(width=width, height=height, steps=steps)
     detail = Detail(explain=explain, compare=compare)

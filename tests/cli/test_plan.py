@@ -52,6 +52,20 @@ def test_the_svg_is_written_beside_text_and_json(capfd, tiny_model: Path, tmp_pa
     assert [entry.name for entry in tmp_path.iterdir()] == ["plan.svg"]
 
 
+@pytest.mark.parametrize("option", ["--save", "--svg"])
+def test_a_link_is_followed_and_what_is_no_file_is_left_alone(capfd, tiny_model: Path, tmp_path: Path, option):
+    (target := tmp_path / "target").write_text("old")
+    (link := tmp_path / "link").symlink_to(target)
+    assert run(["plan", "--model", str(tiny_model), "--device", "cpu", option, str(link)]) == 0
+    assert link.is_symlink()
+    assert target.read_text() != "old"
+    os.mkfifo(fifo := tmp_path / "fifo")
+    capfd.readouterr()
+    assert run(["plan", "--model", "no such model", option, str(fifo)]) == 1
+    assert "no regular file is there" in capfd.readouterr().err
+    assert fifo.is_fifo()
+
+
 def test_a_file_that_cannot_be_written_is_said_before_the_machine_is_measured(capfd, tiny_model: Path, tmp_path: Path):
     file = tmp_path / "missing" / "plan.svg"
     assert run(["plan", "--model", "no such model", "--svg", str(file)]) == 1
