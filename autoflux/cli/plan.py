@@ -76,10 +76,7 @@ def command(  # noqa: PLR0913 — one for each option
         raise UsageError("--drawing is text and --json is not: use one of them", hint="--svg FILE goes with --json")
     if svg is not None and save is not None and svg.resolve() == save.resolve():
         raise UsageError("--save and --svg name the same file, which holds one of them", hint="name two files")
-    save, svg = (followed(path) if path is not None else None for path in (save, svg))
-    for path in (save, svg):
-        if path is not None:
-            check_target(path)
+    save, svg = _checked(save), _checked(svg)
     width, height = size or (None, None)
     wishes = wishes.replace(width=width, height=height, steps=steps)
     detail = Detail(explain=explain, compare=compare)
@@ -110,6 +107,15 @@ def command(  # noqa: PLR0913 — one for each option
     show(prepared, detail)
     if drawing:
         _show_drawing(prepared)
+
+
+def _checked(path: Path | None) -> Path | None:
+    """Where to write, found out before the work. Raises OutputUnwritable."""
+    if path is None:
+        return None
+    target = followed(path)
+    check_target(target)
+    return target
 
 
 def _refuse(error: DoesNotFit, ways: tuple[Alternative, ...], *, as_json: bool) -> NoReturn:

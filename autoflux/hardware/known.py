@@ -194,8 +194,14 @@ def _accelerator(machine: KnownMachine, host: Host) -> Accelerator:
         usable_bytes=keeps,
         unified_memory=unified,
         link=_link(*machine.pcie) if machine.pcie else None,
-        matmul_tflops={name: _rate(machine, rate) for name, rate in machine.tflops.items()},
+        matmul_tflops={name: _rate(machine, rate) for name, rate in _all_tflops(machine).items()},
     )
+
+
+def _all_tflops(machine: KnownMachine) -> dict[str, float]:
+    """Cards that multiply in bfloat16 do so as fast in float16."""
+    alike = {"float16": machine.tflops["bfloat16"]} if "bfloat16" in machine.tflops else {}
+    return alike | machine.tflops
 
 
 def _rate(machine: KnownMachine, rate: float) -> Figure:

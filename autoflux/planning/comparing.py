@@ -44,14 +44,15 @@ def kind(candidate: Candidate) -> Kind:
 def as_alternative(plan: Plan) -> Alternative:
     """The plan itself, as a row among its alternatives."""
     transformer, told = plan.component("transformer"), plan.predicted
-    changes = transformer.is_narrow or plan.compiled or plan.attention != DEFAULT_ATTENTION or plan.tile_decode
+    tiled = plan.tile_decode and plan.quality != Quality.EXACT
+    changes = transformer.is_narrow or plan.compiled or plan.attention != DEFAULT_ATTENTION or tiled
     return Alternative(
         device=plan.device,
         offload=plan.offload,
         precision=transformer.storage,
         native=transformer.native,
         compiled=plan.compiled,
-        quality=plan.quality if changes else Quality.EXACT,
+        quality=Quality.BALANCED if changes else Quality.EXACT,
         fits=True,
         reason="",
         seconds_per_step=told.seconds_per_step,

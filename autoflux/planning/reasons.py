@@ -8,7 +8,7 @@ from autoflux.hardware.values import DeviceKind, Figure, Hardware, Size, Source
 from autoflux.models.values import Model
 from autoflux.planning.arranging import all_stay
 from autoflux.planning.backends import ChosenBackend
-from autoflux.planning.candidates import HOST_AHEAD, WORTH_GRAPHS, Candidate
+from autoflux.planning.candidates import HOST_AHEAD, MAX_BATCH, WORTH_GRAPHS, Candidate
 from autoflux.planning.speed import FROM_PROFILE, block_seconds
 from autoflux.planning.terms import TRANSFORMER, Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.planning.values import Alternative, Arrangement, Choice, Correction, Wishes
@@ -98,7 +98,8 @@ def _choices(
     yield _choice("offload", best.offload, wishes.offload, _offload_reason(model, best, wishes), offload_known)
     yield _choice("backend", backend.name, wishes.backend, backend.reason, Origin.REPORTED)
     yield from _from_runs(best, backend.name)
-    most = "the most pictures of this size that fit at once"
+    fit = "the most pictures of this size that fit at once"
+    most = "more gain nothing, and each waits longer" if best.max_batch == MAX_BATCH else fit
     yield _choice("batch", f"up to {best.max_batch}", wishes.batch, most, known.memory)
     if streams:
         yield from _streamed_choices(known, model, wishes, best, others)

@@ -70,6 +70,8 @@ def _asked_of_streaming(wishes: Wishes) -> tuple[str, str]:
         return f"--quant {_asked_format(wishes)} asks for blocks in 8 bits", "--quant"
     if wishes.compiled:
         return "--compile asks for compiled blocks", "--compile"
+    if _is_unit_wished(wishes):
+        return "--block-size says what is streamed at once", "--block-size"
     return "--graphs asks for CUDA graphs of blocks", "--graphs"
 
 
@@ -103,11 +105,15 @@ def _has_cudnn(hardware: Hardware, site: Site) -> bool:
 
 
 def _check(wishes: Wishes) -> None:
-    if wishes.quality == Quality.EXACT and _is_narrow_wished(wishes):
-        raise ContradictoryWishes(
-            f"--quality exact keeps weights as they are, and --quant {_asked_format(wishes)} makes them narrow",
-            hint="drop one of the two",
-        )
+    for wished, option, does in (
+        (_is_narrow_wished(wishes), f"--quant {_asked_format(wishes)}", "makes weights narrow"),
+        (wishes.compiled, "--compile", "changes the last bits"),
+        (wishes.attention == CUDNN, f"--attention {CUDNN}", "changes the last bits"),
+    ):
+        if wished and wishes.quality == Quality.EXACT:
+            raise ContradictoryWishes(
+                f"--quality exact keeps pictures the same to the bit, and {option} {does}", hint="drop one of the two"
+            )
     for wished, option, does in (
         (wishes.graphs, "--graphs", "replays"),
         (wishes.compiled, "--compile", "compiles"),
@@ -137,7 +143,7 @@ def _offloads(site: Site, wishes: Wishes, model: Model) -> Sequence[Offload]:
 def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision, offload: Offload) -> Iterator[Way]:
     narrow_wished = _is_narrow_wished(wishes)
     if offload != Offload.STREAM:
-        if not (narrow_wished or wishes.compiled or wishes.graphs):
+        if not (narrow_wished or wishes.compiled or wishes.graphs or _is_unit_wished(wishes)):
             yield Way(arithmetic=arithmetic, storage=arithmetic)
         return
     for compiled, graphs in product(_compiled(hardware, site, wishes), _graphs(hardware, site, wishes)):
@@ -151,6 +157,10 @@ def _ways(hardware: Hardware, site: Site, wishes: Wishes, arithmetic: Precision,
 def _asked_format(wishes: Wishes) -> str:
     """The value of `--quant`, as it was given."""
     return wishes.quant.short_name if wishes.quant else "none"
+
+
+def _is_unit_wished(wishes: Wishes) -> bool:
+    return wishes.unit is not None or bool(wishes.block_bytes)
 
 
 def _is_narrow_wished(wishes: Wishes) -> bool:
