@@ -248,7 +248,7 @@ def _asked(what_if: WhatIf, model: Model, wishes: Wishes, plugins: Plugins, mach
 
 def _plan_here(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware, detail: Detail = BRIEF) -> Plan:
     """With what earlier runs of the model on this machine have measured."""
-    calibration, warning = CalibrationStore().load(hardware.fingerprint, model)
+    calibration, warning = CalibrationStore().load(hardware, model)
     findings = Findings(packs=packs_of(model), calibration=calibration)
     plan = plan_for(model, wishes, plugins, hardware, findings, detail=detail)
     return plan.replace(warnings=(*plan.warnings, warning)) if warning else plan

@@ -15,6 +15,7 @@ from autoflux.cli.output import json_option, stderr, stdout, succeed, warn
 from autoflux.cli.tables import table as _table
 from autoflux.cli.wishes import wishes_options
 from autoflux.errors import TuningFailed
+from autoflux.hardware.values import Hardware
 from autoflux.models.request import Order, Request, make_requests
 from autoflux.models.values import Model
 from autoflux.planning.calibration import Calibration, Setting
@@ -101,7 +102,7 @@ class Tuning:
     when it is interrupted."""
 
     model: Model
-    fingerprint: str
+    hardware: Hardware
     requests: tuple[Request, ...]
     pictures: int | None
     known: Calibration | None
@@ -111,11 +112,10 @@ class Tuning:
     @classmethod
     def of(cls, prepared: Prepared, requests: tuple[Request, ...], pictures: int | None) -> Tuning:
         """With what earlier runs have measured; the plan's warnings have said so if that cannot be used."""
-        fingerprint = prepared.hardware.fingerprint
-        known, warning = CalibrationStore().load(fingerprint, prepared.model)
+        known, warning = CalibrationStore().load(prepared.hardware, prepared.model)
         if warning:
             warn(warning)
-        return cls(prepared.model, fingerprint, requests, pictures, known)
+        return cls(prepared.model, prepared.hardware, requests, pictures, known)
 
     @property
     def best(self) -> Trial | None:
@@ -137,7 +137,9 @@ class Tuning:
     def _keep(self) -> None:
         """Everything measured so far, on top of what was known before."""
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        calibration = learned(self.trials, self.model, self.known, made_at=now, pictures=self.pictures)
+        calibration = learned(
+            self.trials, self.model, self.known, hardware=self.hardware, made_at=now, pictures=self.pictures
+        )
         if calibration is not None and (warning := self.store.save(calibration, self.model)):
             warn(warning)
 
@@ -212,10 +214,10 @@ def _memory(plan: Plan, measured: Measured | None) -> tuple[int, int | None]:
 def _data(tuning: Tuning) -> dict[str, object]:
     best = tuning.best
     return {
-        "fingerprint": tuning.fingerprint,
+        "fingerprint": tuning.hardware.fingerprint,
         "trials": [_trial_data(trial) | {"fastest": trial is best} for trial in tuning.trials],
         "plan": best.plan.to_data() if best else None,
-        "kept": None if is_off() else str(tuning.store.path(tuning.fingerprint, tuning.model)),
+        "kept": None if is_off() else str(tuning.store.path(tuning.hardware.fingerprint, tuning.model)),
     }
 
 

@@ -13,12 +13,13 @@ from autoflux.planning.values import Correction, Factor, Plan, Positive, Priors
 from autoflux.units import format_seconds
 from autoflux.values import Value
 
-CALIBRATION_SCHEMA = 4
+CALIBRATION_SCHEMA = 5
 """Version of `Calibration`'s JSON. Raised when a field changes its name, unit or meaning.
 
 2: activations are beside what the allocator and the modulation take, and as they are where nothing is compiled.
 3: blocks are timed beside what copies take from them, and with what compiling and 8 bits take since.
 4: steps are timed as they follow each other, and launches of blocks that are made wide count for more.
+5: says which probe it is relative to.
 """
 
 SHARED = 0.5
@@ -138,6 +139,8 @@ class Calibration(Value, frozen=True, kw_only=True):
     schema: int = CALIBRATION_SCHEMA
     fingerprint: str
     """Of the machine."""
+    probed_at: str
+    """When the probe measured what factors are relative to."""
     model: str
     model_revision: str
     model_bytes: int
@@ -163,6 +166,10 @@ class Calibration(Value, frozen=True, kw_only=True):
     def was_slower(self, setting: Setting) -> bool:
         """Whether it turned out slower than another."""
         return any(s.setting == setting != s.than for s in self.slower)
+
+    def after_a_probe(self, probed_at: str) -> Calibration:
+        """What still holds when the machine was measured once more: no factors on rates that are others now."""
+        return self.replace(probed_at=probed_at, blocks=(), copies=(), fixed=())
 
     def of_backend(self, backend: str) -> Calibration:
         """Only what holds for one backend."""

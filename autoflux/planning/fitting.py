@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple, TypeAlias, TypeVar
 
+from autoflux.hardware.values import Hardware
 from autoflux.models.values import Model
 from autoflux.planning.activations import activations, hoisted_bytes
 from autoflux.planning.calibration import BlockTimes, Calibration, CopyRates, FixedCosts, Working, way_of
@@ -136,14 +137,15 @@ _Factors: TypeAlias = "dict[_Key, float]"
 
 
 def calibrate(
-    model: Model, runs: Sequence[Run], known: Calibration | None, *, fingerprint: str, made_at: str
+    model: Model, runs: Sequence[Run], known: Calibration | None, *, hardware: Hardware, made_at: str
 ) -> Calibration:
     """What is known now that these runs were measured. What they say of a way replaces what was known of it.
 
-    All runs are of `model` on the machine with that fingerprint.
+    All runs are of `model` on that machine, and `known` is relative to its probe.
     """
     base = known or Calibration(
-        fingerprint=fingerprint,
+        fingerprint=hardware.fingerprint,
+        probed_at=hardware.probed_at,
         model=model.name,
         model_revision=model.revision,
         model_bytes=model.disk_bytes,

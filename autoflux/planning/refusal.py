@@ -102,7 +102,7 @@ def _what_would_fit(model: Model, tried: Candidate, asked: Asked) -> str:
             known[wishes] = found
         return found
 
-    found = (_nearest(ladders, nearest) for ladders in _changes(asked.wishes, tried.picture, model))
+    found = (_nearest(ladders, nearest) for ladders in _changes(asked, tried.picture, model))
     return next((_words(rungs) for rungs in found if rungs), "")
 
 
@@ -129,11 +129,12 @@ def _narrowed(wishes: Wishes, like: Candidate) -> Wishes:
     )
 
 
-def _changes(asked: Wishes, picture: Picture, model: Model) -> Iterator[tuple[_Ladder, ...]]:
+def _changes(asked: Asked, picture: Picture, model: Model) -> Iterator[tuple[_Ladder, ...]]:
     """What to change: one wish, or a ceiling and another wish at once, or at last both ceilings and another."""
+    wishes = asked.wishes
     # With the least RAM first: what less device memory would do with may take all of it.
     ceilings = [*_ceiling("--ram", "ram_bytes", asked), *_ceiling("--vram", "vram_bytes", asked)]
-    others = [*_fewer(asked), *_without(asked), *_smaller(picture, model)]
+    others = [*_fewer(wishes), *_without(wishes), *_smaller(picture, model)]
     yield from ((ladder,) for ladder in (*ceilings, *others))
     if len(ceilings) == 2:
         yield tuple(ceilings)
@@ -143,16 +144,17 @@ def _changes(asked: Wishes, picture: Picture, model: Model) -> Iterator[tuple[_L
         yield from ((*([rung] for rung in lifted), other) for other in others)
 
 
-def _ceiling(option: str, field: str, asked: Wishes) -> Iterator[_Ladder]:
-    """What there is now, more and more memory, and at last all there is."""
-    had = getattr(asked, field)
+def _ceiling(option: str, field: str, asked: Asked) -> Iterator[_Ladder]:
+    """What there is now, more and more memory, and at last all there is: of another machine it may be any."""
+    had = getattr(asked.wishes, field)
     if had is not None:
         options = takewhile(
             lambda size: parse_bytes(size) < MOST_BYTES, (size_option(had * FINER**times) for times in count(1))
         )
         rungs = [_Rung(f"{option} {size}", {field: parse_bytes(size)}, size=parse_bytes(size)) for size in options]
         now = _Rung(f"{option} {size_option(had)}", {field: had}, size=had)
-        yield [now, *rungs, _Rung(option, {field: None}, drops=True)]
+        all_of_it = [_Rung(option, {field: None}, drops=True)] if asked.machine is None else []
+        yield [now, *rungs, *all_of_it]
 
 
 def _fewer(asked: Wishes) -> Iterator[_Ladder]:
@@ -249,6 +251,8 @@ def _what_is_lacking(hardware: Hardware, asked: Asked) -> str:
     had = card and hardware.accelerator(card.kind, card.index)
     less_vram = card.total_bytes.value - had.total_bytes.value if card and had else 0
     vram = rounded_up(max(0, less_vram + nearest.missing_vram_bytes))
+    if card and card.unified_memory:  # which is lent a share of the RAM
+        ram, vram = max(ram, rounded_up(vram * there.total_bytes.value // card.total_bytes.value)), 0
     lacks = " and ".join(f"{format_bytes(n)} more {kind}" for n, kind in ((vram, "device memory"), (ram, "RAM")) if n)
     taken = 0 if card is None else card.total_bytes.value - card.usable_bytes.value
     if asked.machine is None and vram <= taken and ram <= host.total_bytes.value - host.available_bytes.value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autoflux.errors import ErrorReport
+from autoflux.hardware.values import Hardware
 from autoflux.models.values import Model
 from autoflux.planning.calibration import Calibration, Setting, Tuned
 from autoflux.planning.candidates import PICTURES
@@ -55,13 +56,19 @@ def fastest(trials: Sequence[Trial], pictures: int | None = None) -> Trial | Non
 
 
 def learned(
-    trials: Sequence[Trial], model: Model, known: Calibration | None, *, made_at: str, pictures: int | None = None
+    trials: Sequence[Trial],
+    model: Model,
+    known: Calibration | None,
+    *,
+    hardware: Hardware,
+    made_at: str,
+    pictures: int | None = None,
 ) -> Calibration | None:
-    """What is known after these trials, all on one machine; None if none of them ran."""
+    """What is known after these trials, all on that machine; None if none of them ran."""
     runs = [Run(plan=trial.plan, measured=trial.measured) for trial in trials if trial.measured]
     if not runs:
         return known
-    calibration = calibrate(model, runs, known, fingerprint=runs[0].plan.fingerprint, made_at=made_at)
+    calibration = calibrate(model, runs, known, hardware=hardware, made_at=made_at)
     best = fastest(trials, pictures)
     if best is None or best.measured is None or len(runs) < FEWEST:
         return calibration

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from autoflux.errors import DamagedFile, OutputUnwritable
 from autoflux.files import read_small, write_atomic
+from autoflux.hardware.values import Hardware
 from autoflux.models.values import Model
 from autoflux.paths import cache_dir
 from autoflux.planning.calibration import CALIBRATION_SCHEMA, Calibration
@@ -19,6 +20,11 @@ FOLDER = "calibration"
 
 VARIABLE = "AUTOFLUX_CALIBRATION"
 """Environment variable: `off` plans as if nothing had ever run here, and keeps nothing."""
+
+
+_MEASURED_AGAIN = (
+    "what earlier runs took is not counted, as this machine was measured again since; `autoflux tune` counts it anew"
+)
 
 
 def is_off() -> bool:
@@ -32,12 +38,12 @@ class CalibrationStore:
 
     folder: Path = field(default_factory=lambda: cache_dir() / FOLDER)
 
-    def load(self, fingerprint: str, model: Model) -> tuple[Calibration | None, str | None]:
-        """What is known of that model on the machine with that fingerprint, and a warning if it cannot be used.
+    def load(self, hardware: Hardware, model: Model) -> tuple[Calibration | None, str | None]:
+        """What is known of that model on that machine, and a warning if it, or a part of it, cannot be used.
 
         None if the model never ran there, or if its files have changed since.
         """
-        path = self.path(fingerprint, model)
+        path = self.path(hardware.fingerprint, model)
         try:
             if is_off() or not path.exists():
                 return None, None
@@ -46,9 +52,12 @@ class CalibrationStore:
             )
         except (OSError, DamagedFile) as error:
             return None, _ignored(str(error))
-        if (found.fingerprint, *_identity(found)) != (fingerprint, model.revision, model.disk_bytes):
+        if (found.fingerprint, *_identity(found)) != (hardware.fingerprint, model.revision, model.disk_bytes):
             return None, _ignored(f"{str(path)!r} is of another machine or model")
-        return found, None
+        if found.probed_at == hardware.probed_at:
+            return found, None
+        held = found.after_a_probe(hardware.probed_at)
+        return held, None if held == found.replace(probed_at=hardware.probed_at) else _MEASURED_AGAIN
 
     def save(self, calibration: Calibration, model: Model) -> str | None:
         """Keep it in the place of what was known before; a warning if that cannot be done."""

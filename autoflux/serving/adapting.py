@@ -151,4 +151,4 @@ class _Lessons:
         """What is known now that the watched plan was measured."""
         known = self._planner.known(self._hardware)
         now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        return calibrate(self._model, watch.runs, known, fingerprint=self._hardware.fingerprint, made_at=now)
+        return calibrate(self._model, watch.runs, known, hardware=self._hardware, made_at=now)

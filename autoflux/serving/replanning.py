@@ -25,7 +25,7 @@ class Replanner:
 
     def known(self, hardware: Hardware) -> Calibration | None:
         """What earlier runs have measured; what cannot be used counts as nothing."""
-        return self.store.load(hardware.fingerprint, self.model)[0]
+        return self.store.load(hardware, self.model)[0]
 
     def plan(self, hardware: Hardware, calibration: Calibration) -> Plan:
         """The best plan with that."""

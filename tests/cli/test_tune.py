@@ -22,7 +22,7 @@ from autoflux.planning.calibration import CALIBRATION_SCHEMA
 from autoflux.planning.fitting import LIMIT
 from autoflux.planning.terms import Origin
 from autoflux.runtime.calibration_store import FOLDER, VARIABLE, CalibrationStore
-from autoflux.testing import BEHAVIOUR_VARIABLE, Behaviour, fake_model, fake_plan
+from autoflux.testing import BEHAVIOUR_VARIABLE, Behaviour, fake_hardware, fake_model, fake_plan
 
 
 @pytest.fixture(autouse=True)
@@ -104,11 +104,11 @@ def test_people_see_a_table(tiny_model: Path, capsys, fakes):
 def test_one_plan_that_fails_does_not_stop_the_others(fakes, tmp_path, capsys):
     model = fake_model()
     requests = make_requests(model, Order(prompt="a", seed=0, steps=3))
-    tuning = Tuning(model, "fake", requests, None, None, CalibrationStore(tmp_path))
+    tuning = Tuning(model, fake_hardware(), requests, None, None, CalibrationStore(tmp_path))
     good = fake_plan()
     tuning.run([good.replace(backend="unknown"), good, good.replace(attention="cudnn")])
     assert [trial.error is None for trial in tuning.trials] == [False, True, True]
-    kept, warning = CalibrationStore(tmp_path).load("fake", model)
+    kept, warning = CalibrationStore(tmp_path).load(fake_hardware(), model)
     assert (kept.tuned.plans, warning) == (2, None)
     assert tuning.best.plan in (good, good.replace(attention="cudnn"))
     assert "no backend named 'unknown'" in capsys.readouterr().err

@@ -61,6 +61,12 @@ def test_the_link_is_what_generation_and_lanes_allow():
     assert 40 < rates[0] < 50  # 1 MiB: 47 on one H200
 
 
+@pytest.mark.parametrize("name", ["rtx-4090-24gb", "arc-b580-12gb"])
+def test_cards_multiply_as_fast_in_either_format_of_16_bits(name):
+    rates = known_machine(name).accelerators[0].matmul_tflops
+    assert rates["float16"] == rates["bfloat16"]
+
+
 def test_windows_keeps_memory():
     linux, windows = known_machine("rtx-3050-laptop-4gb"), known_machine("RTX-3050-laptop-4gb-windows")
     kept = linux.accelerators[0].usable_bytes.value - windows.accelerators[0].usable_bytes.value

@@ -31,7 +31,12 @@ from tests.planning.test_planner import PROFILES
 from tests.planning.test_ways import MACHINES, SMALL, made_up
 
 NOTHING = Calibration(
-    fingerprint="test", model="flux", model_revision="1", model_bytes=1, made_at="2026-11-24T10:00:00+00:00"
+    fingerprint="test",
+    probed_at="then",
+    model="flux",
+    model_revision="1",
+    model_bytes=1,
+    made_at="2026-11-24T10:00:00+00:00",
 )
 WIDE = Way(arithmetic=Precision.BFLOAT16, storage=Precision.BFLOAT16)
 STREAMED = {"offload": Offload.STREAM, "quant": Precision.BFLOAT16, "compiled": False}

@@ -223,3 +223,13 @@ def test_a_plan_in_a_row_is_as_exact_as_what_it_does():
     plain = plan(known_machine("h200-141gb").replace(versions={}), offload=Offload.NONE)
     assert (plain.quality, as_alternative(plain).quality) == (Quality.BALANCED, Quality.EXACT)
     assert isinstance(as_alternative(plain), Alternative)
+    tiled = exact.replace(tile_decode=True)
+    assert as_alternative(tiled).quality == Quality.EXACT, "tiles are exact where nothing else fits"
+    for changed in (exact.replace(compiled=True), exact.replace(attention="cudnn")):
+        assert as_alternative(changed).quality == Quality.BALANCED
+
+
+def test_what_bounds_a_batch_is_told_as_what_it_is():
+    assert choice(plan(known_machine("h200-141gb")), "batch").reason == "more gain nothing, and each waits longer"
+    small = choice(plan(known_machine("rtx-4060-8gb")), "batch")
+    assert small.reason == "the most pictures of this size that fit at once"

@@ -18,6 +18,7 @@ from autoflux.planning.planner import make_plan
 from autoflux.planning.replay import step_seconds
 from autoflux.planning.terms import Offload, TransferUnit, Waiting
 from autoflux.planning.values import PhaseBytes, Plan, Wishes
+from autoflux.testing import fake_hardware
 from tests.conftest import GB
 from tests.planning.test_planner import PROFILES
 from tests.planning.test_ways import SMALL
@@ -49,8 +50,11 @@ def measured(step: float, made: Plan = ALL_STAY, steps: int = 5, **changes) -> M
     return Measured(**facts | changes)
 
 
+HERE = fake_hardware().replace(fingerprint="f")
+
+
 def fitted(*runs: Run, known: Calibration | None = None) -> Calibration:
-    return calibrate(SMALL, runs, known, fingerprint="f", made_at="2026-11-24T10:00:00")
+    return calibrate(SMALL, runs, known, hardware=HERE, made_at="2026-11-24T10:00:00")
 
 
 def ran(made: Plan, **factors: float) -> Run:
@@ -110,6 +114,7 @@ def test_one_run_corrects_what_it_was_bound_by():
     (times,) = known.blocks
     assert (times.factor, times.steps, known.copies) == (pytest.approx(1.4, rel=1e-3), 4, ())
     assert (known.model_bytes, known.model_revision, known.fingerprint) == (SMALL.disk_bytes, SMALL.revision, "f")
+    assert known.probed_at == HERE.probed_at
 
 
 @pytest.mark.parametrize(("made", "factors"), [(STREAMED, {"blocks": 1.1}), (COPYING, {"copies": 0.9})])

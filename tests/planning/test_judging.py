@@ -21,10 +21,12 @@ from autoflux.planning.judging import (
     remembered,
 )
 from autoflux.planning.values import Plan
-from autoflux.testing import fake_model, fake_plan
+from autoflux.testing import fake_hardware, fake_model, fake_plan
 
 MODEL = fake_model()
-KNOWN = Calibration(fingerprint="fake", model="fake", model_revision="fake", model_bytes=1, made_at="now")
+KNOWN = Calibration(
+    fingerprint="fake", probed_at="then", model="fake", model_revision="fake", model_bytes=1, made_at="now"
+)
 
 
 def predicted(step: float = 1.0, **changes: object) -> Plan:
@@ -126,6 +128,6 @@ def test_the_same_plan_is_no_change_and_what_was_slower_is_not_tried_again():
 
 def test_what_was_watched_can_be_fitted():
     watched = watch(took(2.0), took(2.0))
-    known = calibrate(MODEL, watched.runs, None, fingerprint="fake", made_at="now")
+    known = calibrate(MODEL, watched.runs, None, hardware=fake_hardware(), made_at="now")
     assert known.blocks[0].factor == pytest.approx(2.0, rel=1e-3)
     assert known.steps == 2 * ENOUGH_STEPS

@@ -114,19 +114,31 @@ def test_no_ceiling_is_suggested_above_what_the_machine_has(machine):
 
 
 @pytest.mark.parametrize("ram", ["8GB", "1GB"])
-def test_what_another_machine_lacks_is_counted_from_what_was_asked_of_it(ram):
+def test_what_another_machine_would_need_is_suggested_beyond_what_it_has(ram):
     asked = WhatIf("cpu-8-core-32gb", Changes(ram_bytes=parse_bytes(ram)))
     with pytest.raises(DoesNotFit) as caught:
         prepare("flux.1-dev", Wishes(), load_plugins(), what_if=asked)
-    (lacking,) = re.fullmatch(r"a machine with (\S+ GB) more RAM", caught.value.hint or "").groups()
-    enough = parse_bytes(ram) + parse_bytes(lacking)
-    for total in (enough, enough * 99 // 100):
+    (suggested,) = re.fullmatch(r"--ram (\S+GB) would fit", caught.value.hint or "").groups()
+    enough = parse_bytes(suggested)
+    assert enough > parse_bytes("34GB")
+    for total in (enough, enough * 97 // 100):
         what_if = WhatIf(asked.on, Changes(ram_bytes=total))
         if total == enough:
             prepare("flux.1-dev", Wishes(), load_plugins(), what_if=what_if)
         else:
             with pytest.raises(DoesNotFit):
                 prepare("flux.1-dev", Wishes(), load_plugins(), what_if=what_if)
+
+
+def test_a_chip_with_the_hosts_memory_lacks_ram():
+    m2 = known_machine("m2-pro-32gb")
+    hint = refused(m2, device="mps", keep=("transformer",), quality=Quality.EXACT).hint or ""
+    (lacking,) = re.fullmatch(r"a machine with (\S+ GB) more RAM", hint).groups()
+    enough = m2.host.total_bytes.value + parse_bytes(lacking)
+    wishes = Wishes(device="mps", keep=("transformer",), quality=Quality.EXACT)
+    plan(changed(m2, Changes(ram_bytes=enough)), wishes)
+    with pytest.raises(DoesNotFit):
+        plan(changed(m2, Changes(ram_bytes=enough * 97 // 100)), wishes)
 
 
 def test_few_ways_are_judged_until_a_refusal_is_sure_of_its_hint(machine):

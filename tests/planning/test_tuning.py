@@ -9,7 +9,7 @@ from autoflux.planning.calibration import Setting, Slower
 from autoflux.planning.fitting import Measured
 from autoflux.planning.tuning import Trial, fastest, learned
 from autoflux.planning.values import PhaseBytes, Plan
-from autoflux.testing import fake_model, fake_plan
+from autoflux.testing import fake_hardware, fake_model, fake_plan
 
 MODEL = fake_model()
 FAILED = ErrorReport(code="out_of_memory", message="the device ran out of memory")
@@ -60,7 +60,11 @@ def test_what_failed_or_took_more_than_its_ceiling_is_not_kept():
 
 def test_what_was_learned_names_the_fastest_and_holds_what_all_took():
     known = learned(
-        [trial("a", 2.0), trial("b", 1.0), Trial(plan=named("c"), error=FAILED)], MODEL, None, made_at="now"
+        [trial("a", 2.0), trial("b", 1.0), Trial(plan=named("c"), error=FAILED)],
+        MODEL,
+        None,
+        hardware=fake_hardware(),
+        made_at="now",
     )
     assert (known.tuned.setting.backend, known.tuned.plans, known.tuned.seconds_per_step) == ("b", 2, 1.0)
     assert {times.backend for times in known.blocks} == {"a", "b"}
@@ -68,16 +72,21 @@ def test_what_was_learned_names_the_fastest_and_holds_what_all_took():
 
 
 def test_one_plan_alone_is_measured_but_not_called_the_fastest():
-    known = learned([trial("a", 2.0), Trial(plan=named("c"), error=FAILED)], MODEL, None, made_at="now")
+    known = learned(
+        [trial("a", 2.0), Trial(plan=named("c"), error=FAILED)], MODEL, None, hardware=fake_hardware(), made_at="now"
+    )
     assert known.tuned is None
     assert known.steps == 2
-    assert learned([Trial(plan=named("c"), error=FAILED)], MODEL, known, made_at="later") is known
-    assert learned([], MODEL, None, made_at="now") is None
+    assert (
+        learned([Trial(plan=named("c"), error=FAILED)], MODEL, known, hardware=fake_hardware(), made_at="later")
+        is known
+    )
+    assert learned([], MODEL, None, hardware=fake_hardware(), made_at="now") is None
 
 
 def test_an_earlier_verdict_against_the_fastest_is_dropped():
-    first = learned([trial("a", 2.0), trial("b", 1.0)], MODEL, None, made_at="now")
+    first = learned([trial("a", 2.0), trial("b", 1.0)], MODEL, None, hardware=fake_hardware(), made_at="now")
     of_a, of_b = Setting.of(named("a")), Setting.of(named("b"))
     known = first.replace(slower=(Slower(setting=of_b, than=of_a), Slower(setting=of_a, than=of_b)))
-    again = learned([trial("a", 2.0), trial("b", 1.0)], MODEL, known, made_at="later")
+    again = learned([trial("a", 2.0), trial("b", 1.0)], MODEL, known, hardware=fake_hardware(), made_at="later")
     assert again.slower == (Slower(setting=of_a, than=of_b),)
