@@ -30,8 +30,8 @@ def unreadable(transformer: Component) -> str:
     gguf = any(file.endswith(".gguf") for file in transformer.files)
     if transformer.prefix or transformer.scaled or gguf:
         return (
-            "it reads transformers from diffusers folders and plain safetensors files, not from files that hold other "
-            "parts too, weights with scales, or GGUF"
+            "it reads transformers from diffusers folders and plain safetensors files, not from those with a prefix "
+            "such as 'model.diffusion_model.' before all names, weights with scales, or GGUF"
         )
     return ""
 

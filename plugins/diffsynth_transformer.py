@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -208,8 +207,9 @@ def _fuse_norms(dit: nn.Module) -> None:
             dit.set_submodule(name, fused)
 
 
-def open_transformer(place: Path, dtype: torch.dtype) -> tuple[SizedDiT, FileStore]:
-    """The transformer without weights, and what reads them: `place` is a component's folder or a single file.
+def open_transformer(place: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[SizedDiT, FileStore]:
+    """The transformer without weights, and what reads them: `place` is a component's folder or a single file, and
+    `config` its configuration, which a file by itself does not tell.
 
     Raises:
         DamagedCheckpoint: a file cannot be read or lacks a weight.
@@ -217,18 +217,18 @@ def open_transformer(place: Path, dtype: torch.dtype) -> tuple[SizedDiT, FileSto
     """
     weights = joined_weights(weight_shapes(place))
     with torch.device("meta"):
-        dit = SizedDiT(Sizes.of(weights, _rotary_axes(place)))
+        dit = SizedDiT(Sizes.of(weights, config.get("axes_dims_rope", ROTARY_AXES)))
     dit.eval().requires_grad_(requires_grad=False)
     return dit, leave_on_disk(dit, place, dtype, joined={name: joined.rows for name, joined in weights.items()})
 
 
-def load_transformer(place: Path, dtype: torch.dtype) -> tuple[SizedDiT, None]:
+def load_transformer(place: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[SizedDiT, None]:
     """The transformer with its weights in RAM.
 
     Raises:
         As `open_transformer`.
     """
-    dit, store = open_transformer(place, dtype)
+    dit, store = open_transformer(place, config, dtype)
     try:
         store.fill(dit)
     finally:
@@ -273,14 +273,6 @@ def joined_weights(shapes: Shapes) -> dict[str, Joined]:
     else:
         raise ValueError("it has neither diffusers' names of FLUX's weights nor those of Black Forest Labs")
     return {name: _joined(name, rows, shapes, starts) for name, rows in converted.items()}
-
-
-def _rotary_axes(place: Path) -> Sequence[int]:
-    config = place / "config.json"
-    if not config.is_file():
-        return ROTARY_AXES
-    axes: Sequence[int] = json.loads(config.read_bytes()).get("axes_dims_rope", ROTARY_AXES)
-    return axes
 
 
 def _numbered(shapes: Shapes) -> tuple[dict[str, torch.Tensor], list[int]]:

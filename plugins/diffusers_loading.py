@@ -80,8 +80,8 @@ _TIED = frozenset({"encoder.embed_tokens.weight"})
 _DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError)
 
 
-MakeNetwork = Callable[[Path, torch.dtype], tuple[torch.nn.Module, Store | None]]
-"""From the folder of a component and a number format to its network, and to where its weights are if not in it."""
+MakeNetwork = Callable[[Path, Mapping[str, Any], torch.dtype], tuple[torch.nn.Module, Store | None]]
+"""From a component's folder or file, configuration and number format to its network, and what reads weights later."""
 
 
 @dataclass(frozen=True)
@@ -266,12 +266,12 @@ def _maker(
     place = _place(component, folder)
     if component.name == "transformer" and library is not DIFFUSERS:
         _check_readable(component, library)
-        return partial(library.open if unread else library.load, place)
+        return partial(library.open if unread else library.load, place, component.config)
     # The libraries would leave scales out.
     if component.files and (component.scaled or not component.folder):
         make = diffusers_files.open_network if unread else diffusers_files.load_network
         return partial(make, _NETWORKS[component.name], component)
-    return partial(_open_network if unread else _load_network, place)
+    return partial(_open_network if unread else _load_network, place, component.config)
 
 
 def _from_pack(
@@ -310,7 +310,7 @@ def _decode_in_tiles(vae: Any) -> None:
     vae.tile_latent_min_size = TILE_PIXELS // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _open_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
+def _open_network(folder: Path, _config: object, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
     """The network without weights, and what reads them when they are needed."""
     kind = _NETWORKS[folder.name]
     with diffusers_files.empty_weights():
@@ -324,7 +324,7 @@ def _open_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, St
     return network.eval().requires_grad_(requires_grad=False), store
 
 
-def _load_network(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
+def _load_network(folder: Path, _config: object, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
     network, report = _NETWORKS[folder.name].from_pretrained(
         folder,
         dtype=dtype,

@@ -17,6 +17,9 @@ from autoflux.plugin_manager import Plugins
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+MEMORY = ("vram_bytes", "ram_bytes")
+"""Wishes that with `--on` are no wishes, but say what the other machine has."""
+
 
 def saved_plan_option(*excluded: str) -> Callable[[F], F]:
     """Add `--plan FILE`; the plan arrives as `saved`, and its model as `model` if none was given.
@@ -29,7 +32,7 @@ def saved_plan_option(*excluded: str) -> Callable[[F], F]:
         def with_saved(*, plan_file: str | None, **arguments: Any) -> Any:
             saved = None
             if plan_file is not None:
-                _check_alone((*WISHES, *excluded))
+                _check_alone((*_wishes(), *excluded))
                 saved = saved_plan(plan_file)
                 arguments = _without_wishes(arguments, saved, click.get_current_context().obj)
             return command(saved=saved, **arguments)
@@ -47,6 +50,12 @@ def is_given(name: str) -> bool:
     return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
+def _wishes() -> tuple[str, ...]:
+    """Parameters that are wishes in the running command."""
+    other = "on" in click.get_current_context().params and is_given("on")
+    return tuple(name for name in WISHES if not (other and name in MEMORY))
+
+
 def _check_alone(names: tuple[str, ...]) -> None:
     options = {p.name: p.opts[0] for p in click.get_current_context().command.params}
     if given := [options[name] for name in names if name in options and is_given(name)]:
@@ -61,7 +70,8 @@ def _without_wishes(arguments: dict[str, Any], saved: Plan, plugins: Plugins) ->
     A plan made before its model was downloaded has no path.
     """
     empty = {"keep": (), "cpu": ()}
-    arguments = {name: empty.get(name) if name in WISHES else value for name, value in arguments.items()}
+    wishes = _wishes()
+    arguments = {name: empty.get(name) if name in wishes else value for name, value in arguments.items()}
     if not is_given("model"):
         arguments["model"] = saved.model if saved.model in plugins.models.names() else saved.model_path or saved.model
     return arguments

@@ -77,7 +77,7 @@ def check_plan(plan: Plan, hardware: Hardware, model: Model, machine: str | None
             or of the model before one of its files changed; or it holds a figure that cannot be right.
         DoesNotFit: what it needs is not free now.
     """
-    _check_machine(plan, hardware)
+    _check_machine(plan, hardware, machine)
     _check_model(plan, model)
     if wrong := next(_absurd(plan), None):
         raise PlanUnusable(f"the plan holds a figure that cannot be right: {wrong}", hint=ANEW)
@@ -100,9 +100,14 @@ def check_consistency(plan: Plan, model: Model) -> None:
         raise PlanUnusable(f"the plan is at odds with itself: {wrong}", hint=ANEW)
 
 
-def _check_machine(plan: Plan, hardware: Hardware) -> None:
+def _check_machine(plan: Plan, hardware: Hardware, machine: str | None) -> None:
     if plan.fingerprint == hardware.fingerprint:
         return
+    if plan.machine is not None and plan.machine == machine:
+        raise PlanUnusable(
+            f"the plan is for {plan.machine!r} with other memory, or as it was known to another version",
+            hint="give --vram and --ram as when it was saved, or make the plan anew",
+        )
     if plan.machine is not None:
         raise PlanUnusable(
             f"the plan is for another machine, {plan.machine!r}, and cannot be run on this one",

@@ -270,6 +270,12 @@ def test_a_plan_for_another_machine_is_shown_there_and_not_run_here(plan, here, 
     assert plan("--on", "rtx-3060-12gb", "--plan", "p.json")[0] == 0
     assert plan("--on", "rtx-4090-24gb", "--plan", "p.json")[0] == 2
     assert plan("--plan", "p.json")[0] == 2
+    assert plan("--on", "rtx-3060-12gb", "--vram", "8GB", "--save", "less.json")[0] == 0
+    for other in ((), ("--vram", "10GB")):
+        code, _, err = plan("--on", "rtx-3060-12gb", "--plan", "less.json", *other)
+        assert (code, "give --vram and --ram as when it was saved" in err) == (2, True)
+    assert plan("--on", "rtx-3060-12gb", "--plan", "less.json", "--vram", "8GB")[0] == 0
+    assert plan("--on", "rtx-3060-12gb", "--plan", "less.json", "--vram", "8GB", "--quant", "int8")[0] == 2
     assert run(["generate", "x", "--plan", "p.json", "--model", str(tiny_model)]) == 2
     assert "for another machine, 'rtx-3060-12gb', and cannot be run on this one" in capsys.readouterr().err
     assert not list(here.glob("*.png"))

@@ -58,6 +58,7 @@ from diffsynth.models.flux_dit import (
 )
 
 PROMPTS = ("a red circle", "two large green squares above the small yellow star")
+CONFIG = {"axes_dims_rope": TRANSFORMER["axes_dims_rope"]}
 WISHES = {name: Wishes(device="cpu", backend=name) for name in ("diffusers", "diffsynth")}
 
 
@@ -105,7 +106,7 @@ def velocity_of(dit, inputs) -> torch.Tensor:
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_a_step_agrees_with_diffusers_up_to_rounding(tmp_path, dtype, error):
     model = tiny_transformer(dtype=dtype)
-    dit, _ = load_transformer(saved(tmp_path), dtype)
+    dit, _ = load_transformer(saved(tmp_path), CONFIG, dtype)
     inputs = tiny_inputs(3, dtype=dtype)
     with torch.no_grad():
         wanted = model(**inputs)[0].float()
@@ -117,7 +118,7 @@ def test_a_step_agrees_with_diffusers_up_to_rounding(tmp_path, dtype, error):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blocks_modulate_by_the_same_bits_as_in_diffusers(tmp_path, dtype):
     """Its own sum is another one in bfloat16, and a step multiplies the difference."""
-    model, (dit, _) = tiny_transformer(dtype=dtype), load_transformer(saved(tmp_path), dtype)
+    model, (dit, _) = tiny_transformer(dtype=dtype), load_transformer(saved(tmp_path), CONFIG, dtype)
     times, guidance = torch.tensor([0.3, 999.0], dtype=dtype), torch.full((2,), 3500.0, dtype=dtype)
     pooled = tiny_inputs(2, dtype=dtype)["pooled_projections"]
     with torch.no_grad():
@@ -129,7 +130,7 @@ def test_blocks_modulate_by_the_same_bits_as_in_diffusers(tmp_path, dtype):
 
 
 def test_a_wrong_time_would_show(tmp_path):
-    model, (dit, _) = tiny_transformer(), load_transformer(saved(tmp_path), torch.float32)
+    model, (dit, _) = tiny_transformer(), load_transformer(saved(tmp_path), CONFIG, torch.float32)
     with torch.no_grad():
         wanted = model(**tiny_inputs(2))[0]
     assert (velocity_of(dit, tiny_inputs(2, times=(0.3, 0.7))) - wanted).norm() > 1e-3 * wanted.norm()
@@ -138,7 +139,7 @@ def test_a_wrong_time_would_show(tmp_path):
 def test_norms_are_torch_s_and_as_exact_as_diffsynth_s(tmp_path):
     from diffsynth.models.general_modules import RMSNorm
 
-    dit, _ = load_transformer(saved(tmp_path), torch.bfloat16)
+    dit, _ = load_transformer(saved(tmp_path), CONFIG, torch.bfloat16)
     norms = [module for name, module in dit.named_modules() if name.split(".")[-1].startswith(("norm_q", "norm_k"))]
     assert norms
     for norm in norms:
@@ -247,13 +248,11 @@ def in_black_forest_layout(state: dict[str, torch.Tensor]) -> dict[str, torch.Te
 def test_a_single_file_of_black_forest_labs_gives_the_same_transformer(tmp_path, prefix):
     from diffusers import FluxTransformer2DModel
 
-    # Heads as wide as FLUX.1's, as a file by itself does not say how their rotary embedding is split.
-    sizes = {"attention_head_dim": 128, "num_attention_heads": 1, "axes_dims_rope": (16, 56, 56)}
-    FluxTransformer2DModel(**TRANSFORMER | sizes, guidance_embeds=True).save_pretrained(tmp_path / "folder")
-    dit, _ = load_transformer(tmp_path / "folder", torch.float32)
+    FluxTransformer2DModel(**TRANSFORMER, guidance_embeds=True).save_pretrained(tmp_path / "folder")
+    dit, _ = load_transformer(tmp_path / "folder", CONFIG, torch.float32)
     state = in_black_forest_layout(dit.state_dict())
     save_file({f"{prefix}{name}": tensor for name, tensor in state.items()}, tmp_path / "flux.safetensors")
-    single, _ = load_transformer(tmp_path / "flux.safetensors", torch.float32)
+    single, _ = load_transformer(tmp_path / "flux.safetensors", CONFIG, torch.float32)
     assert single.state_dict().keys() == dit.state_dict().keys()
     assert all(torch.equal(tensor, dit.state_dict()[name]) for name, tensor in single.state_dict().items())
 
@@ -353,7 +352,7 @@ def test_on_a_card_every_offload_draws_the_same_picture(tiny_model, offload):
 
 
 def test_detaching_leaves_the_transformer_as_it_was(tmp_path):
-    dit, _ = load_transformer(saved(tmp_path), torch.float32)
+    dit, _ = load_transformer(saved(tmp_path), CONFIG, torch.float32)
     wanted = velocity_of(dit, tiny_inputs(2))
 
     def told():
@@ -371,7 +370,7 @@ def test_detaching_leaves_the_transformer_as_it_was(tmp_path):
 
 
 def test_modulation_of_all_blocks_is_taken_out(tmp_path):
-    dit, _ = load_transformer(saved(tmp_path), torch.float32)
+    dit, _ = load_transformer(saved(tmp_path), CONFIG, torch.float32)
     prepared = StreamedTransformer(dit, BLOCK_LISTS, Holding(hoist=True), CPU)
     modulation = prepared.parts[1]
     assert [atom.name for unit in modulation.units for atom in unit.atoms] == [
@@ -421,7 +420,7 @@ def test_weights_that_are_not_a_flux_transformer_s_are_refused(tiny_copy, damage
 
 
 def test_a_rotary_embedding_that_the_configuration_asks_for(tmp_path):
-    dit, store = open_transformer(saved(tmp_path), torch.float32)
+    dit, store = open_transformer(saved(tmp_path), CONFIG, torch.float32)
     store.close()
     assert dit.pos_embedder.axes_dim == [4, 6, 6]
     assert sum(json.loads((tmp_path / "config.json").read_text())["axes_dims_rope"]) == 16

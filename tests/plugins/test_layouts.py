@@ -109,6 +109,14 @@ def test_a_bfloat16_file_draws_the_same_picture_and_counts_the_same(folder, draw
     assert np.array_equal(picture(file, folder), drawn)
 
 
+@pytest.mark.parametrize("write", [write_bfl, write_diffusers_file])
+def test_diffsynth_draws_the_same_from_a_file_as_from_a_folder(folder, tmp_path, write):
+    """The file does not say how rotary embeddings are split; the base does, and theirs is not that of FLUX.1."""
+    pytest.importorskip("diffsynth")
+    wanted = picture(folder, backend="diffsynth")
+    assert np.array_equal(picture(write(folder, tmp_path / "flux.safetensors"), folder, backend="diffsynth"), wanted)
+
+
 @pytest.mark.parametrize("write", [write_bfl, write_all_in_one, write_bfl_gguf])
 @pytest.mark.parametrize("waiting", [Waiting.PINNED, Waiting.DISK])
 def test_streamed_from_a_file_it_draws_the_same(folder, drawn, tmp_path, write, waiting):
