@@ -261,7 +261,7 @@ def other_machine(on: str) -> Hardware:
         UnknownName: no machine is known by it.
         DamagedFile: the file is not a probe's, or of another version.
     """
-    if is_known(on) or not is_path(on):
+    if not on or is_known(on) or not is_path(on):  # nothing would be the path of the folder it runs in
         return known_machine(on)
     return read_hardware(read_small(expanded(on)), repr(on))
 

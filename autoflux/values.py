@@ -62,7 +62,11 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 f"{origin} is of version {found} and this autoflux reads version {schema}",
                 hint="make it anew with this version of autoflux",
             )
-        return cls.from_json(msgspec.json.encode(data), origin=origin)
+        try:
+            return cls.from_json(msgspec.json.encode(data), origin=origin)
+        except DamagedFile as error:
+            hint = f"give what `{made_by}` wrote, or correct what the message names"
+            raise DamagedFile(error.message, hint=hint) from error
 
     def replace(self, **changes: object) -> Self:
         """A copy with some fields changed."""

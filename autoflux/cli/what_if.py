@@ -11,6 +11,7 @@ import click
 from autoflux.api import WhatIf
 from autoflux.cli.options import Rate
 from autoflux.cli.saved import is_given
+from autoflux.errors import UsageError
 from autoflux.hardware.changes import Changes
 from autoflux.planning.values import Wishes
 
@@ -42,6 +43,8 @@ def what_if_options(command: F) -> F:
         disk_gb_per_s: float | None,
         **arguments: Any,
     ) -> Any:
+        if on == "":  # as of a variable of the shell that is not set
+            raise UsageError("--on was given nothing", hint="`autoflux machines` lists the names that it takes")
         changes = Changes(link_gb_per_s=link_gb_per_s, disk_gb_per_s=disk_gb_per_s)
         if on is not None:
             changes, wishes = _of_the_machine(changes, wishes)

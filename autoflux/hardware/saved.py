@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 
 from autoflux.errors import DamagedFile
-from autoflux.hardware.values import SCHEMA, Hardware
+from autoflux.hardware.values import CAPABILITY, SCHEMA, Hardware
 from autoflux.units import PB, format_bytes
 
 LEAST, MOST = 1e-9, 1e9
@@ -32,7 +33,7 @@ def read_hardware(text: str | bytes, origin: str) -> Hardware:
 
 def impossible(hardware: Hardware) -> str:
     """The first figure that no machine has, in words; empty if there is none."""
-    return next(chain(_odd_figures(hardware.to_data(), ""), _odd_sizes(hardware)), "")
+    return next(chain(_odd_figures(hardware.to_data(), ""), _odd_sizes(hardware), _odd_capabilities(hardware)), "")
 
 
 def _odd_figures(data: object, path: str) -> Iterator[str]:
@@ -63,3 +64,10 @@ def _odd_sizes(hardware: Hardware) -> Iterator[str]:
     for name, part, whole in parts:
         if 0 < whole.value < part.value:  # 0 where no driver tells
             yield f"{name} is {format_bytes(part.value)} of {format_bytes(whole.value)}"
+
+
+def _odd_capabilities(hardware: Hardware) -> Iterator[str]:
+    """Compute capabilities that cannot be compared with those of profiles."""
+    for index, card in enumerate(hardware.accelerators):
+        if card.capability is not None and not re.fullmatch(CAPABILITY, card.capability):
+            yield f"accelerators[{index}].capability is {card.capability!r}; allowed: two numbers such as '8.9'"

@@ -30,6 +30,9 @@ LEAST_KERNEL_CAPABILITY = (8, 0)
 LEAST_CUDNN = (8, 0)
 """Compute capability from which cuDNN has fused attention: `check_cudnn_hardware_support` in torch's sdp_utils.cpp."""
 
+CAPABILITY = r"^[0-9]{1,3}\.[0-9]{1,3}$"
+"""What a compute capability looks like: major and minor."""
+
 BlockKind = Literal["double", "single"]
 
 

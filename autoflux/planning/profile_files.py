@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from autoflux.errors import DamagedFile
 from autoflux.hardware.values import DeviceKind
 from autoflux.models.values import Precision
 from autoflux.planning.profiles import version
+from autoflux.planning.ranges import outside
 from autoflux.planning.values import HostProfile, Match, Priors, Profile
 
 Table = dict[str, Any]
@@ -76,13 +76,27 @@ def parse_profiles(texts: Mapping[str, str], known: Iterable[AnyProfile] = ()) -
 def _table(text: str, origin: str) -> Table:
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise DamagedFile(f"the profile {origin} is not valid TOML: {error}", hint="see docs/profiles.md") from error
+    if not table:
+        raise DamagedFile(f"the profile {origin} is empty", hint="see docs/profiles.md")
     for name, allowed in _ALLOWED[_layout(table)].items():
         _check_keys(table.get(name, {}) if name else table, name, allowed, origin)
     if not isinstance(table.get("base", ""), str):
         raise DamagedFile(f"the profile {origin} is not valid: base must be the name of a profile")
+    _check_name(table, origin)
     return table
+
+
+def _check_name(table: Table, origin: str) -> None:
+    name = table.get("name")
+    if isinstance(name, str) and name.strip():
+        return
+    if name is None:
+        wrong = "it has no `name`"
+    else:
+        wrong = "its name is empty" if isinstance(name, str) else f"its name is {name!r}; allowed: text"
+    raise DamagedFile(f"the profile {origin} is not valid: {wrong}", hint='begin it with name = "my-card"')
 
 
 def _layout(table: Table) -> str:
@@ -123,20 +137,9 @@ def _fail_base(waiting: Mapping[str, Table], bases: Mapping[str, Profile]) -> No
 
 
 def _profile(table: Table, origin: str, bases: Mapping[str, Profile]) -> AnyProfile:
-    if not str(table.get("name", " ")).strip():
-        raise DamagedFile(f"the profile {origin} is not valid: its name is empty", hint="see docs/profiles.md")
-    priors, sources = table.get("priors", {}), table.get("sources", {})
-    _check_finite(priors, origin)
-    if unsourced := set(priors) - set(sources):
-        raise DamagedFile(
-            f"the profile {origin} gives no source for {', '.join(sorted(unsourced))}",
-            hint="say under [sources] where each figure was measured or read",
-        )
-    if empty := [key for key, source in sources.items() if isinstance(source, str) and not source.strip()]:
-        raise DamagedFile(
-            f"the profile {origin} gives an empty source for {', '.join(sorted(empty))}",
-            hint="say under [sources] where each figure was measured or read",
-        )
+    priors = table.get("priors", {})
+    _check_ranges(priors, origin)
+    _check_sources(priors, table.get("sources", {}), origin)
     if _layout(table) == "host":
         _convert(priors, _SomePriors, origin, "$.priors")
         return _convert(table, HostProfile, origin)
@@ -146,12 +149,25 @@ def _profile(table: Table, origin: str, bases: Mapping[str, Profile]) -> AnyProf
     return profile
 
 
-def _check_finite(priors: Table, origin: str) -> None:
-    for key, value in priors.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise DamagedFile(
-                f"the profile {origin} is not valid: {key} is {value} in [priors]", hint="give it a finite number"
-            )
+def _check_ranges(priors: Table, origin: str) -> None:
+    for key, wrong in outside(Priors, priors):
+        raise DamagedFile(
+            f"the profile {origin} is not valid: priors.{key} {wrong}", hint="see docs/profiles.md for its unit"
+        )
+
+
+def _check_sources(priors: Table, sources: Table, origin: str) -> None:
+    wrong = ""
+    if unsourced := set(priors) - set(sources):
+        wrong = f"gives no source for {', '.join(sorted(unsourced))}"
+    elif empty := [key for key, source in sources.items() if isinstance(source, str) and not source.strip()]:
+        wrong = f"gives an empty source for {', '.join(sorted(empty))}"
+    elif other := [key for key, source in sources.items() if not isinstance(source, str)]:
+        wrong = f"is not valid: sources.{other[0]} is {sources[other[0]]!r}; allowed: text"
+    if wrong:
+        raise DamagedFile(
+            f"the profile {origin} {wrong}", hint="say under [sources] where each figure was measured or read"
+        )
 
 
 def _with_base(table: Table, bases: Mapping[str, Profile]) -> Table:

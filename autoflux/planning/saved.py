@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from autoflux.errors import DamagedFile, DoesNotFit, PlanUnusable
@@ -11,16 +10,20 @@ from autoflux.models.values import Model
 from autoflux.planning.arranging import PLACEMENTS
 from autoflux.planning.contradictions import contradictions
 from autoflux.planning.footprint import footprint
+from autoflux.planning.ranges import in_words, outside
 from autoflux.planning.schedule import aligned
 from autoflux.planning.streaming import block_kinds, hoists, largest_streamed, pinned_bytes, streamed_bytes
 from autoflux.planning.terms import ATTENTIONS, DEFAULT_ATTENTION, TRANSFORMER, Placement, TransferUnit
-from autoflux.planning.values import PLAN_SCHEMA, Plan
-from autoflux.units import PB, format_bytes, format_seconds, told_apart
+from autoflux.planning.values import PLAN_SCHEMA, Plan, Priors
+from autoflux.units import PB, format_seconds, told_apart
 
 ANEW = "make it anew: `autoflux plan --save FILE`"
 
 MOST_PICTURES = 64
 """At once, which is also the most that `--batch` takes."""
+
+LEAST, MOST = 1e-18, 1e18
+"""Of times and rates that others are divided by, and of any number: what is beyond is none of a machine's."""
 
 NEARLY_ALL = 0.999
 """Of the time of steps: the same seconds summed up in another order differ by less."""
@@ -41,17 +44,28 @@ def read_plan(text: str | bytes, origin: str) -> Plan:
 
 def _absurd(plan: Plan) -> Iterator[str]:
     """What no plan has: numbers that are negative, not finite or beyond any machine, and nothing to draw."""
+    yield from (f"priors.{name} {wrong}" for name, wrong in outside(Priors, plan.priors.to_data()))
     for name, number in _numbers(plan.to_data()):
-        if not math.isfinite(number) or number < 0:
-            yield f"{name} is {number}"
-        elif name.endswith("_bytes") and number >= PB:
-            yield f"{name} is {format_bytes(number)}"
+        if not 0 <= number < (PB if name.endswith("_bytes") else MOST):
+            yield f"{name} is {in_words(name, number)}"
+    yield from _no_time(plan)
     if not 1 <= plan.max_batch <= MOST_PICTURES:
         yield f"max_batch is {plan.max_batch}, and 1 to {MOST_PICTURES} pictures are drawn at once"
     picture = plan.predicted.picture
     for name in ("width", "height", "steps", "text_tokens", "batch"):
         if getattr(picture, name) < 1:
             yield f"predicted.picture.{name} is 0"
+
+
+def _no_time(plan: Plan) -> Iterator[str]:
+    """Times of steps and blocks, and rates of copies, that nothing can have, and that others are divided by."""
+    predicted = plan.predicted
+    times = {f"block_seconds.{kind}": seconds for kind, seconds in predicted.block_seconds.items()}
+    for name, seconds in {"seconds_per_step": predicted.seconds_per_step, **times}.items():
+        if seconds < LEAST:
+            yield f"predicted.{name} is {seconds}, and nothing is computed in no time"
+    if 0 < predicted.copy_gb_per_s < LEAST:
+        yield f"predicted.copy_gb_per_s is {predicted.copy_gb_per_s}, and no copy would arrive"
 
 
 def _numbers(data: object, name: str = "") -> Iterator[tuple[str, float]]:
@@ -170,7 +184,7 @@ def _at_odds(plan: Plan, model: Model) -> Iterator[str]:
     if told.seconds_per_image < steps * NEARLY_ALL:
         picture = format_seconds(told.seconds_per_image)
         yield f"a picture takes {picture}, and its {told.picture.steps} steps alone {format_seconds(steps)}"
-    if streamed_bytes(model, plan.arrangement) and not told.copy_gb_per_s:
+    if transformer.placement == Placement.STREAMED and not told.copy_gb_per_s:
         yield "blocks are streamed, and predicted.copy_gb_per_s is 0"
     if missing := set(block_kinds(model.component(TRANSFORMER))) - set(told.block_seconds):
         yield f"predicted.block_seconds says nothing of {min(missing)} blocks"

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-from autoflux.hardware.values import BlockKind, DeviceKind
+from autoflux.hardware.values import CAPABILITY, BlockKind, DeviceKind
 from autoflux.models.values import Precision
+from autoflux.planning.ranges import Activations, Bytes, Multiple, Rate, Rows, Seconds, Share
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit, Waiting
 from autoflux.values import Value
 
@@ -56,11 +57,8 @@ class Wishes(Value, frozen=True, kw_only=True):
 
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Bytes = Annotated[int, msgspec.Meta(ge=0)]
 Factor = Annotated[float, msgspec.Meta(gt=0.01, lt=100)]
-Capability = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,3}\.[0-9]{1,3}$")]
+Capability = Annotated[str, msgspec.Meta(pattern=CAPABILITY)]
 
 
 class Match(Value, frozen=True, kw_only=True):
@@ -75,9 +73,9 @@ class Match(Value, frozen=True, kw_only=True):
 class Priors(Value, frozen=True, kw_only=True):
     """Stand-ins for what was not measured, and efficiencies that no probe can see. `Profile.sources` says whence."""
 
-    matmul_tflops: Positive
+    matmul_tflops: Rate
     """Rate assumed when the probe has none, 10^12 operations a second."""
-    product_rows: Annotated[int, msgspec.Meta(gt=0)] = 1
+    product_rows: Rows = 1
     """Rows of which a matrix product computes no fewer at once."""
     attention_share: Share = 1.0
     """Rate of attention as a share of the matmul rate, where it was not measured."""
@@ -87,15 +85,15 @@ class Priors(Value, frozen=True, kw_only=True):
     """What compiling leaves of the time that a block takes beside products and attention."""
     compile_seconds: Seconds = 0.0
     """Compiling the blocks, at the first step."""
-    widen_gb_per_s: Positive = 100.0
+    widen_gb_per_s: Rate = 100.0
     """Weights in 8 bits that the device widens in a second, 10^9 bytes."""
     vae_efficiency: Share
     block_seconds: Seconds
     """Least time of a block, uncompiled: launching its kernels."""
     pause_seconds: Seconds = 0.0
     """What a step takes beside its blocks: embeddings, the sampler, and launching them."""
-    link_gb_per_s: Positive
-    disk_gb_per_s: Positive
+    link_gb_per_s: Rate
+    disk_gb_per_s: Rate
     start_seconds: Seconds
     """Importing torch and the backend, creating the device context."""
     reserve_bytes: Bytes
@@ -110,15 +108,15 @@ class Priors(Value, frozen=True, kw_only=True):
     """RAM that compiling adds to it."""
     ram_reserve_bytes: Bytes = 0
     """RAM left free for others, beyond what the system says is not available."""
-    denoise_activations: Positive
+    denoise_activations: Activations
     """Peak activation bytes of a denoise step in units of tokens x hidden size x item bytes."""
     compiled_activations: Share = 1.0
     """What compiling leaves of these bytes."""
-    unfused_activations: Positive = 1.0
+    unfused_activations: Multiple = 1.0
     """How many times as many they are without kernels of our own, which need Triton."""
-    decode_activations: Positive
+    decode_activations: Activations
     """Peak activation bytes of the VAE decode in units of pixels x widest full-resolution channels x item bytes."""
-    float32_decode: Positive = 1.0
+    float32_decode: Multiple = 1.0
     """How many times as many of these units a decode in float32 takes."""
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import autoflux
+from autoflux.api import other_machine
 from autoflux.cli.main import run
-from autoflux.errors import PlanUnusable
+from autoflux.errors import PlanUnusable, UnknownName
 from autoflux.hardware.known import known_machine, known_names
 from autoflux.hardware.values import Problem
 from autoflux.planning.values import Plan
@@ -104,6 +105,8 @@ def test_a_probe_saved_by_a_shell_that_writes_another_encoding_is_read(plan, her
         ("no JSON", "give what `autoflux probe --json` wrote"),
         ("", "not JSON"),
         ("{}", "as Hardware"),
+        ("{}", "give what `autoflux probe --json` wrote"),
+        (known_machine("rtx-4090-24gb").to_json().replace('"8.9"', '"8.9a"'), "accelerators[0].capability is '8.9a'"),
         (
             json.dumps({"schema": 3, "backend": "x", "components": [], "predicted": {}}),
             "it is something else, with back",
@@ -158,6 +161,8 @@ def test_no_room_for_a_saved_plan_on_another_machine_is_not_to_be_freed(plan, he
 def test_mistakes_are_explained(plan):
     for arguments, code, words in (
         (("--on", "rtx-3060-12bg"), 2, "did you mean 'rtx-3060-12gb'?"),
+        (("--on", ""), 2, "--on was given nothing\n"),
+        (("--on", ""), 2, "`autoflux machines` lists the names"),
         (("--on", "cpu-8-core-32gb", "--vram", "8GB"), 2, "none with a memory"),
         (("--on", "rtx-3060-12gb", "--link", "6.8"), 2, "such as 6.8GB/s"),
         (("--on", "rtx-3060-12gb", "--link", "0GB/s"), 2, "above zero"),
@@ -188,6 +193,11 @@ def test_mistakes_are_explained(plan):
         assert "Traceback" not in err
 
 
+def test_a_machine_without_a_name_is_not_the_folder_that_it_runs_in():
+    with pytest.raises(UnknownName, match="no machine named ''"):
+        other_machine("")
+
+
 def test_names_of_devices_may_be_in_capitals(plan):
     for device in ("CPU", "Cuda:0", "CUDA"):
         code, out, err = plan("--on", "rtx-3060-12gb", "--device", device, "--json")
@@ -201,6 +211,17 @@ def test_a_plan_that_was_changed_by_hand_to_what_cannot_be_is_refused(plan, here
     code, out, err = plan("--plan", "p.json")
     assert (code, out) == (1, "")
     assert "'p.json' holds a figure that cannot be right: ring_bytes is -1" in err
+
+
+@pytest.mark.parametrize("drawn", [("--drawing",), ("--svg", "p.svg")])
+def test_a_plan_whose_step_takes_no_time_is_refused_before_anything_is_shown(plan, here, drawn):
+    plan("--device", "cpu", "--save", "p.json")
+    good = json.loads((here / "p.json").read_text())
+    (here / "p.json").write_text(json.dumps(good | {"predicted": good["predicted"] | {"seconds_per_step": 0}}))
+    code, out, err = plan("--plan", "p.json", *drawn)
+    assert (code, out) == (1, "")
+    assert "'p.json' holds a figure that cannot be right: predicted.seconds_per_step is 0.0" in err
+    assert not (here / "p.svg").exists()
 
 
 def test_what_is_told_of_a_plan_is_reckoned_and_not_what_its_file_says(plan, here, tiny_model):
@@ -231,6 +252,13 @@ def test_a_profile_from_a_file(plan, here):
     (here / "mine.toml").write_text(text + "[prior]\n")
     code, _, err = plan("--on", "rtx-3060-12gb", "--profile", "mine.toml")
     assert (code, "'mine.toml'" in err, "did you mean 'priors'?" in err) == (1, True, True)
+    for wrong, words in (
+        ("", "'mine.toml' is empty"),
+        (text.partition("\n")[2], "'mine.toml' is not valid: it has no `name`"),
+    ):
+        (here / "mine.toml").write_text(wrong)
+        code, _, err = plan("--on", "rtx-3060-12gb", "--profile", "mine.toml")
+        assert (code, words in err) == (1, True), err
     (here / "mine.toml").write_text('precision = ["int8"]\n' + text)
     code, _, err = plan("--on", "rtx-3060-12gb", "--profile", "mine.toml")
     assert (code, "has 'int8' in precision" in err) == (1, True)

@@ -62,6 +62,21 @@ def test_a_machine_without_processors_cannot_be(cores):
         read_hardware(was.replace(host=was.host.replace(cores=cores)).to_json(), "'box.json'")
 
 
+@pytest.mark.parametrize("capability", ["8.9a", "8", "", "8.9.0", "٨.٩"])
+def test_a_capability_that_cannot_be_compared_is_refused_by_key(capability):
+    was = known_machine("rtx-3060-12gb")
+    odd = was.replace(accelerators=(was.accelerators[0].replace(capability=capability),))
+    with pytest.raises(DamagedFile, match=rf"accelerators\[0\].capability is '{capability}'; allowed: .*'8.9'"):
+        read_hardware(odd.to_json(), "'box.json'")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"fingerprint": "x"}'])
+def test_what_lacks_figures_is_not_to_be_deleted(text):
+    with pytest.raises(DamagedFile, match=r"^'box\.json' cannot be read as Hardware") as caught:
+        read_hardware(text, "'box.json'")
+    assert caught.value.hint.startswith("give what `autoflux probe --json` wrote")
+
+
 def test_no_known_machine_is_taken_for_impossible():
     for name in known_names():
         assert not impossible(known_machine(name)), name

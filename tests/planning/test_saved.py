@@ -178,6 +178,17 @@ def test_plans_at_odds_with_themselves_are_refused(machine, change, words):
     assert "--save" in (caught.value.hint or "")
 
 
+def test_blocks_that_all_stay_have_a_rate_of_copies_too(machine):
+    """Drawn layer by layer, what they would take to be copied is divided by it."""
+    hardware = machine(card(40))
+    made = make_plan(hardware, STREAMABLE, PROFILES, Wishes(device="cuda", offload=Offload.STREAM), ("diffusers",))
+    everything = tuple(range(len(STREAMABLE.component("transformer").blocks)))
+    stays = changed_part(made, resident=everything)
+    check_consistency(check_plan(stays, hardware, STREAMABLE), STREAMABLE)
+    with pytest.raises(PlanUnusable, match="copy_gb_per_s is 0"):
+        check_consistency(check_plan(changed_prediction(stays, copy_gb_per_s=0.0), hardware, STREAMABLE), STREAMABLE)
+
+
 def test_a_plan_for_the_processor_is_not_at_odds(machine):
     hardware = machine(card(12))
     made = make_plan(hardware, STREAMABLE, PROFILES, Wishes(device="cuda", offload=Offload.STREAM), ("diffusers",))
@@ -203,6 +214,21 @@ ABSURD = {
     "a huge block size": (("block_bytes",), 10**15, "block_bytes is 1000 TB"),
     "a negative time": (("predicted", "seconds_per_step"), -0.5, "seconds_per_step is -0.5"),
     "a prior": (("priors", "context_bytes"), 2 * 10**15, "priors.context_bytes is 2000 TB"),
+    "a prior that overflows": (
+        ("priors", "decode_activations"),
+        1e300,
+        "priors.decode_activations is 1e+300; allowed: 0.01 to 100000",
+    ),
+    "a step in no time": (
+        ("predicted", "seconds_per_step"),
+        0,
+        "predicted.seconds_per_step is 0.0, and nothing is computed in no time",
+    ),
+    "a step in next to no time": (("predicted", "seconds_per_step"), 5e-324, "seconds_per_step is 5e-324"),
+    "a block in no time": (("predicted", "block_seconds"), {"double": 0.0}, "block_seconds.double is 0.0"),
+    "a copy that takes for ever": (("predicted", "copy_gb_per_s"), 5e-324, "copy_gb_per_s is 5e-324"),
+    "a picture of a light year": (("predicted", "picture", "width"), 10**30, "picture.width is 1.00e+30"),
+    "hundreds of digits": (("predicted", "peak_ram_bytes"), 10**400, "peak_ram_bytes is 1.00e+400"),
     "no size": (("predicted", "picture", "width"), 0, "picture.width is 0"),
     "no picture": (("max_batch",), 0, "max_batch is 0"),
     "too many pictures": (("max_batch",), 10**9, "max_batch is 1000000000"),
