@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ import msgspec
 
 from autoflux.errors import DamagedFile, DamagedPack, UnreadablePack
 from autoflux.models.checkpoints import Part, locate, read_checkpoint
+from autoflux.models.formats import SAFETENSORS
 from autoflux.models.shapes import Shape
 from autoflux.models.values import Component, Model, Precision
 from autoflux.values import Value
@@ -194,8 +197,7 @@ def read_index(folder: Path) -> Pack:
         raise _unreadable(folder, error) from error
     if found != pack.nbytes:
         raise DamagedPack(f"the pack {str(folder)!r} has {found:,} bytes of {pack.nbytes:,}")
-    counted = all(len(t.checksums) == -(-t.nbytes // PIECE_BYTES) for t in pack.tensors)
-    if not counted or pack.key != folder.name:
+    if pack.key != folder.name or not all(map(_can_be, pack.tensors)) or not _lies_as_told(folder, pack):
         raise DamagedPack(f"the pack {str(folder)!r} is not what its index says")
     return pack
 
@@ -223,9 +225,6 @@ def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callabl
     pack = read_index(folder)
     try:
         with (folder / WEIGHTS).open("rb") as file:
-            wanted = header(list(pack.tensors))
-            if file.read(len(wanted)) != wanted:
-                return "the header"
             for tensor in pack.tensors:
                 for first, length, expected in pieces(tensor):
                     file.seek(first)
@@ -235,6 +234,29 @@ def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callabl
     except OSError as error:
         raise _unreadable(folder, error) from error
     return ""
+
+
+def _can_be(tensor: Packed) -> bool:
+    """Whether what is said of a tensor agrees with itself."""
+    form = SAFETENSORS.get(tensor.format)
+    if form is None or tensor.nbytes != math.prod(tensor.shape) * form.block_bytes:
+        return False
+    return len(tensor.checksums) == -(-tensor.nbytes // PIECE_BYTES)
+
+
+def _lies_as_told(folder: Path, pack: Pack) -> bool:
+    """Whether the file has the tensors of the index, in these formats and shapes and at these places, by its header."""
+    head = header(list(pack.tensors))
+    ends = list(itertools.accumulate((tensor.nbytes for tensor in pack.tensors), initial=len(head)))
+    if [*(tensor.offset for tensor in pack.tensors), pack.nbytes] != ends:
+        return False
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            return file.read(len(head)) == head
+    except NOT_THERE as error:
+        raise _unreadable(folder, error) from error
+    except OSError:
+        return True  # whoever reads the weights says that they cannot be read now
 
 
 def _unreadable(folder: Path, error: OSError | DamagedFile) -> DamagedPack:
@@ -302,9 +324,6 @@ def _wide_format(recipe: Recipe, name: str) -> str:
 
 
 def _item(name: str, form: str, shape: Shape, source: Part, *, is_scale: bool = False) -> Item:
-    item_bytes = {"F32": 4, "F16": 2, "BF16": 2}.get(form, 1)
-    count = 1
-    for side in shape:
-        count *= side
-    packed = Packed(name=name, format=form, shape=tuple(shape), offset=0, nbytes=count * item_bytes)
+    nbytes = math.prod(shape) * SAFETENSORS[form].block_bytes
+    packed = Packed(name=name, format=form, shape=tuple(shape), offset=0, nbytes=nbytes)
     return Item(packed, source, is_scale)

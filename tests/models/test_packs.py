@@ -108,8 +108,13 @@ def test_every_flipped_bit_is_found(shelf, at):
     data = bytearray(file.read_bytes())
     data[at] ^= 1
     file.write_bytes(data)
-    assert check_pack(shelf.folder(A), checksum) == ("the header" if 0 <= at < 4096 else "'x'")
-    assert shelf.find(A) == pack, "the index does not tell"
+    if 0 <= at < 4096:
+        with pytest.raises(DamagedPack, match="is not what its index says"):
+            check_pack(shelf.folder(A), checksum)
+        assert shelf.find(A) is None
+    else:
+        assert check_pack(shelf.folder(A), checksum) == "'x'"
+        assert shelf.find(A) == pack, "neither index nor header tell"
 
 
 def spoil(text: str, old: str, new: str) -> str:
@@ -127,6 +132,13 @@ def spoil(text: str, old: str, new: str) -> str:
         lambda text: spoil(text, '"checksums": [', '"checksums": [5, '),
         lambda text: spoil(text, '"nbytes": 100000', '"nbytes": 100001000'),
         lambda text: spoil(text, '"int8"', '"int9"'),
+        lambda text: spoil(text, '"format": "I8"', '"format": "ZZ"'),
+        lambda text: spoil(text, '"format": "I8"', '"format": "BF16"'),
+        lambda text: spoil(text, '"format": "I8"', '"format": "F8_E4M3"'),  # as many bytes
+        lambda text: spoil(text, '"shape": [', '"shape": [0, '),
+        lambda text: spoil(text, '"shape": [', '"shape": [1, '),  # as many bytes
+        lambda text: spoil(text, '"name": "x"', '"name": "y"'),
+        lambda text: spoil(text, '"offset": 4096', '"offset": 4097'),
     ],
 )
 def test_an_index_that_cannot_be_right_is_no_pack_and_is_swept(shelf, spoiled):

@@ -15,7 +15,7 @@ from autoflux import ContradictoryWishes, DamagedPack, Model, Offload, Placement
 from autoflux.api import open_session
 from autoflux.models.finding import find
 from autoflux.models.pack_shelf import Shelf
-from autoflux.models.packs import WEIGHTS, Pack, Recipe, recipes
+from autoflux.models.packs import INDEX, WEIGHTS, Pack, Recipe, recipes
 from autoflux.plugin_manager import load_plugins
 from autoflux.runtime.packing import pack_component
 from autoflux.testing import fake_plan
@@ -165,6 +165,26 @@ def test_a_flipped_bit_is_found_and_the_models_own_files_are_read(tiny_copy, she
     assert shelf.find(pack.key) is None
     assert not shelf.folder(pack.key).exists()
     assert {p.key for p in shelf.packs()} == {p.key for p in packs.values()} - {pack.key}
+
+
+SPOILED = {
+    "a format of another size": lambda text: text.replace('"format": "BF16"', '"format": "F32"', 1),
+    "an unknown format": lambda text: text.replace('"format": "BF16"', '"format": "ZZ"', 1),
+    "formats of the same size": lambda text: text.replace('"format": "BF16"', '"format": "F16"'),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_the_models_own_files_are_read_where_an_index_is_wrong(tiny_copy, shelf, how):
+    model = find(str(tiny_copy), {})
+    plan = planned(model, Precision.INT8)
+    wanted = drawn(plan, model)
+    pack = packed(model, shelf, Precision.INT8)["transformer"]
+    index = shelf.folder(pack.key) / INDEX
+    made = index.read_text()
+    index.write_text(SPOILED[how](made))
+    assert index.read_text() != made
+    assert np.array_equal(drawn(plan, model), wanted)
 
 
 def test_the_models_own_files_are_read_where_packs_cannot_be_and_they_stay(tiny_copy, shelf, caplog, monkeypatch):
