@@ -80,9 +80,10 @@ def show_packs(packs: list[CheckedPack]) -> None:
 
 
 def _read(pack: Pack, shelf: Shelf, on_bytes: Callable[[int], None]) -> Remains:
-    # Also where it cannot be kept from removal, as in a folder that cannot be written.
-    opened = shelf.open(pack.key)
+    opened = None
     try:
+        # Also where it cannot be kept from removal, as in a folder that cannot be written.
+        opened = shelf.open(pack.key)
         return Remains(pack.key, pack, check_pack(shelf.folder(pack.key), checksum, on_bytes))
     except DamagedPack as error:
         return Remains(pack.key, pack, error.message, unreadable=isinstance(error, UnreadablePack))

@@ -134,14 +134,18 @@ class Shelf:
             return None
 
     def open(self, key: str) -> OpenPack | None:
-        """The pack of that key, kept from removal; None if it is not there or cannot be kept."""
+        """The pack of that key, kept from removal; None if it is not there or cannot be kept.
+
+        Raises:
+            DamagedPack: as `read_index`.
+        """
         if not self.holds(key):
             return None
         try:
             with self._locks.gate(key, OPEN_SECONDS):
-                pack = self.find(key)
-                if pack is None:
-                    return None
+                if not self.holds(key):
+                    return None  # it was just removed
+                pack = read_index(self.folder(key))
                 use = self._locks.use(key)
                 os.utime(self.folder(key) / INDEX)
         except (Timeout, OSError):

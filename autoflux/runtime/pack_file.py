@@ -10,6 +10,7 @@ afterwards, when nobody waits for it, so that the next start reads nothing (`cac
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import threading
@@ -20,6 +21,7 @@ from typing import Protocol, TypeVar
 
 import xxhash
 
+from autoflux.errors import DamagedPack, UnreadablePack
 from autoflux.models.pack_shelf import OpenPack, Shelf, packs_wanted
 from autoflux.models.values import Component
 from autoflux.planning.packs import recipe_for
@@ -32,6 +34,8 @@ PAGE = mmap.PAGESIZE
 
 SAMPLE_BYTES = 256 * MIB
 """What is read in each way before the faster is taken: a quarter of a second of a disk of 1 GB/s."""
+
+_log = logging.getLogger(__name__)
 
 
 def checksum(data: bytes | memoryview) -> int:
@@ -197,6 +201,20 @@ def _open_direct(path: Path) -> int | None:
 
 
 def open_pack(component: Component, planned: ComponentPlan) -> OpenPack | None:
-    """The pack with a component's weights as they are planned; None if there is none, or none is wanted."""
+    """The pack with a component's weights as they are planned; None if there is none, or none is wanted.
+
+    One that is not what was written is dropped and told, since the start takes longer without it than it should; one
+    that cannot be read now stays.
+    """
     recipe = recipe_for(component, planned) if packs_wanted() else None
-    return Shelf().open(recipe.key()) if recipe else None
+    if recipe is None:
+        return None
+    shelf, key = Shelf(), recipe.key()
+    try:
+        return shelf.open(key)
+    except UnreadablePack:
+        return None
+    except DamagedPack as error:
+        shelf.drop(key, only_remains=True)
+        _log.warning("%s; it was dropped, and the model's own files are read instead", error.message)
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,6 @@ def packed(model: Model, shelf: Shelf, storage: Precision) -> dict[str, Pack]:
 
 def spoil_sources(folder: Path) -> None:
     """Replace every weight of the model by others without changing headers, sizes and times."""
-    import os
-
     for file in folder.rglob("*.safetensors"):
         before = file.stat()
         save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
@@ -167,24 +166,41 @@ def test_a_flipped_bit_is_found_and_the_models_own_files_are_read(tiny_copy, she
     assert {p.key for p in shelf.packs()} == {p.key for p in packs.values()} - {pack.key}
 
 
+def respell(folder: Path, old: str, new: str, count: int = -1) -> None:
+    """Change what the index of a pack says."""
+    made = (folder / INDEX).read_text()
+    assert old in made
+    (folder / INDEX).write_text(made.replace(old, new, count))
+
+
 SPOILED = {
-    "a format of another size": lambda text: text.replace('"format": "BF16"', '"format": "F32"', 1),
-    "an unknown format": lambda text: text.replace('"format": "BF16"', '"format": "ZZ"', 1),
-    "formats of the same size": lambda text: text.replace('"format": "BF16"', '"format": "F16"'),
+    "a format of another size": lambda folder: respell(folder, '"format": "BF16"', '"format": "F32"', 1),
+    "an unknown format": lambda folder: respell(folder, '"format": "BF16"', '"format": "ZZ"', 1),
+    "formats of the same size": lambda folder: respell(folder, '"format": "BF16"', '"format": "F16"'),
+    "an index that cannot be read": lambda folder: (folder / INDEX).write_text("{"),
+    "truncated": lambda folder: os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 10),
+    "without weights": lambda folder: (folder / WEIGHTS).unlink(),
 }
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_the_models_own_files_are_read_where_an_index_is_wrong(tiny_copy, shelf, how):
+def test_what_is_no_pack_any_more_is_dropped_with_one_warning(tiny_copy, shelf, how, caplog):
     model = find(str(tiny_copy), {})
     plan = planned(model, Precision.INT8)
     wanted = drawn(plan, model)
-    pack = packed(model, shelf, Precision.INT8)["transformer"]
-    index = shelf.folder(pack.key) / INDEX
-    made = index.read_text()
-    index.write_text(SPOILED[how](made))
-    assert index.read_text() != made
-    assert np.array_equal(drawn(plan, model), wanted)
+    packs = packed(model, shelf, Precision.INT8)
+    key = packs["transformer"].key
+    SPOILED[how](shelf.folder(key))
+    with caplog.at_level(logging.WARNING):
+        assert {pack.key for pack in shelf.packs()} == {pack.key for pack in packs.values()} - {key}
+        assert not caplog.records, "only who wants to load it is told"
+        assert shelf.holds(key)
+        for _ in range(2):
+            assert np.array_equal(drawn(plan, model), wanted)
+    (told,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert str(shelf.folder(key)) in told
+    assert "dropped, and the model's own files are read instead" in told
+    assert not shelf.folder(key).exists()
 
 
 def test_the_models_own_files_are_read_where_packs_cannot_be_and_they_stay(tiny_copy, shelf, caplog, monkeypatch):
