@@ -12,6 +12,7 @@ import functools
 import hashlib
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,9 +91,9 @@ class Pack(Value, frozen=True, kw_only=True):
 
     def is_from(self, place: Path) -> bool:
         """Whether it was made from files in this folder, or from this file."""
-        real = place.resolve()
+        real = _resolved(place)
         files = map(Path, self.sources)
-        return any(file.is_relative_to(place) or file.resolve().is_relative_to(real) for file in files)
+        return any(file.is_relative_to(place) or _resolved(file).is_relative_to(real) for file in files)
 
 
 class Recipe(NamedTuple):
@@ -210,9 +211,12 @@ def parse_index(folder: Path) -> Pack:
         UnreadablePack: it cannot be read now.
     """
     try:
-        return Pack.from_json((folder / INDEX).read_bytes(), origin="its index")
+        pack = Pack.from_json((folder / INDEX).read_bytes(), origin="its index")
     except (OSError, DamagedFile) as error:
         raise _unreadable(folder, error) from error
+    if any("\0" in place for place in (pack.model_path, pack.base_path, *pack.sources)):
+        raise DamagedPack(f"the pack {str(folder)!r} is of files that cannot be, by its index")
+    return pack
 
 
 def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callable[[int], None] = lambda _: None) -> str:
@@ -234,6 +238,11 @@ def check_pack(folder: Path, checksum: Callable[[bytes], int], on_bytes: Callabl
     except OSError as error:
         raise _unreadable(folder, error) from error
     return ""
+
+
+def _resolved(path: Path) -> Path:
+    """Without links; also where they lead in a circle, of which `Path.resolve` makes an error until Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def _can_be(tensor: Packed) -> bool:

@@ -138,10 +138,19 @@ def test_a_pack_of_another_version_is_removed_and_no_fault(tiny_copy, shelf, cap
     assert "3 packs, " in said
 
 
+def respell(folder: Path, old: str, new: str) -> None:
+    """Change what the index of a pack says."""
+    made = (folder / INDEX).read_text()
+    assert old in made
+    (folder / INDEX).write_text(made.replace(old, new))
+
+
 SPOILED = {
     "truncated": lambda folder: os.truncate(folder / WEIGHTS, 5000),
     "without weights": lambda folder: (folder / WEIGHTS).unlink(),
     "an index that cannot be read": lambda folder: (folder / INDEX).write_text("{"),
+    "an index with the name of no file": lambda folder: respell(folder, '"sources": [', '"sources": ["a\\u0000b",'),
+    "an index with the path of no model": lambda folder: respell(folder, '"model_path": "', '"model_path": "\\u0000'),
 }
 
 

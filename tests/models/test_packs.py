@@ -139,6 +139,7 @@ def spoil(text: str, old: str, new: str) -> str:
         lambda text: spoil(text, '"shape": [', '"shape": [1, '),  # as many bytes
         lambda text: spoil(text, '"name": "x"', '"name": "y"'),
         lambda text: spoil(text, '"offset": 4096', '"offset": 4097'),
+        lambda text: spoil(text, '"/m/x"', '"/m/\\u0000x"'),
     ],
 )
 def test_an_index_that_cannot_be_right_is_no_pack_and_is_swept(shelf, spoiled):
@@ -469,6 +470,23 @@ def test_packs_are_of_models_whose_files_they_are_of_and_of_those_that_take_part
     assert users(vae, own, vae) == {"file"}
     assert packs_of({Path("/base")}, [base, own, vae]) == [base, vae]
     assert packs_of({Path("/file")}, [base, own, vae]) == [own, vae]
+
+
+def test_files_that_links_now_lead_to_in_a_circle_are_of_no_other_model(tmp_path):
+    (loop := tmp_path / "x").symlink_to(loop)
+    pack = Pack(
+        key=A,
+        component="transformer",
+        storage=Precision.INT8,
+        arithmetic=Precision.BFLOAT16,
+        model="m",
+        model_path=str(tmp_path),
+        sources=(str(loop),),
+        nbytes=1,
+        tensors=(),
+    )
+    assert pack.is_from(tmp_path)
+    assert not pack.is_from(tmp_path / "other")
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
