@@ -28,9 +28,7 @@ _WIDE = [precision.value for precision in WIDE_FORMATS]
 @click.option(
     "--precision",
     type=click.Choice([*[p.value for p in NARROW_FORMATS], *_WIDE]),
-    default=Precision.BFLOAT16.value,
-    show_default=True,
-    help="Of the transformer's weights.",
+    help="Of the transformer's weights; by default bfloat16.",
 )
 @click.option(
     "--arithmetic",
@@ -42,7 +40,8 @@ _WIDE = [precision.value for precision in WIDE_FORMATS]
     "--rm",
     "removing",
     is_flag=True,
-    help="Delete the packs of the model, of all precisions, instead; but those that another packed model uses.",
+    help="Delete the packs of the model instead, but those that another packed model uses: of all precisions, with "
+    "--precision those of the transformer in that one, with --arithmetic those with everything else in that one.",
 )
 @json_option
 @click.pass_obj
@@ -50,7 +49,7 @@ def command(
     plugins: Plugins,
     *,
     name: str,
-    precision: str,
+    precision: str | None,
     arithmetic: str | None,
     base: str | None,
     removing: bool,
@@ -60,11 +59,13 @@ def command(
 
     They go to autoflux's cache, within AUTOFLUX_PACK_LIMIT; those least recently used make room.
     """
+    storage, wide = (Precision(given) if given else None for given in (precision, arithmetic))
     if removing:
-        return _remove(name, plugins, as_json=as_json)
+        removed = remove_packs_of(name, plugins, storage, wide)
+        return _tell(removed, name, as_json=as_json)
     model = find_model(name, plugins, base)
-    storage = Precision(precision)
-    wide = Precision(arithmetic) if arithmetic else Precision.BFLOAT16 if storage in NARROW_FORMATS else storage
+    storage = storage or Precision.BFLOAT16
+    wide = wide or (Precision.BFLOAT16 if storage in NARROW_FORMATS else storage)
     began = time.perf_counter()
     packs = make_packs(model, recipes(model, storage, wide))
     seconds = time.perf_counter() - began
@@ -105,8 +106,7 @@ def make_packs(model: Model, wanted: Sequence[Recipe]) -> list[Pack]:
     return packs
 
 
-def _remove(name: str, plugins: Plugins, *, as_json: bool) -> int:
-    removed = remove_packs_of(name, plugins)
+def _tell(removed: RemovedPacks, name: str, *, as_json: bool) -> int:
     if as_json and removed.error:
         fail(removed.error, removed.to_data())
     elif as_json:

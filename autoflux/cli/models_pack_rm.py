@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autoflux.api import find_model
@@ -12,7 +12,9 @@ from autoflux.files import is_there
 from autoflux.models.pack_removal import packed_models, packs_of
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import Pack
+from autoflux.models.values import Precision
 from autoflux.paths import expanded
+from autoflux.planning.terms import TRANSFORMER
 from autoflux.plugin_manager import Plugins
 from autoflux.units import counted, format_bytes
 from autoflux.values import Value
@@ -38,10 +40,13 @@ class RemovedPacks(Value, frozen=True, kw_only=True):
         return next(iter(self.failed.values()), None)
 
 
-def remove_packs_of(name: str, plugins: Plugins) -> RemovedPacks:
+def remove_packs_of(
+    name: str, plugins: Plugins, precision: Precision | None = None, arithmetic: Precision | None = None
+) -> RemovedPacks:
     """Delete the packs of a model that no other one uses, and what was left by processes that were ended.
 
-    The model is named as everywhere, or as `autoflux models list` names it, also when it is not there any more.
+    The model is named as everywhere, or as `autoflux models list` names it, also when it is not there any more. With
+    `precision` only those of its transformer in that, with `arithmetic` only those with everything else in that.
 
     Raises:
         AutofluxError: there is no such model, and nothing is listed under that name.
@@ -50,18 +55,25 @@ def remove_packs_of(name: str, plugins: Plugins) -> RemovedPacks:
     packs = shelf.packs()
     places = _places(name, plugins, packs)
     others = [model for model in packed_models(packs) if model.path not in places]
-    users = {p.key: tuple(sorted(m.name for m in others if m.uses(p))) for p in packs_of(places, packs)}
+
+    def meant(among: Sequence[Pack]) -> list[Pack]:
+        return [pack for pack in packs_of(places, among) if _is_of(pack, precision, arithmetic)]
+
+    users = {p.key: tuple(sorted(m.name for m in others if m.uses(p))) for p in meant(packs)}
     own = [key for key, names in users.items() if not names]
-    left = [left for left in shelf.remains() if left.told is None or packs_of(places, [left.told])]
+    left = [left for left in shelf.remains() if left.told is None or meant([left.told])]
     removed = remove_packs(own, [remains.key for remains in left if remains.key not in own])
     return removed.replace(shared={key: names for key, names in users.items() if names})
 
 
 def remove_packs(keys: Iterable[str], remains: Collection[str] = ()) -> RemovedPacks:
-    """Delete these packs, but for those in use, and what remains of others, unless it is a pack by now."""
+    """Delete these packs, but for those in use, and what remains of others, unless it is a pack by now.
+
+    What others delete meanwhile is told by them.
+    """
     shelf = Shelf()
     removed: dict[str, int] = {}
-    in_use: list[str] = []
+    kept: list[str] = []
     failed: dict[str, ErrorReport] = {}
     for key in (*keys, *remains):
         nbytes = shelf.bytes_of(key)
@@ -69,14 +81,14 @@ def remove_packs(keys: Iterable[str], remains: Collection[str] = ()) -> RemovedP
             if shelf.remove(key, only_remains=key in remains):
                 removed[key] = nbytes
             elif key not in remains:
-                in_use.append(key)
+                kept.append(key)
         except OutputUnwritable as error:
             failed[key] = error.report()
     return RemovedPacks(
         removed=tuple(removed),
         remains=tuple(key for key in remains if key in removed),
         freed_bytes=sum(removed.values()),
-        in_use=tuple(in_use),
+        in_use=tuple(filter(shelf.holds, kept)),
         failed=failed,
     )
 
@@ -100,11 +112,25 @@ def tell_removed(packs: RemovedPacks) -> None:
         complain(packs.error)
 
 
+def _is_of(pack: Pack, precision: Precision | None, arithmetic: Precision | None) -> bool:
+    """Whether a pack is of these formats. A precision says nothing of other components than the transformer, whose
+    packs those of all its precisions share."""
+    if arithmetic and pack.arithmetic != arithmetic:
+        return False
+    return not precision or (pack.component == TRANSFORMER and pack.storage == precision)
+
+
 def _places(name: str, plugins: Plugins, packs: Iterable[Pack]) -> set[Path]:
-    """Where the models of that name are, or were when they were packed."""
-    path = expanded(name).absolute()
+    """Where the models of that name are, or were when they were packed.
+
+    A path that is there, or that packs are listed as of, is not also the name of models elsewhere: those are listed by
+    the names of their folders. Only registered names come before paths, as everywhere.
+    """
+    path, is_registered = expanded(name).absolute(), name in plugins.models.names()
     listed = {Path(pack.model_path): pack.model for pack in packs}
-    places = {place for place, model in listed.items() if model == name or place in (path, path.resolve())}
+    places = set() if is_registered else {path, path.resolve()} & listed.keys()
+    if not places and (is_registered or not is_there(path)):
+        places = {place for place, model in listed.items() if model == name}
     try:
         places.add(Path(find_model(name, plugins).path))
     except AutofluxError:

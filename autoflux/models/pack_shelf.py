@@ -194,7 +194,7 @@ class Shelf:
                 raise
 
     def remove(self, key: str, *, only_remains: bool = False) -> bool:
-        """Delete a pack, or what remains of one; False if somebody uses or makes it.
+        """Delete a pack, or what remains of one; False if somebody uses or makes it, or has deleted it before.
 
         With `only_remains` also if it is a pack by now, or may be one.
 
@@ -335,14 +335,15 @@ class Shelf:
         return remains is not None and not remains.unreadable
 
     def _delete(self, key: str, *, only_remains: bool) -> bool:
-        """Behind the gate. With `only_remains` not what is a pack, or may be one."""
-        goes = not only_remains or self._is_remains(key)
+        """Behind the gate; whether there was anything. With `only_remains` not what is a pack, or may be one."""
+        goes, went = not only_remains or self._is_remains(key), False
         if goes:
             self._unlink_index(key)
         for folder in (self._partial(key), *([self.folder(key)] if goes else [])):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(folder)
-        return goes
+                went = goes
+        return went
 
     def _unlink_index(self, key: str) -> None:
         (self.folder(key) / INDEX).unlink(missing_ok=True)

@@ -258,6 +258,53 @@ def test_all_packs_listed_under_a_name_go_without_a_base_and_what_another_model_
     assert shelf.packs() == []
 
 
+def test_a_path_that_is_there_is_not_also_the_name_of_a_model_elsewhere(tiny_copy, shelf, capsys, monkeypatch):
+    other = shutil.copytree(tiny_copy, tiny_copy.parent / "n" / "tiny", copy_function=shutil.copyfile)
+    others = {pack["key"] for pack in asked(capsys, "pack", str(tiny_copy))["packs"]}
+    monkeypatch.chdir(other.parent)
+    assert asked(capsys, "pack", "tiny", "--rm")["removed"] == []
+    made = {pack["key"] for pack in asked(capsys, "pack", "tiny")["packs"]}
+    assert not made & others
+    assert set(asked(capsys, "pack", "tiny", "--rm")["removed"]) == made
+
+    assert {pack["key"] for pack in asked(capsys, "pack", "tiny")["packs"]} == made
+    shutil.rmtree(other)
+    assert set(asked(capsys, "pack", "tiny", "--rm")["removed"]) == made, "it was there when it was packed"
+    assert set(asked(capsys, "pack", "tiny", "--rm")["removed"]) == others, "no path any more, but a name"
+
+
+def test_only_packs_of_the_formats_that_are_named_are_removed(tiny_copy, shelf, capsys):
+    def pack(*formats: str) -> dict[str, str]:
+        return {made["component"]: made["key"] for made in asked(capsys, "pack", str(tiny_copy), *formats)["packs"]}
+
+    def remove(*formats: str) -> set[str]:
+        return set(asked(capsys, "pack", str(tiny_copy), *formats, "--rm")["removed"])
+
+    wide, narrow, half = pack(), pack("--precision", "int8"), pack("--precision", "int8", "--arithmetic", "float16")
+    os.truncate(shelf.folder(half["transformer"]) / WEIGHTS, 5000)
+    assert remove("--precision", "float8_e4m3fn") == set()
+    assert remove("--precision", "int8", "--arithmetic", "bfloat16") == {narrow["transformer"]}
+    assert remove("--precision", "int8") == {half["transformer"]}
+    assert remove("--precision", "bfloat16") == {wide["transformer"]}
+    assert remove("--arithmetic", "float16") == set(half.values()) - {half["transformer"]}
+    assert remove() == set(wide.values()) - {wide["transformer"]}
+
+
+def test_what_others_remove_meanwhile_is_not_counted(tiny_copy, shelf, capsys, monkeypatch):
+    made = asked(capsys, "pack", str(tiny_copy))["packs"]
+    bytes_of = Shelf.bytes_of
+
+    def raced(self: Shelf, key: str) -> int:
+        if key != made[0]["key"]:
+            shelf.remove(key)
+        return bytes_of(self, key)
+
+    monkeypatch.setattr(Shelf, "bytes_of", raced)
+    removed = asked(capsys, "pack", str(tiny_copy), "--rm")
+    assert removed["removed"] == [made[0]["key"]]
+    assert removed["in_use"] == []
+
+
 def test_lines_for_programs_are_not_broken(tiny_copy, shelf, capsys):
     snapshot = downloaded(tiny_copy, "o" * 60, "n" * 60)
     listed = in_words(capsys, "list").splitlines()
