@@ -14,6 +14,7 @@ from autoflux.cli.models_options import byte_progress
 from autoflux.cli.models_pack_rm import RemovedPacks, remove_packs_of, tell_removed
 from autoflux.cli.options import base_option
 from autoflux.cli.output import fail, json_option, stderr, stdout, succeed
+from autoflux.errors import ContradictoryWishes
 from autoflux.models.pack_shelf import Shelf
 from autoflux.models.packs import NARROW_FORMATS, WIDE_FORMATS, Pack, Recipe, recipes
 from autoflux.models.values import Model, Precision
@@ -28,7 +29,7 @@ _WIDE = [precision.value for precision in WIDE_FORMATS]
 @click.option(
     "--precision",
     type=click.Choice([*[p.value for p in NARROW_FORMATS], *_WIDE]),
-    help="Of the transformer's weights; by default bfloat16.",
+    help="Of the transformer's weights; by default --arithmetic, or bfloat16.",
 )
 @click.option(
     "--arithmetic",
@@ -63,11 +64,10 @@ def command(
     if removing:
         removed = remove_packs_of(name, plugins, storage, wide)
         return _tell(removed, name, as_json=as_json)
+    formats = _formats(storage, wide)
     model = find_model(name, plugins, base)
-    storage = storage or Precision.BFLOAT16
-    wide = wide or (Precision.BFLOAT16 if storage in NARROW_FORMATS else storage)
     began = time.perf_counter()
-    packs = make_packs(model, recipes(model, storage, wide))
+    packs = make_packs(model, recipes(model, *formats))
     seconds = time.perf_counter() - began
     if as_json:
         succeed({"packs": [pack_data(pack) for pack in packs], "seconds": seconds})
@@ -104,6 +104,23 @@ def make_packs(model: Model, wanted: Sequence[Recipe]) -> list[Pack]:
             packs.append(pack_component(recipe, model, shelf, on_bytes=on_bytes))
             progress.remove_task(task)
     return packs
+
+
+def _formats(storage: Precision | None, arithmetic: Precision | None) -> tuple[Precision, Precision]:
+    """What a transformer's matrices are to be held as, and everything else.
+
+    Raises:
+        ContradictoryWishes: both are wide, and not the same. No plan has that, so that the packs would be of no use.
+    """
+    storage = storage or arithmetic or Precision.BFLOAT16
+    wide = arithmetic or (Precision.BFLOAT16 if storage in NARROW_FORMATS else storage)
+    if storage not in NARROW_FORMATS and storage != wide:
+        raise ContradictoryWishes(
+            f"--precision {storage.value} and --arithmetic {wide.value} exclude each other: weights that are not held "
+            "in 8 bits are held as they are computed with",
+            hint="give one of the two",
+        )
+    return storage, wide
 
 
 def _tell(removed: RemovedPacks, name: str, *, as_json: bool) -> int:

@@ -258,6 +258,23 @@ def test_all_packs_listed_under_a_name_go_without_a_base_and_what_another_model_
     assert shelf.packs() == []
 
 
+@pytest.mark.parametrize("formats", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_two_wide_formats_exclude_each_other(tiny_copy, shelf, capsys, formats):
+    precision, arithmetic = formats
+    given = ("pack", str(tiny_copy), "--precision", precision, "--arithmetic", arithmetic)
+    said = in_words(capsys, *given, code=2)
+    assert f"--precision {precision} and --arithmetic {arithmetic} exclude each other" in said
+    assert "give one of the two" in said
+    assert shelf.packs() == []
+    assert "there are no packs to remove" in in_words(capsys, *given, "--rm"), "what was made before can be removed"
+
+
+@pytest.mark.parametrize("given", [("--precision", "float16"), ("--arithmetic", "float16")])
+def test_one_wide_format_is_that_of_everything(tiny_copy, shelf, capsys, given):
+    made = asked(capsys, "pack", str(tiny_copy), *given)["packs"]
+    assert {(pack["storage"], pack["arithmetic"]) for pack in made} == {("float16", "float16")}
+
+
 def test_a_path_that_is_there_is_not_also_the_name_of_a_model_elsewhere(tiny_copy, shelf, capsys, monkeypatch):
     other = shutil.copytree(tiny_copy, tiny_copy.parent / "n" / "tiny", copy_function=shutil.copyfile)
     others = {pack["key"] for pack in asked(capsys, "pack", str(tiny_copy))["packs"]}
