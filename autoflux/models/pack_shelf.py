@@ -306,7 +306,8 @@ class Shelf:
         free = shutil.disk_usage(self.root).free
         if free < nbytes + LEFT_FREE_BYTES:
             raise DiskFull(
-                f"{who} would take {format_bytes(nbytes)}, and {format_bytes(free)} are free at {str(self.root)!r}",
+                f"{who} would take {format_bytes(nbytes)} and have to leave {format_bytes(LEFT_FREE_BYTES)} to others, "
+                f"and {format_bytes(free)} are free at {str(self.root)!r}",
                 hint="make room, or set AUTOFLUX_CACHE_DIR to a folder on another disk",
             )
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -270,6 +271,16 @@ def test_more_than_the_disk_has_is_refused_beforehand(shelf, monkeypatch):
     with pytest.raises(DiskFull, match="are free at"), shelf.making(A, 10**17):
         pass
     assert left_behind(shelf) == []
+
+
+def test_room_that_is_left_to_others_is_told(shelf, monkeypatch):
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "1TB")
+    monkeypatch.setattr(pack_shelf.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_150_000_000))
+    with (
+        pytest.raises(DiskFull, match=r"1\.13 GB and have to leave 1\.07 GB to others, and 1\.15 GB are free at"),
+        shelf.making(A, 1_130_000_000),
+    ):
+        pass
 
 
 def test_a_small_disk_is_not_called_a_limit(shelf, monkeypatch):
