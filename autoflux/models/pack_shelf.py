@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from autoflux.errors import AutofluxError, DamagedPack, DiskFull, OutputUnwritable, UnreadablePack
+from autoflux.errors import AutofluxError, DamagedPack, DiskFull, OutputUnwritable, UnreadablePack, UsageError
 from autoflux.files import flush_folder
 from autoflux.models.pack_locks import PackLocks, let_go
 from autoflux.models.packs import INDEX, KEY_DIGITS, NOT_THERE, WEIGHTS, Pack, Recipe, parse_index, read_index
@@ -374,7 +374,11 @@ def limit_bytes(root: Path) -> int:
         UsageError: the variable is not a size.
     """
     if said := os.environ.get(LIMIT):
-        return 0 if said.strip() == "0" else parse_bytes(said)
+        try:
+            return 0 if said.strip() == "0" else parse_bytes(said)
+        except UsageError as error:
+            told = f"{LIMIT}={said!r} is neither 0 nor a size"
+            raise UsageError(told, hint="write a size such as 80GB, or 0 for no packs") from error
     return min(USUAL_LIMIT_BYTES, shutil.disk_usage(root).total // USUAL_SHARE)
 
 

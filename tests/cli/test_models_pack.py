@@ -215,6 +215,12 @@ def test_a_model_larger_than_the_limit_is_refused_before_anything_is_written(tin
     assert shelf.packs() == []
 
 
+def test_a_limit_that_is_no_size_is_told_with_the_name_of_its_variable(tiny_copy, shelf, capsys, monkeypatch):
+    monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "abc")
+    said = in_words(capsys, "pack", str(tiny_copy), code=2)
+    assert "AUTOFLUX_PACK_LIMIT='abc' is neither 0 nor a size" in said
+
+
 def test_the_packs_of_a_model_do_not_make_room_for_each_other(tiny_copy, shelf, capsys, monkeypatch):
     asked(capsys, "pack", str(tiny_copy), "--precision", "int8")
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "610kB")

@@ -261,7 +261,7 @@ def test_the_limit_is_a_size_or_a_share_of_the_disk(shelf, monkeypatch):
     shelf.root.mkdir()
     assert 0 < limit_bytes(shelf.root) <= 120 * 2**30
     monkeypatch.setenv("AUTOFLUX_PACK_LIMIT", "plenty")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="AUTOFLUX_PACK_LIMIT='plenty' is neither 0 nor a size"):
         put(shelf, A)
     assert left_behind(shelf) == []
 
