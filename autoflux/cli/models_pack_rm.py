@@ -124,12 +124,13 @@ def _places(name: str, plugins: Plugins, packs: Iterable[Pack]) -> set[Path]:
     """Where the models of that name are, or were when they were packed.
 
     A path that is there, or that packs are listed as of, is not also the name of models elsewhere: those are listed by
-    the names of their folders. Only registered names come before paths, as everywhere.
+    the names of their folders. The same goes for the path of a registered model.
     """
-    path, is_registered = expanded(name).absolute(), name in plugins.models.names()
+    registered = (Path(entry.path) for entry in plugins.models if entry.name == name)
+    path = next(registered, expanded(name)).absolute()
     listed = {Path(pack.model_path): pack.model for pack in packs}
-    places = set() if is_registered else {path, path.resolve()} & listed.keys()
-    if not places and (is_registered or not is_there(path)):
+    places = {path, path.resolve()} & listed.keys()
+    if not places and not is_there(path):
         places = {place for place, model in listed.items() if model == name}
     try:
         places.add(Path(find_model(name, plugins).path))

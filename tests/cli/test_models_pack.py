@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from autoflux.cli.main import run
+from autoflux.cli.models_pack_rm import RemovedPacks, remove_packs_of
 from autoflux.models.pack_shelf import Shelf, packs_wanted
 from autoflux.models.packs import INDEX, KEY_DIGITS, PACK_SCHEMA, WEIGHTS
+from autoflux.models.values import ModelEntry
+from autoflux.plugin_manager import Plugins
 from tests.refusals import refuse
 
 
@@ -294,6 +297,18 @@ def test_a_path_that_is_there_is_not_also_the_name_of_a_model_elsewhere(tiny_cop
     shutil.rmtree(other)
     assert set(asked(capsys, "pack", "tiny", "--rm")["removed"]) == made, "it was there when it was packed"
     assert set(asked(capsys, "pack", "tiny", "--rm")["removed"]) == others, "no path any more, but a name"
+
+
+def test_the_name_of_a_registered_model_is_neither_a_path_nor_that_of_a_folder(tiny_copy, shelf, capsys, monkeypatch):
+    other = shutil.copytree(tiny_copy, tiny_copy.parent / "n" / "tiny", copy_function=shutil.copyfile)
+    monkeypatch.chdir(other.parent)
+    asked(capsys, "pack", "tiny")
+    made = {pack["key"] for pack in asked(capsys, "pack", str(tiny_copy))["packs"]}
+    plugins = Plugins()
+    plugins.models.add("test", ModelEntry(name="tiny", path=str(tiny_copy), description=""))
+    assert set(remove_packs_of("tiny", plugins).removed) == made
+    assert remove_packs_of("tiny", plugins) == RemovedPacks()
+    assert len(shelf.packs()) == 4
 
 
 def test_only_packs_of_the_formats_that_are_named_are_removed(tiny_copy, shelf, capsys):
