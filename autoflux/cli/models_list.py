@@ -49,8 +49,12 @@ def _table(plugins: Plugins, models: list[CachedModel]) -> Table:
 def _state(model: CachedModel) -> str | Text:
     if model.complete:
         return "complete"
-    lacking = f"cannot be read: {model.unreadable}" if model.unreadable else f"{len(model.missing)} missing"
-    return Text(lacking, style="yellow")
+    wrong = f"{len(model.missing)} missing"
+    if model.unreadable:
+        wrong = f"cannot be read: {model.unreadable}"
+    elif model.unusable:
+        wrong = f"cannot be run: {model.unusable}"
+    return Text(wrong, style="yellow")
 
 
 def _packs(packs: list[Pack]) -> Table:

@@ -75,7 +75,7 @@ def _read(model: CachedModel) -> Verification:
 def _show(verification: Verification) -> None:
     for file in verification.faulty:
         stdout.print(f"{file.path} {file.fault}", soft_wrap=True)
-    unknown = sum(not file.checked for file in verification.files)
+    unknown = sum(not (file.checked or file.fault) for file in verification.files)
     if unknown:
         stderr.print(f"without a checksum, compared by size: {counted(unknown, 'file')}", style="dim")
     if verification.faulty:

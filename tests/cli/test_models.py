@@ -139,6 +139,15 @@ def test_a_model_that_is_here_in_part_is_not_loaded(hub, capsys):
     assert answer(capsys, "models", "list")["data"]["models"][0]["missing"] == [BIG]
 
 
+def test_a_model_of_another_tool_that_is_here_in_part_does_not_verify(hub, capsys, tmp_path):
+    path = answer(capsys, "models", "pull", REPO)["data"]["path"]
+    shutil.rmtree(Path(path).parents[1] / ".autoflux")
+    (Path(path) / BIG).unlink()
+    assert run(["models", "verify", REPO]) == 1
+    assert capsys.readouterr().out == f"{BIG} is missing\n"
+    assert answer(capsys, "models", "verify", REPO, code=1)["data"]["whole"] is False
+
+
 def test_a_folder_goes_before_a_hub(dev, capsys, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, tmp_path / "someone" / "own")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from autoflux.errors import AutofluxError, ModelNotFound
+from autoflux.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedModel
+from autoflux.models.hubs.lacking import lacking, read_json
 from autoflux.models.hubs.names import catalogue_name
-from autoflux.models.hubs.selection import INDEX, needed_files
+from autoflux.models.hubs.selection import INDEX
 from autoflux.models.hubs.stores import PARTIAL_SUFFIX, RECORDS, Store
 from autoflux.models.hubs.values import HubId, Record, Reference, RemoteFile, Source
 from autoflux.units import counted
@@ -33,6 +31,8 @@ class CachedModel(Value, frozen=True, kw_only=True):
     """On the disk, with what is unfinished and with other revisions."""
     complete: bool
     missing: tuple[str, ...] = ()
+    unusable: str | None = None
+    """Why what is there could not be run, were it whole or not."""
     licence: str | None = None
     unreadable: str | None = None
     """Why it could not be looked at: another user's, or held by another program. Nothing else is known of it then."""
@@ -85,7 +85,7 @@ def look_at(hub_id: HubId, store: Store, revision: str | None = None) -> CachedM
         return None
     folder = store.snapshot(hub_id.repo_id, commit)
     record = store.recorded(hub_id.repo_id, commit)
-    missing = _missing_recorded(folder, record) if record else _missing_by_layout(folder)
+    missing, unusable = (_missing_recorded(folder, record), None) if record else _judged_by_layout(folder)
     return CachedModel(
         name=catalogue_name(hub_id) or hub_id.repo_id,
         source=hub_id.source,
@@ -93,8 +93,9 @@ def look_at(hub_id: HubId, store: Store, revision: str | None = None) -> CachedM
         commit=commit,
         path=str(folder),
         size_bytes=disk_bytes(store.folder(hub_id.repo_id)),
-        complete=not missing,
+        complete=not (missing or unusable),
         missing=missing,
+        unusable=unusable,
         licence=record.listing.licence.name if record and record.listing.licence else None,
     )
 
@@ -109,6 +110,11 @@ def model_path(model: CachedModel, file: str | None = None) -> Path:
         raise ModelNotFound(
             f"{model.name!r} is on this machine and cannot be read: {model.unreadable} ({model.path})",
             hint="check whose it is, and what else uses it",
+        )
+    if model.unusable:
+        raise ModelNotFound(
+            f"{model.name!r} is on this machine and cannot be run: {model.unusable}",
+            hint=f"autoflux models pull {model.repo_id} --source {model.source}",
         )
     if not model.complete:
         listed = ", ".join(model.missing[:3]) + (" …" if len(model.missing) > 3 else "")
@@ -161,23 +167,12 @@ def _is_whole(path: Path, size_bytes: int) -> bool:
     return path.is_file() and path.stat().st_size == size_bytes
 
 
-def _missing_by_layout(folder: Path) -> tuple[str, ...]:
-    """For what other tools downloaded: parts that the layout asks for, and shards that an index names."""
-    files = on_disk(folder)
+def _judged_by_layout(folder: Path) -> tuple[tuple[str, ...], str | None]:
+    """For what other tools downloaded: what is missing, and why it cannot be run."""
     try:
-        needed = needed_files(files)
-    except ModelNotFound:  # several single files: each is complete in itself
-        return ()
-    except AutofluxError as error:
-        return (error.message,)
-    indexes = [folder / file.path for file in needed if file.path.endswith(".safetensors.index.json")]
-    return tuple(str(shard.relative_to(folder)) for index in indexes for shard in _shards(index) if not shard.is_file())
-
-
-def _shards(index: Path) -> Iterable[Path]:
-    weight_map = _read_json(index).get("weight_map")
-    names = weight_map.values() if isinstance(weight_map, dict) else ()
-    return sorted({index.parent / Path(str(name)).name for name in names})
+        return lacking(folder, on_disk(folder)), None
+    except (UnsupportedModel, UnsafeCheckpoint) as error:
+        return (), error.message
 
 
 def _is_ours(model: CachedModel, store: Store) -> bool:
@@ -185,12 +180,4 @@ def _is_ours(model: CachedModel, store: Store) -> bool:
         return True
     if model.name != model.repo_id or store.recorded(model.repo_id, model.commit):
         return True
-    return str(_read_json(Path(model.path) / INDEX).get("_class_name", "")).startswith("Flux")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return {}
-    return data
+    return str(read_json(Path(model.path) / INDEX).get("_class_name", "")).startswith("Flux")

@@ -44,20 +44,21 @@ OnBytes = Callable[[int], None]
 
 
 def expected_files(model: CachedModel, store: Store) -> tuple[RemoteFile, ...]:
-    """What a model should hold: as recorded, or as the names of Hugging Face's blobs say.
+    """What a model should hold: as recorded, or as its layout and the names of Hugging Face's blobs say.
 
     Raises:
-        ModelNotFound: nothing says it.
+        ModelNotFound: nothing is missing by the layout, and no name says a checksum.
     """
     if record := store.recorded(model.repo_id, model.commit):
         return record.listing.files
     named = tuple(_from_blob_name(Path(model.path), file) for file in on_disk(Path(model.path)))
-    if not any(file.sha256 or file.git_sha1 for file in named):
+    missing = tuple(RemoteFile(path=path, size_bytes=0) for path in model.missing)
+    if not missing and not any(file.sha256 or file.git_sha1 for file in named):
         raise ModelNotFound(
             f"no checksums are known for {model.name!r}: another tool downloaded it",
             hint=f"compare it with its hub: autoflux models pull {model.repo_id} --source {model.source} --repair",
         )
-    return named
+    return (*named, *missing)
 
 
 def verify(

@@ -64,7 +64,19 @@ def test_what_other_tools_downloaded_is_judged_by_its_layout(here):
     assert again.missing == (f"transformer/{SHARDS}-00002-of-00002.safetensors",)
     shutil.rmtree(Path(here.path) / "tokenizer")
     again = look_at(HubId(source=here.source, repo_id=REPO), stores()[here.source])
-    assert "no part 'tokenizer'" in again.missing[0]
+    assert "tokenizer" in again.missing
+    (Path(here.path) / "model_index.json").unlink()
+    again = look_at(HubId(source=here.source, repo_id=REPO), stores()[here.source])
+    assert again.missing == ("model_index.json",)
+
+
+def test_what_other_tools_downloaded_and_cannot_be_run_says_why(here):
+    weights = Path(here.path) / "vae/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    found = foreign(here)
+    assert (found.complete, found.missing) == (False, ())
+    with pytest.raises(ModelNotFound, match=r"cannot be run: .*pickle"):
+        model_path(found)
 
 
 def test_models_of_other_families_are_listed_only_when_asked_for(hub, tmp_path):
@@ -190,6 +202,26 @@ def test_what_other_tools_downloaded_is_verified_by_the_names_of_blobs(here, sou
     assert not verify(model, stores()).faulty
     (Path(here.path) / BIG).resolve().write_bytes(b"x")
     assert [file.path for file in verify(model, stores()).faulty] == [BIG]
+
+
+def test_what_other_tools_downloaded_in_part_does_not_verify(here):
+    """Checksums of what is there say nothing of what is not."""
+    lost = ("text_encoder/config.json", "vae/diffusion_pytorch_model.safetensors", BIG)
+    for path in lost:
+        (Path(here.path) / path).unlink()
+    verification = verify(foreign(here), stores())
+    assert {file.path: file.fault for file in verification.faulty} == dict.fromkeys(lost, "is missing")
+
+
+def test_another_kind_of_model_verifies_without_what_flux_has(here, source):
+    shutil.rmtree(Path(here.path) / "transformer")
+    index = Path(here.path) / "model_index.json"
+    index.unlink()
+    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
+    model = foreign(here)
+    assert "StableDiffusionPipeline" in model.unusable
+    if source == Source.HUGGINGFACE:
+        assert not verify(model, stores()).faulty
 
 
 def test_a_removed_model_is_gone_and_its_bytes_are_told(here, source):
