@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from autoflux.models.weights import PICKLE_SUFFIXES, unreadable
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 _LIBRARIES = ("diffusers", "transformers")
-_SMALL_PARTS = {
-    "tokenizer": ("tokenizer.json", "vocab.json"),
-    "tokenizer_2": ("tokenizer.json", "spiece.model"),
-    "scheduler": ("scheduler_config.json",),
+FILES_OF_SMALL_PARTS = {
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
+    "scheduler": (("scheduler_config.json",),),
 }
+"""For each part the sets of files that it can be loaded from."""
 
 
 def read_index(folder: Path, components: Iterable[str]) -> dict[str, Any]:
@@ -80,16 +81,20 @@ def check_small_parts(folder: Path) -> None:
         UnsupportedModel: the scheduler is not FLUX's.
     """
     # transformers makes an empty tokenizer out of a folder without its files, and pictures of nothing follow.
-    for part, alternatives in _SMALL_PARTS.items():
-        found = [file for name in alternatives if (file := folder / part / name).is_file()]
-        if not found:
-            raise ModelNotFound(
-                f"{str(folder / part)!r} holds no {' or '.join(alternatives)}", hint="download the model again"
-            )
+    for part, alternatives in FILES_OF_SMALL_PARTS.items():
+        found = [file for names in alternatives for name in names if (file := folder / part / name).is_file()]
+        if not is_loadable(part, [file.name for file in found]):
+            needed = " or ".join(" with ".join(names) for names in alternatives)
+            raise ModelNotFound(f"{str(folder / part)!r} holds no {needed}", hint="download the model again")
         for file in found:
             if file.suffix == ".json":
                 _decoded(file, dict[str, msgspec.Raw])  # quick: 2 MB of words are looked through, not kept
     read_scheduler(folder)
+
+
+def is_loadable(part: str, names: Collection[str]) -> bool:
+    """Whether the tokenizers or the scheduler of a folder can be made of files of these names."""
+    return any(set(names).issuperset(needed) for needed in FILES_OF_SMALL_PARTS[part])
 
 
 def read_scheduler(folder: Path) -> dict[str, Any]:

@@ -109,6 +109,10 @@ def _write(path: str, content: bytes):
     return lambda folder: (folder / path).write_bytes(content)
 
 
+def _rename(path: str, name: str):
+    return lambda folder: (folder / path).rename((folder / path).with_name(name))
+
+
 def _truncate(path: str, keep: int):
     def damage(folder: Path) -> None:
         (folder / path).write_bytes((folder / path).read_bytes()[:keep])
@@ -177,6 +181,11 @@ BROKEN = {
     "a weight too many": (_add_weight, UnsupportedModel, "ip_adapter"),
     "tokenizer truncated": (_truncate("tokenizer/tokenizer.json", 100), DamagedCheckpoint, "tokenizer.json' cannot be"),
     "tokenizer missing": (_remove("tokenizer/tokenizer.json"), ModelNotFound, "tokenizer.json or vocab.json"),
+    "words without merges": (
+        _rename("tokenizer/tokenizer.json", "vocab.json"),
+        ModelNotFound,
+        "vocab.json with merges",
+    ),
     "second tokenizer missing": (_remove("tokenizer_2"), ModelNotFound, "spiece.model"),
     "scheduler missing": (_remove("scheduler"), ModelNotFound, "scheduler_config.json"),
     "scheduler empty": (_write("scheduler/scheduler_config.json", b"{}"), UnsupportedModel, "FlowMatch"),

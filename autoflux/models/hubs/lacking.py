@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from autoflux.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedModel
-from autoflux.models.hubs.selection import INDEX, SMALL_PARTS, needed_files
+from autoflux.models.folders import FILES_OF_SMALL_PARTS, is_loadable
+from autoflux.models.hubs.selection import INDEX, needed_files
 from autoflux.models.hubs.values import RemoteFile
 from autoflux.models.inventory import COMPONENTS
 from autoflux.models.weights import PICKLE_SUFFIXES
@@ -25,7 +26,7 @@ def lacking(folder: Path, files: Sequence[RemoteFile]) -> tuple[str, ...]:
     Raises:
         UnsupportedModel, UnsafeCheckpoint: whatever is missing, it could not be run.
     """
-    inside: dict[str, list[str]] = {part: [] for part in (*COMPONENTS, *SMALL_PARTS)}
+    inside: dict[str, list[str]] = {part: [] for part in (*COMPONENTS, *FILES_OF_SMALL_PARTS)}
     for file in files:
         path = PurePosixPath(file.path)
         inside.setdefault(str(path.parent), []).append(path.name)
@@ -43,8 +44,9 @@ def lacking(folder: Path, files: Sequence[RemoteFile]) -> tuple[str, ...]:
 def _lacking_in(part: str, names: Sequence[str], folder: Path) -> Iterator[str]:
     if part in COMPONENTS:
         yield from _lacking_of_network(part, names, folder)
-    elif part in SMALL_PARTS and not names:
-        yield part
+    elif part in FILES_OF_SMALL_PARTS and not is_loadable(part, names):
+        begun = (needed for needed in FILES_OF_SMALL_PARTS[part] if set(needed) & set(names))
+        yield from (f"{part}/{name}" for name in next(begun, FILES_OF_SMALL_PARTS[part][0]) if name not in names)
 
 
 def _lacking_of_network(part: str, names: Sequence[str], folder: Path) -> Iterator[str]:

@@ -64,10 +64,33 @@ def test_what_other_tools_downloaded_is_judged_by_its_layout(here):
     assert again.missing == (f"transformer/{SHARDS}-00002-of-00002.safetensors",)
     shutil.rmtree(Path(here.path) / "tokenizer")
     again = look_at(HubId(source=here.source, repo_id=REPO), stores()[here.source])
-    assert "tokenizer" in again.missing
+    assert "tokenizer/tokenizer.json" in again.missing
     (Path(here.path) / "model_index.json").unlink()
     again = look_at(HubId(source=here.source, repo_id=REPO), stores()[here.source])
     assert again.missing == ("model_index.json",)
+
+
+LOST = {
+    "words without their merges": (["tokenizer/merges.txt"], "tokenizer/merges.txt"),
+    "merges without their words": (["tokenizer/vocab.json"], "tokenizer/vocab.json"),
+    "no file of a tokenizer": (
+        ["tokenizer_2/spiece.model", "tokenizer_2/tokenizer.json"],
+        "tokenizer_2/tokenizer.json",
+    ),
+    "no scheduler": (["scheduler/scheduler_config.json"], "scheduler/scheduler_config.json"),
+    "one of two forms": (["tokenizer_2/tokenizer.json"], None),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_what_other_tools_downloaded_is_not_complete_without_its_small_parts(here, case):
+    lost, missing = LOST[case]
+    for path in lost:
+        (Path(here.path) / path).unlink()
+        (Path(here.path) / path).with_name("special_tokens_map.json").write_bytes(b"{}")
+    found = foreign(here)
+    assert found.missing == ((missing,) if missing else ())
+    assert found.complete is not bool(missing)
 
 
 def test_what_other_tools_downloaded_and_cannot_be_run_says_why(here):
