@@ -56,3 +56,9 @@ def bare_network(kind: Any, config: dict[str, Any]) -> torch.nn.Module:
             made.set_input_embeddings(made.get_input_embeddings())
             network = made
     return network
+
+
+def bound_tokens(pipe: diffusers.FluxPipeline) -> None:
+    """Give CLIP no more tokens than it has positions: without `tokenizer_config.json` its tokenizer knows no limit."""
+    positions: int = pipe.text_encoder.config.max_position_embeddings
+    pipe.tokenizer_max_length = min(pipe.tokenizer_max_length, positions)

@@ -168,12 +168,7 @@ class Loaded(NamedTuple):
     """Whether the store is to be read when the network is first used."""
 
 
-def assemble(
-    networks: Iterable[Loaded],
-    plan: Plan,
-    folder: Path,
-    library: Library | None = None,
-) -> Components:
+def assemble(networks: Iterable[Loaded], plan: Plan, folder: Path, library: Library | None = None) -> Components:
     """Put each network where the plan says as soon as it comes, and join them to a pipeline.
 
     `folder` holds tokenizers and scheduler; `library` made the transformer, diffusers if not given.
@@ -199,6 +194,7 @@ def assemble(
     transformer = held.pop("transformer")
     with _damage_named(folder):
         pipe = FluxPipeline(**held, transformer=None, **_load_small_parts(folder))
+    diffusers_files.bound_tokens(pipe)
     pipe.set_progress_bar_config(disable=True)
     if plan.tile_decode:
         _decode_in_tiles(pipe.vae)

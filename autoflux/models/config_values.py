@@ -35,6 +35,12 @@ _COUNTS: Rule = ("a list of whole numbers above 0", lambda values, _: _are_count
 _NUMBER_OR_NULL: Rule = ("a number or null", lambda value, _: value is None or _is_number(value))
 
 _RULES: dict[str, dict[str, Rule]] = {
+    "tokenizer": {
+        "model_max_length": (
+            "a whole number above 1 or null",
+            lambda value, _: value is None or (_is_count(value) and value > 1),
+        ),
+    },
     "text_encoder": {
         "hidden_size": _COUNT,
         "num_attention_heads": (

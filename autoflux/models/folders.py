@@ -89,6 +89,9 @@ def check_small_parts(folder: Path) -> None:
         for file in found:
             if file.suffix == ".json":
                 _decoded(file, dict[str, msgspec.Raw])  # quick: 2 MB of words are looked through, not kept
+        settings = folder / part / "tokenizer_config.json"
+        if settings.is_file():
+            check_values(part, read_json(settings), settings)
     read_scheduler(folder)
 
 

@@ -180,6 +180,11 @@ BROKEN = {
     "weights are a loop": (_loop(f"vae/{WEIGHTS}"), DamagedCheckpoint, "cannot be read: Too many levels"),
     "a weight too many": (_add_weight, UnsupportedModel, "ip_adapter"),
     "tokenizer truncated": (_truncate("tokenizer/tokenizer.json", 100), DamagedCheckpoint, "tokenizer.json' cannot be"),
+    "settings of a tokenizer cut off": (
+        _write("tokenizer/tokenizer_config.json", b"["),
+        DamagedCheckpoint,
+        "cannot be",
+    ),
     "tokenizer missing": (_remove("tokenizer/tokenizer.json"), ModelNotFound, "tokenizer.json or vocab.json"),
     "words without merges": (
         _rename("tokenizer/tokenizer.json", "vocab.json"),
@@ -253,6 +258,8 @@ MISSTATED = [
     ("vae", "scaling_factor", 0),
     ("vae", "scaling_factor", "x"),
     ("vae", "shift_factor", []),
+    ("tokenizer", "model_max_length", -1),
+    ("tokenizer", "model_max_length", "x"),
     ("scheduler", "num_train_timesteps", 10**9),
     ("scheduler", "shift", "x"),
     ("scheduler", "base_shift", "x"),
@@ -261,7 +268,7 @@ MISSTATED = [
 
 @pytest.mark.parametrize(("part", "key", "value"), MISSTATED, ids=str)
 def test_a_configuration_that_cannot_be_is_named_with_the_key(tiny_copy: Path, part: str, key: str, value: object):
-    file = "scheduler_config.json" if part == "scheduler" else "config.json"
+    file = f"{part}_config.json" if part in ("scheduler", "tokenizer") else "config.json"
     _edit_json(f"{part}/{file}", **{key: value})(tiny_copy)
     with pytest.raises(DamagedCheckpoint) as caught:
         take_stock(tiny_copy)

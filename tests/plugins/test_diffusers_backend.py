@@ -266,6 +266,19 @@ def test_what_only_loading_finds_out_is_named_with_its_folder(tiny_copy, file, k
         autoflux.load(str(tiny_copy), wishes=Wishes(device="cpu"))
 
 
+@pytest.mark.parametrize("content", [None, {}, {"model_max_length": 10**6}], ids=str)
+def test_a_tokenizer_that_knows_no_limit_has_that_of_the_encoder(session, tiny_copy, content):
+    settings = tiny_copy / "tokenizer" / "tokenizer_config.json"
+    settings.unlink()
+    if content is not None:
+        settings.write_text(json.dumps(content))
+    prompt = " ".join(PROMPTS * 20)
+    (wanted,) = session.generate(prompt, seed=3, steps=1)
+    with autoflux.load(str(tiny_copy), wishes=Wishes(device="cpu")) as opened:
+        (picture,) = opened.generate(prompt, seed=3, steps=1)
+    assert np.array_equal(np.asarray(picture.image), np.asarray(wanted.image))
+
+
 def test_a_visiting_component_keeps_its_weights_in_ram():
     layer = torch.nn.Linear(4, 4)
     home, expected = layer.weight.data_ptr(), layer(torch.ones(4))
