@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from autoflux.errors import DamagedDownload, HubUnavailable, ModelNotFound, OutputUnwritable
 from autoflux.models import catalogue
-from autoflux.models.hubs.cached import find_cached
+from autoflux.models.hubs.cached import CachedModel, find_cached
 from autoflux.models.hubs.checksums import fault
 from autoflux.models.hubs.clients import Hub, offline, open_hub
 from autoflux.models.hubs.selection import check_paths, needed_files
@@ -21,6 +21,7 @@ from autoflux.models.hubs.stores import Store, make_folder, stores
 from autoflux.models.hubs.transfer import disk_full, fetch, flush_to_disk
 from autoflux.models.hubs.transport import Patience, Wire
 from autoflux.models.hubs.values import Listing, Record, Reference, RemoteFile
+from autoflux.models.hubs.verify import named_files
 from autoflux.units import format_bytes
 from autoflux.values import Value
 
@@ -99,13 +100,38 @@ def pull(
 def _found_offline(reference: Reference, environment: Mapping[str, str]) -> Pulled:
     known = stores(environment)
     found = find_cached(reference, known)
-    record = known[found.source].recorded(found.repo_id, found.commit) if found else None
-    if found is None or not found.complete or record is None:
+    listing = _listed_offline(found, reference, known[found.source]) if found and found.complete else None
+    if found is None or listing is None:
         raise HubUnavailable(
             f"{reference.name!r} is not complete on this machine, and HF_HUB_OFFLINE forbids the network",
             hint="unset HF_HUB_OFFLINE, or copy the hub's cache from a machine that has the model",
         )
-    return Pulled(listing=record.listing, path=found.path, downloaded_bytes=0, offline=True)
+    return Pulled(listing=listing, path=found.path, downloaded_bytes=0, offline=True)
+
+
+def _listed_offline(found: CachedModel, reference: Reference, store: Store) -> Listing | None:
+    """What the hub said of a model, or else what is there; None if that lacks the file that is asked for."""
+    record = store.recorded(found.repo_id, found.commit)
+    listing = record.listing if record else _listing_of(found, reference)
+    try:
+        if reference.file:
+            needed_files(listing.files, (reference.file,))
+    except ModelNotFound:
+        return None
+    return listing
+
+
+def _listing_of(found: CachedModel, reference: Reference) -> Listing:
+    """Of a model that another tool downloaded. What its licence is, only the hub says."""
+    return Listing(
+        source=found.source,
+        repo_id=found.repo_id,
+        revision=reference.revision or found.commit,
+        commit=found.commit,
+        licence=None,
+        gated=False,
+        files=named_files(Path(found.path)),
+    )
 
 
 def _needed(hub: Hub, reference: Reference, *, repair: bool) -> Listing:

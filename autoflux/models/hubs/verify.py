@@ -51,7 +51,7 @@ def expected_files(model: CachedModel, store: Store) -> tuple[RemoteFile, ...]:
     """
     if record := store.recorded(model.repo_id, model.commit):
         return record.listing.files
-    named = tuple(_from_blob_name(Path(model.path), file) for file in on_disk(Path(model.path)))
+    named = named_files(Path(model.path))
     missing = tuple(RemoteFile(path=path, size_bytes=0) for path in model.missing)
     if not missing and not any(file.sha256 or file.git_sha1 for file in named):
         raise ModelNotFound(
@@ -59,6 +59,11 @@ def expected_files(model: CachedModel, store: Store) -> tuple[RemoteFile, ...]:
             hint=f"compare it with its hub: autoflux models pull {model.repo_id} --source {model.source} --repair",
         )
     return (*named, *missing)
+
+
+def named_files(folder: Path) -> tuple[RemoteFile, ...]:
+    """The files of a snapshot, with the checksums that the names of Hugging Face's blobs say."""
+    return tuple(_from_blob_name(folder, file) for file in on_disk(folder))
 
 
 def verify(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -298,10 +299,36 @@ def test_offline_takes_what_is_complete_and_asks_nobody(hub, small, monkeypatch)
     hub.asked.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert get(small).replace(offline=False, downloaded_bytes=online.downloaded_bytes) == online
+    with pytest.raises(HubUnavailable, match="not complete"):
+        get(small.replace(file="*Q8_0*"))
     (Path(online.path) / BIG).unlink()
     with pytest.raises(HubUnavailable, match="not complete"):
         get(small)
     assert not hub.asked
+
+
+def test_offline_takes_what_another_tool_downloaded(hub, small, store, monkeypatch):
+    online = get(small)
+    shutil.rmtree(store.folder(REPO) / ".autoflux")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = get(small)
+    assert (found.path, found.offline, found.downloaded_bytes) == (online.path, True, 0)
+    assert {file.path for file in found.listing.files} == set(WANTED)
+    get(small.replace(file=BIG))
+    with pytest.raises(HubUnavailable, match="not complete"):
+        get(small.replace(file="*Q8_0*"))
+    (Path(online.path) / BIG).unlink()
+    with pytest.raises(HubUnavailable, match="not complete"):
+        get(small)
+
+
+def test_offline_takes_a_folder_of_older_modelscope_tools(hub, tmp_path, monkeypatch):
+    folder = tmp_path / "ms/hub/models" / REPO
+    for path, content in WANTED.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert get(Reference(name=REPO, ids=(HubId(source=Source.MODELSCOPE, repo_id=REPO),))).path == str(folder)
 
 
 def test_an_unknown_model_is_said_to_be_so(hub, source):
