@@ -193,6 +193,7 @@ def check_formats(parts: Mapping[str, Part], name: str) -> None:
 
 
 def _begins_like_gguf(file: Path) -> bool:
+    weights.check_regular(file)
     try:
         with file.open("rb") as opened:
             return opened.read(len(gguf.MAGIC)) == gguf.MAGIC

@@ -12,7 +12,7 @@ from autoflux.errors import DamagedCheckpoint, ModelNotFound, UnsafeCheckpoint, 
 from autoflux.files import is_there
 from autoflux.models.config_values import check_values
 from autoflux.models.families import PIPELINES
-from autoflux.models.weights import PICKLE_SUFFIXES, unreadable
+from autoflux.models.weights import PICKLE_SUFFIXES, check_regular, unreadable
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
@@ -33,6 +33,7 @@ def read_index(folder: Path, components: Iterable[str]) -> dict[str, Any]:
         UnsupportedModel: another pipeline, or code that comes with the model.
         DamagedCheckpoint: it cannot be read.
     """
+    check_regular(folder / "model_index.json")
     if not (folder / "model_index.json").is_file():
         raise ModelNotFound(
             f"{str(folder)!r} holds no model_index.json",
@@ -82,7 +83,10 @@ def check_small_parts(folder: Path) -> None:
     """
     # transformers makes an empty tokenizer out of a folder without its files, and pictures of nothing follow.
     for part, alternatives in FILES_OF_SMALL_PARTS.items():
-        found = [file for names in alternatives for name in names if (file := folder / part / name).is_file()]
+        known = [folder / part / name for names in alternatives for name in names]
+        for file in known:
+            check_regular(file)
+        found = [file for file in known if file.is_file()]
         if not is_loadable(part, [file.name for file in found]):
             needed = " or ".join(" with ".join(names) for names in alternatives)
             raise ModelNotFound(f"{str(folder / part)!r} holds no {needed}", hint="download the model again")
@@ -90,7 +94,7 @@ def check_small_parts(folder: Path) -> None:
             if file.suffix == ".json":
                 _decoded(file, dict[str, msgspec.Raw])  # quick: 2 MB of words are looked through, not kept
         settings = folder / part / "tokenizer_config.json"
-        if settings.is_file():
+        if is_there(settings):
             check_values(part, read_json(settings), settings)
     read_scheduler(folder)
 
@@ -145,6 +149,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _decoded(file: Path, kind: Any) -> Any:
+    check_regular(file)
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
     except FileNotFoundError as error:

@@ -18,7 +18,7 @@ from autoflux.models.families import DEFAULTS, tell_family, words_beside
 from autoflux.models.folders import check_file, check_small_parts, read_config, read_index, read_json, read_scheduler
 from autoflux.models.layouts import Place, recognise
 from autoflux.models.values import Component, Family, Layout, Model, Naming, Settings
-from autoflux.models.weights import weight_files
+from autoflux.models.weights import check_regular, weight_files
 
 COMPONENTS = tuple(CLASSES)
 """The networks of a FLUX pipeline in the order they run."""
@@ -138,6 +138,7 @@ def _revision(components: Iterable[Component], scheduler: Config) -> str:
 
 def _settings(folder: Path, family: Family) -> Settings:
     file = folder / "autoflux.json"
+    check_regular(file)
     if file.is_file():
         return Settings.from_json(file.read_bytes(), origin=repr(str(file)))
     return Settings(defaults=DEFAULTS[family])

@@ -94,6 +94,18 @@ def unreadable(file: Path, error: OSError) -> DamagedCheckpoint:
     )
 
 
+def check_regular(file: Path) -> None:
+    """Refuse what is there and cannot be read to an end, such as a pipe, which would be waited for for ever.
+
+    Raises:
+        DamagedCheckpoint: it is neither a file nor a folder.
+    """
+    if is_there(file) and not (file.is_file() or file.is_dir()):
+        raise DamagedCheckpoint(
+            f"{str(file)!r} is no regular file", hint="put the model's own file in its place, or download it again"
+        )
+
+
 def read_tensors(file: Path) -> Iterator[Tensor]:
     """The tensors of a safetensors file, by name.
 
@@ -140,6 +152,7 @@ def header_digest(file: Path) -> str:
 
 
 def _sniff(file: Path) -> None:
+    check_regular(file)
     try:
         with file.open("rb") as opened:
             start = opened.read(32)
@@ -191,6 +204,7 @@ def _reason(file: Path, error: Exception) -> str:
 
 
 def _shards(index: Path) -> list[Path]:
+    check_regular(index)
     try:
         names = sorted(set(msgspec.json.decode(index.read_bytes())["weight_map"].values()))
         shards = [index.parent / name for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -231,6 +232,37 @@ def test_a_broken_model_is_named_with_what_to_do(tiny_copy: Path, case: str):
     with pytest.raises(kind, match=words) as caught:
         take_stock(tiny_copy)
     assert type(caught.value) is kind
+    assert caught.value.hint
+
+
+def _device(file: Path) -> None:
+    file.symlink_to(os.devnull)
+
+
+def _pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such files")
+@pytest.mark.parametrize("put", [_device, _pipe])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "autoflux.json",
+        "model_index.json",
+        "tokenizer/tokenizer.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "tokenizer/tokenizer_config.json",
+        f"transformer/{WEIGHTS}.index.json",
+        f"vae/{WEIGHTS}",
+    ],
+)
+def test_what_has_no_end_is_named_and_not_waited_for(tiny_copy: Path, path: str, put):
+    (tiny_copy / path).unlink(missing_ok=True)
+    put(tiny_copy / path)
+    with pytest.raises(DamagedCheckpoint, match=f"{path}' is no regular file") as caught:
+        take_stock(tiny_copy)
     assert caught.value.hint
 
 

@@ -70,6 +70,8 @@ def _shards(index: Path) -> list[str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is none that can be read."""
+    if not path.is_file():  # a pipe would be waited for
+        return {}
     try:
         data: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

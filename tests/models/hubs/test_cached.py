@@ -126,6 +126,14 @@ def test_stray_things_in_a_cache_do_no_harm(hub, tmp_path):
     assert cached_models(stores(), everything=True) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no pipes in folders")
+def test_a_pipe_in_the_place_of_an_index_is_not_waited_for(hub, tmp_path):
+    folder = tmp_path / "hf/models--some--flux/snapshots/abc"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "model_index.json")
+    assert cached_models(stores()) == []
+
+
 class Held(HuggingFaceStore):
     """A cache of which another program holds one model, as Windows does; or another user's."""
 
