@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from autoflux.errors import DamagedCheckpoint, UnsupportedModel
 from autoflux.models import gguf, weights
-from autoflux.models.formats import FORMATS
+from autoflux.models.formats import FORMATS, SCALES
 from autoflux.models.naming import decoder_levels, meaning_of
 from autoflux.models.shapes import MLP_RATIO, Shape
 from autoflux.models.values import Component, Naming
@@ -133,6 +133,11 @@ class _Cut:
         self._scale = scale
 
     def into(self, names: tuple[str, ...]) -> Iterator[tuple[str, Part]]:
+        if 0 in self._stowed.shape:
+            raise DamagedCheckpoint(
+                f"{self._file!r} cannot be loaded: {self._key!r} of shape {self._stowed.shape} holds no numbers",
+                hint="download the file again",
+            )
         shares = [MLP_RATIO if ".proj_mlp." in name and len(names) > 1 else 1 for name in names]
         rows = self._stowed.shape[0] if self._stowed.shape else 1
         if rows % (sum(shares) * (2 if self._swapped else 1)):
@@ -181,15 +186,18 @@ def check_formats(parts: Mapping[str, Part], name: str) -> None:
     """Refuse what cannot be widened.
 
     Raises:
-        UnsupportedModel: a weight is stored in a format that is not known.
+        UnsupportedModel: a weight or its scale is stored in a format that is not known, or whole numbers have no scale.
     """
-    for part in parts.values():
-        form = part.format
-        if form not in FORMATS:
-            raise UnsupportedModel(
-                f"the weights of {name!r} are {form}; known are {', '.join(FORMATS)}",
-                hint="use another version of the model",
-            )
+    for weight, part in parts.items():
+        if part.format not in FORMATS:
+            what = f"the weights of {name!r} are {part.format}; known are {', '.join(FORMATS)}"
+        elif part.scale and part.scale.format not in SCALES:
+            what = f"the scales of {name!r} are {part.scale.format}, of {weight!r}; known are {', '.join(SCALES)}"
+        elif part.format == "I8" and not part.scale:
+            what = f"the weights of {name!r} are I8 without scales, such as {weight!r}"
+        else:
+            continue
+        raise UnsupportedModel(what, hint="use another version of the model")
 
 
 def _begins_like_gguf(file: Path) -> bool:

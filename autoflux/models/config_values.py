@@ -17,6 +17,34 @@ Rule = tuple[str, Callable[[Any, Config], bool]]
 MOST_TIMESTEPS = 100_000
 """FLUX was trained on 1000; the scheduler makes a list of them."""
 
+ACTIVATIONS = frozenset(
+    {
+        "gelu",
+        "gelu_10",
+        "gelu_accurate",
+        "gelu_fast",
+        "gelu_new",
+        "gelu_python",
+        "gelu_python_tanh",
+        "gelu_pytorch_tanh",
+        "hardswish",
+        "laplace",
+        "leaky_relu",
+        "linear",
+        "mish",
+        "quick_gelu",
+        "relu",
+        "relu2",
+        "relu6",
+        "sigmoid",
+        "silu",
+        "sqrtsoftplus",
+        "swish",
+        "tanh",
+    }
+)
+"""Functions that transformers knows by name (`ACT2FN`) and that have no weights. To import them takes seconds."""
+
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
@@ -30,9 +58,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < math.inf
 
 
+def _is_activation(name: Any) -> bool:
+    return isinstance(name, str) and name in ACTIVATIONS
+
+
 _COUNT: Rule = ("a whole number above 0", lambda value, _: _is_count(value))
 _COUNTS: Rule = ("a list of whole numbers above 0", lambda values, _: _are_counts(values))
 _NUMBER_OR_NULL: Rule = ("a number or null", lambda value, _: value is None or _is_number(value))
+
+_FUNCTION = "the name of a function that transformers knows"
 
 _RULES: dict[str, dict[str, Rule]] = {
     "tokenizer": {
@@ -46,6 +80,13 @@ _RULES: dict[str, dict[str, Rule]] = {
         "num_attention_heads": (
             "a whole number that divides 'hidden_size'",
             lambda heads, config: _is_count(heads) and config["hidden_size"] % heads == 0,
+        ),
+        "hidden_act": (_FUNCTION, lambda name, _: _is_activation(name)),
+    },
+    "text_encoder_2": {
+        "feed_forward_proj": (
+            f"{_FUNCTION}, with 'gated-' before it or without",
+            lambda name, _: isinstance(name, str) and _is_activation(name.removeprefix("gated-")),
         ),
     },
     "transformer": {

@@ -25,6 +25,9 @@ SAFETENSORS = {
 }
 """What weights may be stored as."""
 
+SCALES = tuple(name for name, form in SAFETENSORS.items() if form.precision != Precision.INT8)
+"""What the factors of narrow weights may be stored as."""
+
 GGML = {
     0: ("F32", Format(1, 4, Precision.FLOAT32)),
     1: ("F16", Format(1, 2, Precision.FLOAT16)),

@@ -196,7 +196,7 @@ def _reason(file: Path, error: Exception) -> str:
         return f"it is truncated within its header of {length:,} bytes"
     try:
         end = max((first + count for first, count in data_ranges(file).values()), default=8 + length)
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError):
+    except (msgspec.MsgspecError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return str(error)
     if end > size:
         return f"it is truncated: {size:,} of {end:,} bytes are there"

@@ -86,6 +86,12 @@ def _shape_lies(header: dict) -> None:
     header[name]["shape"][0] *= 2
 
 
+def _nested(_: bytes) -> bytes:
+    """Deeper than Python's own stack."""
+    text = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    return struct.pack("<Q", len(text)) + text
+
+
 BROKEN = {
     "empty": (lambda _: b"", DamagedCheckpoint, "is empty"),
     "a few bytes": (lambda content: content[:7], DamagedCheckpoint, "is too short: 7 of the 8 bytes"),
@@ -107,6 +113,7 @@ BROKEN = {
     "shape against bytes": (_edited(_shape_lies), DamagedCheckpoint, "cannot be read"),
     "a pickle": (lambda _: pickle.dumps([1] * 9), UnsafeCheckpoint, "pickle"),
     "a zip": (lambda _: b"PK\x03\x04" + bytes(64), UnsafeCheckpoint, "pickle"),
+    "nested without end": (_nested, DamagedCheckpoint, "cannot be read as safetensors"),
     "not JSON": (lambda _: struct.pack("<Q", 8) + b"{nothing", DamagedCheckpoint, "cannot be read"),
 }
 
@@ -172,6 +179,26 @@ CHANGED = {
         lambda held: held.update({"txt_in.scale_weight": torch.zeros(2, 2)}),
         UnsupportedModel,
         "scales",
+    ),
+    "no rows": (
+        lambda held: held.update({"img_in.weight": torch.zeros(0, 64)}),
+        DamagedCheckpoint,
+        r"'img_in.weight' of shape \(0, 64\) holds no numbers",
+    ),
+    "scales in whole numbers": (
+        lambda held: held.update({"txt_in.scale_weight": torch.ones(1, dtype=torch.uint8)}),
+        UnsupportedModel,
+        r"scales .* are U8, of 'context_embedder.weight'",
+    ),
+    "scales that are too wide": (
+        lambda held: held.update({"txt_in.scale_weight": torch.ones(1, dtype=torch.float64)}),
+        UnsupportedModel,
+        r"scales .* are F64",
+    ),
+    "whole numbers without scales": (
+        lambda held: held.update({"txt_in.weight": held["txt_in.weight"].to(torch.int8)}),
+        UnsupportedModel,
+        "I8 without scales, such as 'context_embedder.weight'",
     ),
     "no channels known": (
         lambda held: held.update({"img_in.weight": torch.zeros(32, 128)}),

@@ -20,6 +20,7 @@ from autoflux.errors import (
     UnsafeCheckpoint,
     UnsupportedModel,
 )
+from autoflux.models.config_values import ACTIVATIONS
 from autoflux.models.flops import decode_flop, image_tokens, step_flop
 from autoflux.models.inventory import take_stock
 from autoflux.models.values import Model, Precision
@@ -280,7 +281,10 @@ MISSTATED = [
     ("text_encoder", "num_hidden_layers", 1),
     ("text_encoder", "num_attention_heads", 5),
     ("text_encoder", "num_attention_heads", 0),
+    ("text_encoder", "hidden_act", "evil"),
+    ("text_encoder", "hidden_act", []),
     ("text_encoder_2", "num_layers", 1),
+    ("text_encoder_2", "feed_forward_proj", "gated-evil"),
     ("text_encoder_2", "num_heads", 4),
     ("vae", "layers_per_block", 0),
     ("vae", "block_out_channels", [8, 8, 16]),
@@ -307,6 +311,14 @@ def test_a_configuration_that_cannot_be_is_named_with_the_key(tiny_copy: Path, p
     for words in (f"/{part}", "config.json", repr(key), repr(value)):
         assert words in caught.value.message
     assert caught.value.hint
+
+
+def test_all_functions_that_are_taken_are_known_to_transformers():
+    from transformers.activations import ACT2FN
+
+    known = {name for name in ACT2FN if not list(ACT2FN[name].parameters())}
+    assert known >= ACTIVATIONS
+    assert {"quick_gelu", "gelu", "gelu_new", "relu", "silu"} <= ACTIVATIONS
 
 
 def test_a_value_that_is_left_out_is_told_with_what_it_is_then(tiny_copy: Path):
