@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from autoflux.errors import DamagedFile, OutputUnwritable
+from autoflux.errors import DamagedFile, OutputUnwritable, UsageError
 from autoflux.paths import expanded
 
 MAX_READ_BYTES = 32 * 2**20
@@ -24,6 +24,25 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path is valid text, as names of files need not be on Linux; JSON has no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_text(path: Path) -> None:
+    """Refuse a path that could be written neither into JSON nor into plans and packs.
+
+    Raises:
+        UsageError: it is not UTF-8.
+    """
+    if not is_text(path):
+        raise UsageError(f"the path {str(path)!r} is not valid text", hint="rename it to a name in UTF-8")
 
 
 def read_small(path: Path) -> bytes:

@@ -9,7 +9,7 @@ import click
 from autoflux.cli.models_options import byte_progress, source_option, the_one
 from autoflux.cli.models_verify_packs import check_packs, show_packs
 from autoflux.cli.output import hint, json_option, stderr, stdout, succeed
-from autoflux.files import is_there
+from autoflux.files import check_text, is_there
 from autoflux.models.hubs.cached import CachedModel
 from autoflux.models.hubs.stores import stores
 from autoflux.models.hubs.values import RemoteFile, Source
@@ -57,6 +57,7 @@ def _place(name: str, plugins: Plugins) -> Path | None:
     path = expanded(name)
     if not is_there(path):
         return None
+    check_text(path.absolute())
     return path.resolve() if path.is_dir() else path.absolute() if path.is_file() else None
 
 

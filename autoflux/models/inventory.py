@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from autoflux.errors import DamagedCheckpoint, UnsupportedModel
-from autoflux.files import is_there
+from autoflux.files import check_text, is_there
 from autoflux.models.checkpoints import Checkpoint, Located, Part, check_formats, find_parts, read_checkpoint
 from autoflux.models.components import architecture, make_component, refuse_foreign
 from autoflux.models.configs import CLASSES, FLUX_DEV, SCHEDULERS, told_by_shapes
@@ -49,6 +49,7 @@ def take_stock(
         UnsupportedModel: it holds something other than a FLUX pipeline.
         UnsafeCheckpoint: its weights are pickle files.
         DamagedCheckpoint: a configuration or weight file cannot be right.
+        UsageError: a path is not valid text.
     """
     return _folder(path, name, published_as) if is_there(path) and path.is_dir() else _file(path, name, find_base)
 
@@ -113,6 +114,8 @@ def _model(
     base: Path | None = None,
 ) -> Model:
     settings = _settings(base or path, family)
+    for used in (path.resolve(), path.absolute(), *([base.resolve()] if base else []), *_files(components)):
+        check_text(used)
     return Model(
         name=name or (path.stem if path.is_file() else path.resolve().name),
         path=str(path.resolve()) if path.is_dir() else str(path.absolute()),
@@ -131,9 +134,13 @@ def _model(
 def _revision(components: Iterable[Component], scheduler: Config) -> str:
     configs = [[part.name, part.naming, part.prefix, part.config] for part in components]
     digest = hashlib.sha256(msgspec.json.encode([configs, scheduler], order="deterministic"))
-    for file in dict.fromkeys(file for part in components for file in part.files):
-        digest.update(read_checkpoint(Path(file)).digest.encode())
+    for file in _files(components):
+        digest.update(read_checkpoint(file).digest.encode())
     return digest.hexdigest()[:16]
+
+
+def _files(components: Iterable[Component]) -> list[Path]:
+    return [Path(file) for file in dict.fromkeys(file for part in components for file in part.files)]
 
 
 def _settings(folder: Path, family: Family) -> Settings:

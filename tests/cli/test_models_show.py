@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save
 
 from autoflux.cli.main import run
 
@@ -64,3 +68,42 @@ def test_what_is_not_here_is_planned_but_not_drawn(capsys):
 def test_a_name_that_is_nearly_right_is_guessed(capsys):
     assert run(["models", "show", "flux.1-deb"]) == 2
     assert "did you mean 'flux.1-dev'?" in capsys.readouterr().err
+
+
+NOT_UTF8 = os.fsdecode(b"inv\xff")
+
+
+def _misnamed_file(folder: Path, tiny_model: Path) -> Path:
+    held = load_file(tiny_model / "transformer" / "diffusion_pytorch_model.safetensors")
+    (folder / f"{NOT_UTF8}.safetensors").write_bytes(save(held))
+    return folder / f"{NOT_UTF8}.safetensors"
+
+
+def _misnamed_folder(folder: Path, tiny_model: Path) -> Path:
+    return shutil.copytree(tiny_model, folder / NOT_UTF8)
+
+
+def _misnamed_weights(folder: Path, tiny_model: Path) -> Path:
+    place = shutil.copytree(tiny_model, folder / "tiny")
+    weights = place / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name(f"{NOT_UTF8}.safetensors"))
+    return place
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+@pytest.mark.parametrize("put", [_misnamed_file, _misnamed_folder, _misnamed_weights])
+@pytest.mark.parametrize("command", [["models", "show"], ["models", "pack"], ["generate", "a hill", "--model"]])
+def test_a_name_that_is_no_text_is_refused_with_the_reason(tiny_model, tmp_path, capsys, put, command):
+    place = put(tmp_path, tiny_model)
+    base = ["--base", str(tiny_model)] if put is _misnamed_file else []
+    assert run([*command, str(place), *base, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "is not valid text" in error["message"]
+    assert error["hint"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+@pytest.mark.parametrize("put", [_misnamed_file, _misnamed_folder])
+def test_nothing_of_a_name_that_is_no_text_is_verified(tiny_model, tmp_path, capsys, put):
+    assert run(["models", "verify", str(put(tmp_path, tiny_model)), "--json"]) == 2
+    assert "is not valid text" in json.loads(capsys.readouterr().out)["error"]["message"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autoflux.errors import ModelNotFound, UnsafeCheckpoint, UnsupportedModel
+from autoflux.files import is_text
 from autoflux.models.hubs.lacking import lacking, read_json
 from autoflux.models.hubs.names import catalogue_name
 from autoflux.models.hubs.selection import INDEX
@@ -154,6 +155,7 @@ def _files_in(folder: Path) -> list[Path]:
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
+        and is_text(path.relative_to(folder))  # no hub has others
         and not path.name.endswith(PARTIAL_SUFFIX)
         and not set(hidden) & set(path.relative_to(folder).parts)
     ]

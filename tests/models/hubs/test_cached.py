@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -242,6 +244,15 @@ def test_what_other_tools_downloaded_in_part_does_not_verify(here):
         (Path(here.path) / path).unlink()
     verification = verify(foreign(here), stores())
     assert {file.path: file.fault for file in verification.faulty} == dict.fromkeys(lost, "is missing")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_a_file_whose_name_is_no_text_is_not_of_the_model(here, source):
+    (Path(here.path) / os.fsdecode(b"inv\xff")).write_bytes(b"x")
+    model = foreign(here)
+    if source == Source.HUGGINGFACE:
+        assert json.loads(verify(model, stores()).to_json())["name"] == REPO
+    assert model.complete
 
 
 def test_another_kind_of_model_verifies_without_what_flux_has(here, source):
