@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from autoflux.errors import (
     AutofluxError,
     ContradictoryWishes,
-    DamagedFile,
     DeviceUnavailable,
     MissingExtra,
     UnknownName,
 )
-from autoflux.files import is_path, read_small
+from autoflux.files import is_path, read_small, read_text
 from autoflux.hardware.changes import Changes, changed
 from autoflux.hardware.known import is_known, known_machine
 from autoflux.hardware.probe import probe
@@ -36,6 +35,7 @@ from autoflux.planning.profiles import for_host
 from autoflux.planning.refusal import Asked
 from autoflux.planning.saved import check_consistency, check_plan, read_plan
 from autoflux.planning.values import Alternative, HostProfile, Plan, Profile, Wishes
+from autoflux.planning.wishing import check_alone, checked
 from autoflux.plugin_manager import Plugins, load_plugins
 from autoflux.runtime.calibration_store import CalibrationStore
 from autoflux.units import format_number
@@ -98,7 +98,7 @@ class WhatIf:
 
 
 def load(
-    model: str = "sample",
+    model: str | Path = "sample",
     *,
     base: str | None = None,
     wishes: Wishes | None = None,
@@ -118,7 +118,8 @@ def load(
         AutofluxError: any of those in `autoflux.errors` that planning and loading can end in.
     """
     plugins = load_plugins()
-    found = find_model(model, plugins, base)
+    check_alone(plan, wishes)
+    found = find_model(str(model), plugins, base)
     planned = check_plan(plan, probe(), found) if plan else _plan_here(found, wishes or Wishes(), plugins, probe())
     return open_session(planned, found, plugins, progress)
 
@@ -336,7 +337,7 @@ def _given(model: Model, wishes: Wishes, plugins: Plugins, hardware: Hardware) -
     if wishes.backend is not None:
         _require(plugins.backends.get(wishes.backend))
     working = [backend for backend in plugins.backends if backend.missing() is None]
-    profiles, wishes = _profiles(wishes, plugins, hardware)
+    profiles, wishes = _profiles(checked(wishes), plugins, hardware)
     facts = tuple(_facts_of(backend, model) for backend in working)
     return _Given(profiles, wishes, [backend.name for backend in working], facts)
 
@@ -369,7 +370,7 @@ def _profiles(wishes: Wishes, plugins: Plugins, hardware: Hardware) -> tuple[lis
     if wished is not None and wished not in names:
         if not wished or not is_path(wished):
             raise UnknownName("profile", wished, names, hint="`autoflux plugins` lists the profiles")
-        text = _profile_text(expanded(wished))
+        text = read_text(expanded(wished), "profile")
         everything.append(parse_profile(text, repr(wished), everything))
         wished = everything[-1].name
     hosts = [profile.name for profile in everything if isinstance(profile, HostProfile)]
@@ -384,15 +385,8 @@ def user_profiles(folder: Path | None = None, known: Iterable[AnyProfile] | None
         DamagedFile: one cannot be read.
     """
     files = sorted((folder or config_dir() / "profiles").glob("*.toml"))
-    texts = {repr(str(file)): _profile_text(file) for file in files}
+    texts = {repr(str(file)): read_text(file, "profile") for file in files}
     return parse_profiles(texts, load_plugins().profiles if known is None and texts else known or ())
-
-
-def _profile_text(file: Path) -> str:
-    try:
-        return read_small(file).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DamagedFile(f"the profile {str(file)!r} cannot be read: {error}", hint="save it as UTF-8") from error
 
 
 def _require(backend: Backend) -> None:

@@ -132,6 +132,18 @@ def _is_placed(temporary: Path, free: Path) -> bool:
     return True
 
 
+def read_text(path: Path, what: str) -> str:
+    """The text of a file that a user wrote, with the mark of byte order that some editors begin it with or without.
+
+    Raises:
+        DamagedFile: as `read_small`, or it is not UTF-8; `what` it is goes into the message.
+    """
+    try:
+        return read_small(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"the {what} {str(path)!r} cannot be read: {error}", hint="save it as UTF-8") from error
+
+
 def check_target(path: Path) -> None:
     """Find out before the work, not after it, whether `write_atomic` can write `path`.
 

@@ -54,17 +54,30 @@ def register_commands(register: Callable[[click.Command], None]) -> None:
 
 
 @click.command(name="doctor")
-@click.option("--host", default="127.0.0.1", show_default=True, envvar="AUTOFLUX_HOST", help="Address to serve at.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="AUTOFLUX_HOST",
+    show_envvar=True,
+    help="Address to serve at.",
+)
 @click.option(
     "--port",
     default=6006,
     show_default=True,
     type=click.IntRange(1, 65535),
     envvar="AUTOFLUX_PORT",
+    show_envvar=True,
     help="Port to serve at.",
 )
 @click.option(
-    "--model", default="sample", show_default=True, envvar="AUTOFLUX_MODEL", help="Name or folder of a model."
+    "--model",
+    default="sample",
+    show_default=True,
+    envvar="AUTOFLUX_MODEL",
+    show_envvar=True,
+    help="Name or folder of a model.",
 )
 @json_option
 @click.pass_context

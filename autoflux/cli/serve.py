@@ -43,15 +43,24 @@ API = "api"
     default=("gradio",),
     show_default=True,
     envvar="AUTOFLUX_FRONTEND",
+    show_envvar=True,
     help="What to show at /; further ones are at /NAME. The API is always at /api.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, envvar="AUTOFLUX_HOST", help="Address to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    envvar="AUTOFLUX_HOST",
+    show_envvar=True,
+    help="Address to listen on.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=6006,
     show_default=True,
     envvar="AUTOFLUX_PORT",
+    show_envvar=True,
     help="Port to listen on; 0 takes a free one.",
 )
 @click.option(

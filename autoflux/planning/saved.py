@@ -14,13 +14,10 @@ from autoflux.planning.ranges import in_words, outside
 from autoflux.planning.schedule import aligned
 from autoflux.planning.streaming import block_kinds, hoists, largest_streamed, pinned_bytes, streamed_bytes
 from autoflux.planning.terms import ATTENTIONS, DEFAULT_ATTENTION, TRANSFORMER, Placement, TransferUnit
-from autoflux.planning.values import PLAN_SCHEMA, Plan, Priors
+from autoflux.planning.values import MOST_PICTURES, PLAN_SCHEMA, Plan, Priors
 from autoflux.units import PB, format_seconds, told_apart
 
 ANEW = "make it anew: `autoflux plan --save FILE`"
-
-MOST_PICTURES = 64
-"""At once, which is also the most that `--batch` takes."""
 
 LEAST, MOST = 1e-18, 1e18
 """Of times and rates that others are divided by, and of any number: what is beyond is none of a machine's."""

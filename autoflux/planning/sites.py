@@ -98,7 +98,7 @@ def _devices(hardware: Hardware, wishes: Wishes) -> list[Accelerator | None]:
     if kind_name not in set(DeviceKind) or not (index.isdecimal() or not index):
         raise UnknownName("device", wishes.device, [*DeviceKind])
     kind = DeviceKind(kind_name)
-    if kind == DeviceKind.CPU:
+    if kind == DeviceKind.CPU and not int(index or 0):
         return [None]
     accelerator = hardware.accelerator(kind, int(index or 0))
     if accelerator is None:

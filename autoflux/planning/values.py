@@ -21,6 +21,12 @@ attended and transferred.
 """
 
 
+MOST_PICTURES = 64
+"""At once, which is also the most that `--batch` takes."""
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class Wishes(Value, frozen=True, kw_only=True):
     """What the user said. None means: choose. A wish only constrains and is never overridden."""
 
@@ -39,17 +45,17 @@ class Wishes(Value, frozen=True, kw_only=True):
     cpu: tuple[str, ...] = ()
     """Components that the processor is to compute."""
     unit: TransferUnit | None = None
-    block_bytes: int | None = None
+    block_bytes: Count | None = None
     """Most bytes of one copy of several blocks; a larger block is copied by itself."""
-    batch: int | None = None
+    batch: Annotated[int, msgspec.Meta(ge=1, le=MOST_PICTURES)] | None = None
     """Pictures that must fit at once."""
     compiled: bool | None = None
     graphs: bool | None = None
     """Replay blocks from CUDA graphs."""
     attention: str | None = None
-    vram_bytes: int | None = None
-    ram_bytes: int | None = None
-    pictures: int | None = None
+    vram_bytes: Count | None = None
+    ram_bytes: Count | None = None
+    pictures: Count | None = None
     """How many are to be drawn: time to start is spread over them."""
     width: int | None = None
     height: int | None = None

@@ -33,7 +33,8 @@ def options(hardware: Hardware, site: Site, wishes: Wishes, model: Model) -> lis
     """
     _check(wishes)
     if wishes.graphs and site.kind != DeviceKind.CUDA:
-        raise ContradictoryWishes(f"there are no CUDA graphs on {site.kind.value!r}", hint="drop --graphs or --device")
+        hint = "drop --graphs" + (" or --device" if wishes.device else "")
+        raise ContradictoryWishes(f"there are no CUDA graphs on {site.kind.value!r}", hint=hint)
     if wishes.attention == CUDNN:
         check_cudnn(site.device, wishes.precision, there=_has_cudnn(hardware, site))
     offloads = _offloads(site, wishes, model)

@@ -9,7 +9,7 @@ from itertools import groupby
 from types import TracebackType
 from typing import Self, TypeVar
 
-from autoflux.errors import OutOfMemory
+from autoflux.errors import InvalidRequest, OutOfMemory, UsageError
 from autoflux.models.request import Order, Request, check, make_requests
 from autoflux.models.values import Model
 from autoflux.planning.fit import batch_limit
@@ -63,6 +63,7 @@ class Session:
     """Whether what pictures take of the device is being measured: then nothing is taken before it is asked for."""
     _prompts: PromptCache = field(init=False, repr=False)
     _ceiling: Ceiling = field(init=False, repr=False)
+    _closed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._prompts = PromptCache.open(self.model, self.plan)
@@ -72,11 +73,16 @@ class Session:
         """Draw what an `Order` of this prompt asks for: `seed`, `steps`, `guidance`, `width`, `height`, `count`.
 
         Raises:
-            InvalidRequest: a field is out of the model's limits.
+            InvalidRequest: there is no such field, or it is of another type or out of the model's limits.
+            UsageError: the session is closed.
             DoesNotFit: a picture of this size does not fit this plan.
             OutOfMemory: the device ran out of memory after all; the session stays usable.
         """
-        return self.draw(make_requests(self.model, Order(prompt=prompt, **order)), on_step=on_step)  # type: ignore[arg-type]
+        try:
+            requests = make_requests(self.model, Order(prompt=prompt, **order))  # type: ignore[arg-type]
+        except (TypeError, AttributeError) as error:
+            raise InvalidRequest(f"this cannot be ordered: {error}", hint="see the fields of autoflux.Order") from error
+        return self.draw(requests, on_step=on_step)
 
     def draw(self, requests: Sequence[Request], *, on_step: StepListener | None = None) -> list[Picture]:
         """Draw all requests, those of equal size and steps together, and return the pictures in the order asked."""
@@ -119,6 +125,8 @@ class Session:
         return self._begin(request, self._encode if afresh else self._remembered)
 
     def _begin(self, request: Request, encode: Callable[[str], Conditioning]) -> Drawing:
+        if self._closed:
+            raise UsageError("this session is closed", hint="load the model again")
         began = time.perf_counter()
         self._ceiling.begin(measured=self.measured)
         check(request, self.model.limits)
@@ -164,6 +172,7 @@ class Session:
 
     def close(self) -> None:
         """Give back the device's memory. A closed session cannot draw."""
+        self._closed = True
         self._prompts.clear()
         try:
             self.pipeline.close()

@@ -204,6 +204,18 @@ def test_names_of_devices_may_be_in_capitals(plan):
         assert (code, json.loads(out)["data"]["device"]) == (0, "cpu" if device == "CPU" else "cuda:0"), err
 
 
+def test_there_is_one_processor(plan):
+    assert plan("--device", "cpu:0")[0] == 0
+    code, _, err = plan("--device", "cpu:7")
+    assert (code, "there is no device 'cpu:7'" in err) == (1, True)
+
+
+def test_a_profile_with_a_mark_of_byte_order_is_read(plan, here):
+    (here / "mine.toml").write_text('name = "mine"\ndescription = "x"\nbase = "cuda"\n', encoding="utf-8-sig")
+    code, out, err = plan("--on", "rtx-3060-12gb", "--profile", "mine.toml", "--json")
+    assert (code, json.loads(out)["data"]["profile"]) == (0, "mine"), err
+
+
 def test_a_plan_that_was_changed_by_hand_to_what_cannot_be_is_refused(plan, here):
     plan("--device", "cpu", "--save", "p.json")
     good = json.loads((here / "p.json").read_text())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from autoflux.errors import InvalidRequest, OutOfMemory
+from autoflux.errors import InvalidRequest, OutOfMemory, UsageError
 from autoflux.models.request import Request
 from autoflux.planning.fit import batch_limit
 from autoflux.runtime.prompt_cache import PromptCache
@@ -95,6 +95,18 @@ def test_running_out_of_memory_is_our_error_and_the_session_goes_on(session, pip
 def test_a_request_is_checked_also_when_it_did_not_come_from_an_order(session):
     with pytest.raises(InvalidRequest):
         session.draw([request_of(session, steps=0)])
+
+
+@pytest.mark.parametrize("order", [{"steps": "2"}, {"stepz": 2}, {"prompt": ["a", "b"]}])
+def test_what_cannot_be_ordered_is_refused(session, order):
+    with pytest.raises(InvalidRequest, match="cannot be ordered"):
+        session.generate(**{"prompt": "a cat", **order})
+
+
+def test_a_closed_session_says_so(session):
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.generate("a cat", seed=1)
 
 
 def test_warming_up_encodes_and_draws_one_step_whatever_is_remembered(session, pipeline):
