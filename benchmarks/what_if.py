@@ -22,7 +22,7 @@ from autoflux.planning import streaming
 from autoflux.planning.terms import Waiting
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import Plugins, load_plugins
-from autoflux.units import counted, format_bytes, format_seconds
+from autoflux.units import GB, counted, format_bytes, format_seconds
 
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
 BEGIN, END = "<!-- begin: python -m benchmarks.what_if --write -->", "<!-- end -->"
@@ -137,7 +137,7 @@ def memory(plan: Plan, machine: Hardware) -> Iterator[str]:
 
 
 def time(plan: Plan, machine: Hardware, model: Model) -> Iterator[str]:
-    """What arithmetic alone and the link alone would take, against the step that the planner predicts."""
+    """What arithmetic alone and copies alone would take, against the step that the planner predicts."""
     picture, part = plan.predicted.picture, plan.component("transformer")
     tokens = picture.text_tokens + image_tokens(model.architecture, picture.width, picture.height)
     flop = step_flop(model.architecture, tokens)
@@ -152,13 +152,24 @@ def time(plan: Plan, machine: Hardware, model: Model) -> Iterator[str]:
         f"{blocks['single']} for each of {model.architecture.single_blocks} single ones"
         f"{', compiled' * plan.compiled}, together {format_seconds(computed_seconds(plan, model))}"
     )
-    link = card.link.to_device_gb_per_s(pinned=True) if card and card.link else None
-    if link and (streamed := streamed_bytes(plan, model)):
-        yield (
-            f"link: {format_bytes(streamed)} streamed a step / {link.value:.3g} GB/s ({link.note}) = "
-            f"{format_seconds(streamed / (link.value * 1e9))}; weights wait in {WAITING[plan.waiting]}"
-        )
+    if streamed := streamed_bytes(plan, model):
+        yield copies(plan, machine, streamed)
     yield f"predicted: {format_seconds(plan.predicted.seconds_per_step)} a step, {picture.steps} steps a picture"
+
+
+def copies(plan: Plan, machine: Hardware, streamed: int) -> str:
+    """What is streamed a step over the slowest part of its way: steps wait for that one, which need not be the link."""
+    card, rate = _card(plan, machine), plan.predicted.copy_gb_per_s
+    link = card.link.to_device_gb_per_s(pinned=True) if card and card.link else None
+    slowest, beside = "link", f" ({link.note})" if link else ""
+    if link and rate < link.value:
+        slowest = {Waiting.DISK: "disk", Waiting.PAGEABLE: "RAM"}.get(plan.waiting, "link")
+        beside = f", over a link of {link.value:.3g} GB/s ({link.note})"
+    seconds = format_seconds(streamed / (rate * GB))
+    return (
+        f"{slowest}: {format_bytes(streamed)} streamed a step / {rate:.3g} GB/s{beside} = {seconds}; "
+        f"weights wait in {WAITING[plan.waiting]}"
+    )
 
 
 def computed_seconds(plan: Plan, model: Model) -> float:

@@ -13,6 +13,7 @@ from autoflux.planning.planner import make_plan
 from autoflux.planning.profiles import for_host
 from autoflux.planning.values import Plan, Wishes
 from autoflux.plugin_manager import load_plugins
+from autoflux.units import format_seconds
 from benchmarks import what_if
 from tests.planning.test_streaming import FLUX
 
@@ -92,3 +93,23 @@ def test_what_is_refused_is_shown_with_need_and_have_and_a_size_that_fits(monkey
     assert "**Refused**" in refused
     assert re.search(r"needs 2\.\d+ GB of device memory and may use 2\.\d+ GB", refused)
     assert re.search(r"At \d+x\d+ it would run on cuda:0", refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "tail"),
+    [
+        ("rtx-4060-laptop-8gb-windows", "disk", "over a link of 13.5 GB/s (PCIe 4 x8)"),
+        ("rtx-3060-12gb-low-ram", "disk", "over a link of 27 GB/s (PCIe 4 x16)"),
+        ("rtx-4060-8gb", "link", "(PCIe 4 x8)"),
+    ],
+)
+def test_copies_are_shown_at_the_rate_of_the_slowest_part_of_their_way(name, part, tail):
+    made = plan(name)
+    (line,) = [line for line in what_if.section(name, FLUX, PLUGINS) if "streamed a step /" in line]
+    told = made.predicted
+    seconds = told.streamed_bytes / (told.copy_gb_per_s * GB)
+    assert line.startswith(f"- {part}: ")
+    assert f" {told.copy_gb_per_s:.3g} GB/s" in line
+    assert f"{tail} = {format_seconds(seconds)}; " in line
+    # Neither copies nor arithmetic can take longer than the step that waits for both.
+    assert seconds <= told.seconds_per_step * 1.001
