@@ -15,7 +15,7 @@ from pathlib import Path
 from autoflux.api import find_model, plan_for
 from autoflux.errors import DoesNotFit
 from autoflux.hardware.known import known_machine, known_names
-from autoflux.hardware.values import Accelerator, Hardware
+from autoflux.hardware.values import Accelerator, Hardware, Size
 from autoflux.models.flops import image_tokens, step_flop
 from autoflux.models.values import Model
 from autoflux.planning import streaming
@@ -121,10 +121,12 @@ def memory(plan: Plan, machine: Hardware) -> Iterator[str]:
     card = _card(plan, machine)
     if card is not None and plan.vram_limit_bytes is not None:
         peaks, ring = told.peak_vram_bytes, plan.ring_bytes
+        # Of unified memory the driver keeps none for itself: all that is free is usable.
+        sizes = [_size(card.free_bytes, "are free")] if card.usable_bytes != card.free_bytes else []
+        sizes += [_size(card.usable_bytes, "are usable"), f"{format_bytes(plan.vram_limit_bytes)} may be taken"]
         yield (
-            f"device memory: {format_bytes(card.total_bytes.value)}, of which {format_bytes(card.usable_bytes.value)} "
-            f"are usable ({card.usable_bytes.note}); less {format_bytes(plan.priors.reserve_bytes)} left free for "
-            f"others, {format_bytes(plan.vram_limit_bytes)} may be taken"
+            f"device memory: {format_bytes(card.total_bytes.value)}, of which {', '.join(sizes)} "
+            f"(less {format_bytes(plan.priors.reserve_bytes)} left free for others)"
         )
         passed = f" and {format_bytes(ring)} the ring that weights pass through" if ring else ""
         yield (
@@ -134,6 +136,11 @@ def memory(plan: Plan, machine: Hardware) -> Iterator[str]:
         )
     pinned = f", {format_bytes(told.pinned_bytes)} of it pinned" if told.pinned_bytes else ""
     yield f"RAM: needs {format_bytes(told.peak_ram_bytes)}{pinned}; {format_bytes(plan.ram_limit_bytes)} may be taken"
+
+
+def _size(size: Size, what: str) -> str:
+    """With its note, so that each figure of a line follows from the one before."""
+    return f"{format_bytes(size.value)} {what} ({size.note})"
 
 
 def time(plan: Plan, machine: Hardware, model: Model) -> Iterator[str]:

@@ -83,7 +83,22 @@ def test_the_arithmetic_that_is_shown_is_the_plans():
     step = 19 * seconds["double"] + 38 * seconds["single"]
     assert f"together {step * 1000:.0f} ms" in lines
     assert re.search(r"products at \d+ TFLOP/s in int8", lines)
-    assert "25.8 GB, of which 25.2 GB are usable" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        (
+            "rtx-4060-8gb",
+            ["8.42 GB are free (98% of it ", "8.39 GB are usable (less 32.0 MB ", "8.09 GB may be taken ("],
+        ),
+        ("m3-max-64gb", ["51.5 GB are usable (shared with RAM)", "51.0 GB may be taken (less 500 MB "]),
+    ],
+)
+def test_the_line_of_device_memory_adds_up(name, steps):
+    (line,) = [line for line in what_if.section(name, FLUX, PLUGINS) if line.startswith("- device memory: ")]
+    told = line.partition(", of which ")[2].split(", ")
+    assert [one.startswith(step) for one, step in zip(told, steps, strict=True)] == [True] * len(steps), line
 
 
 def test_what_is_refused_is_shown_with_need_and_have_and_a_size_that_fits(monkeypatch):
