@@ -195,11 +195,14 @@ def streamed_bytes(plan: Plan, model: Model) -> int:
 
 def _way(plan: Plan) -> str:
     part = plan.component("transformer")
-    where = {"device": "all weights stay", "visiting": "a component at a time", "streamed": "streamed"}[part.placement]
+    there = f"{plan.device} in {part.storage.value}"
     count = len(part.resident)
+    if count and not plan.predicted.streamed_bytes:
+        return f"{there}, all {counted(count, 'block')} stay"
+    where = {"device": "all weights stay", "visiting": "a component at a time", "streamed": "streamed"}[part.placement]
     staying = f", {counted(count, 'block')} {'stays' if count == 1 else 'stay'}" if count else ""
     waiting = f" from {WAITING[part.waiting]}" if part.placement == "streamed" else ""
-    return f"{plan.device} in {part.storage.value}, {where}{waiting}{staying}"
+    return f"{there}, {where}{waiting}{staying}"
 
 
 def _need(error: DoesNotFit) -> str:

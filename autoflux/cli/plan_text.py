@@ -125,14 +125,17 @@ def _components(plan: Plan, model: Model) -> Table:
             f"{component.parameter_count:,}",
             part.storage.value,
             format_bytes(component_bytes(model, part)),
-            _place(part, places),
+            _place(part, places, home, streams=bool(plan.predicted.streamed_bytes)),
         )
     return table
 
 
-def _place(part: ComponentPlan, places: Mapping[Placement, str]) -> str:
+def _place(part: ComponentPlan, places: Mapping[Placement, str], home: str, *, streams: bool) -> str:
+    """Where it is; `streams` says whether any of the transformer's blocks does, which all may stay."""
     waiting = {Waiting.PINNED: "pinned RAM", Waiting.PAGEABLE: "RAM", Waiting.DISK: "its files"}[part.waiting]
     count = len(part.resident)
+    if count and not streams:
+        return f"{home}, all {counted(count, 'block')} stay"
     staying = f", {counted(count, 'block')} {'stays' if count == 1 else 'stay'}" if count else ""
     return places[part.placement] + (waiting if part.placement == Placement.STREAMED else "") + staying
 

@@ -183,3 +183,10 @@ def test_blocks_that_stay_are_counted(capfd, tmp_path: Path, resident, words):
     shown = " ".join(capfd.readouterr().out.split())
     assert words in shown
     assert resident or " stay" not in shown.partition("Why")[0]
+
+
+def test_a_plan_whose_blocks_all_stay_streams_nothing(capfd):
+    assert run(["plan", "--model", "flux.1-dev", "--on", "h100-80gb"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "15.2 GB cuda:0, all 57 blocks stay" in shown
+    assert "streams" not in shown

@@ -101,6 +101,17 @@ def test_the_line_of_device_memory_adds_up(name, steps):
     assert [one.startswith(step) for one, step in zip(told, steps, strict=True)] == [True] * len(steps), line
 
 
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("rtx-4090-24gb", "cuda:0 in int8, all 57 blocks stay"),
+        ("rtx-3060-12gb", "cuda:0 in int8, streamed from pinned RAM, 55 blocks stay"),
+    ],
+)
+def test_a_row_says_that_blocks_are_streamed_only_where_some_are(name, way):
+    assert what_if.row(name, FLUX, PLUGINS).startswith(f"| {name} | {way} | ")
+
+
 def test_what_is_refused_is_shown_with_need_and_have_and_a_size_that_fits(monkeypatch):
     small = changed(known_machine("rtx-3050-laptop-4gb-windows"), Changes(vram_bytes=3_900_000_000))
     monkeypatch.setattr(what_if, "known_machine", lambda _name: small)
