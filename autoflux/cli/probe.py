@@ -13,7 +13,19 @@ from rich.text import Text
 from autoflux.cli import output
 from autoflux.errors import AutofluxError, UsageError
 from autoflux.hardware import probe as hardware
-from autoflux.hardware.values import Accelerator, Disk, Figure, Hardware, Host, Link, Problem, Size, Transfer
+from autoflux.hardware.values import (
+    NEVER,
+    Accelerator,
+    Disk,
+    Figure,
+    Hardware,
+    Host,
+    Link,
+    Problem,
+    Size,
+    Source,
+    Transfer,
+)
 from autoflux.paths import expanded
 from autoflux.units import KIB, MIB, format_bytes, format_number, format_seconds
 
@@ -89,25 +101,27 @@ def _probe(models_path: Path | None, *, refresh: bool) -> Hardware:
 
 
 def _sections(hardware: Hardware) -> Iterator[tuple[str, list[Row]]]:
+    # What a system would report of itself is as invented as all else of a machine that is only known by name.
+    told = Source.ASSUMED if hardware.probed_at == NEVER else Source.REPORTED
     for accelerator in hardware.accelerators:
-        yield f"{accelerator.name} ({accelerator.device})", list(_accelerator_rows(accelerator))
+        yield f"{accelerator.name} ({accelerator.device})", list(_accelerator_rows(accelerator, told))
     if not hardware.accelerators:
         yield "no accelerator: pictures are computed on the processor", []
-    yield f"{hardware.host.processor} (cpu)", list(_host_rows(hardware.host))
+    yield f"{hardware.host.processor} (cpu)", list(_host_rows(hardware.host, told))
     yield f"disk of {hardware.disk.path}".removesuffix(" of "), list(_disk_rows(hardware.disk))
     yield "versions", [(name, version, "") for name, version in hardware.versions.items()]
 
 
-def _accelerator_rows(accelerator: Accelerator) -> Iterator[Row]:
+def _accelerator_rows(accelerator: Accelerator, told: Source) -> Iterator[Row]:
     yield _size("memory", accelerator.total_bytes)
     yield _size("free", accelerator.free_bytes)
     yield _size("usable", accelerator.usable_bytes)
     if accelerator.unified_memory:
         yield ("", "shared with the processor", "")
     if accelerator.capability:
-        yield ("compute capability", accelerator.capability, "reported")
+        yield ("compute capability", accelerator.capability, str(told))
     if accelerator.link:
-        yield from _link_rows(accelerator.link)
+        yield from _link_rows(accelerator.link, told)
     yield from _rate_rows("matmul", accelerator.matmul_tflops)
     yield from _rate_rows("attention", accelerator.attention_tflops)
     for kind, timing in accelerator.blocks.items():
@@ -116,9 +130,9 @@ def _accelerator_rows(accelerator: Accelerator) -> Iterator[Row]:
             yield ("", f"launched in {format_seconds(timing.launch_seconds.value)}", _known(timing.launch_seconds))
 
 
-def _link_rows(link: Link) -> Iterator[Row]:
+def _link_rows(link: Link, told: Source) -> Iterator[Row]:
     if link.pcie_generation and link.pcie_width:
-        yield ("link", _link_name(link), "reported")
+        yield ("link", _link_name(link), str(told))
     yield from _copy_rows(link.transfers)
     if link.pin_seconds_per_gb:
         seconds = format_seconds(link.pin_seconds_per_gb.value)
@@ -162,9 +176,9 @@ def _link_name(link: Link) -> str:
     return f"{name}, now {now[0]} x{now[1]}"
 
 
-def _host_rows(host: Host) -> Iterator[Row]:
-    yield ("system", host.system, "reported")
-    yield ("cores", str(host.cores), "reported")
+def _host_rows(host: Host, told: Source) -> Iterator[Row]:
+    yield ("system", host.system, str(told))
+    yield ("cores", str(host.cores), str(told))
     yield _size("RAM", host.total_bytes)
     yield _size("available", host.available_bytes)
     yield _size("can be pinned", host.pinnable_bytes)

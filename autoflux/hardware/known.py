@@ -16,6 +16,7 @@ from autoflux.hardware.accelerators import usable
 from autoflux.hardware.cache import fingerprint
 from autoflux.hardware.host import pinnable
 from autoflux.hardware.values import (
+    NEVER,
     Accelerator,
     DeviceKind,
     Disk,
@@ -147,7 +148,7 @@ def _hardware(name: str, machine: KnownMachine, host: KnownHost) -> Hardware:
     cards = () if machine.kind == DeviceKind.CPU else (_accelerator(machine, computer),)
     hardware = Hardware(
         fingerprint="",
-        probed_at="never",
+        probed_at=NEVER,
         # What compiles blocks is there on Linux, for cards of NVIDIA's.
         versions={"triton": "assumed"} if machine.kind == DeviceKind.CUDA else {},
         accelerators=cards,

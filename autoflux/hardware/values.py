@@ -18,6 +18,9 @@ SCHEMA = 2
 2: `matmul_tflops` of accelerators is at the sizes of FLUX's layers (in 1 at squares), `float8_e4m3fn` scaled by row.
 """
 
+NEVER = "never"
+"""When a machine was probed that is only known by name."""
+
 FLUX_IMAGE_TOKENS = 4096
 """A picture of 1024 x 1024: a token is 16 pixels wide and high."""
 

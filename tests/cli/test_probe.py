@@ -13,6 +13,7 @@ from rich.console import Console
 
 from autoflux.cli import probe as probe_command
 from autoflux.cli.main import run
+from autoflux.hardware.known import known_machine
 from autoflux.hardware.values import BlockTiming, Figure, Hardware, Link, Problem, Size, Source, Transfer
 from tests.conftest import card
 
@@ -135,3 +136,11 @@ def test_a_measured_card_fits_a_terminal(machine):
 
 def test_no_card_for_people(machine):
     assert "no accelerator" in shown(machine())
+
+
+def test_what_is_only_known_by_name_was_reported_by_nobody(machine):
+    known = known_machine("rtx-4060-8gb")
+    assert "reported" not in shown(known)
+    for row in ("compute capability 8.9 assumed", "link PCIe 4 x8 assumed", "system Linux assumed", "cores 8 assumed"):
+        assert row in " ".join(shown(known).split())
+    assert "reported" in shown(machine(card(24)))
