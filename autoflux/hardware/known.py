@@ -123,10 +123,18 @@ def known_machine(name: str) -> Hardware:
         raise UnknownName("machine", plain if machine is None else name, known.machines, hint="autoflux machines")
     host = known.hosts[machine.host]
     if LOW_RAM in endings:
-        host = host.replace(ram_gib=min(host.ram_gib, LOW_RAM_GIB))
+        machine, host = _with_low_ram(machine, host)
     if WINDOWS in endings:
         host = host.replace(system="Windows")
     return _hardware(name.lower(), machine, host)
+
+
+def _with_low_ram(machine: KnownMachine, host: KnownHost) -> tuple[KnownMachine, KnownHost]:
+    """An Apple chip has a share of the RAM, so it shrinks alike; a card keeps its own."""
+    ram_gib = min(host.ram_gib, LOW_RAM_GIB)
+    if machine.kind == DeviceKind.MPS:
+        machine = machine.replace(memory_gib=machine.memory_gib * ram_gib / host.ram_gib)
+    return machine, host.replace(ram_gib=ram_gib)
 
 
 @cache

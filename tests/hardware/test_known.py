@@ -88,6 +88,17 @@ def test_unified_memory_is_the_hosts():
     assert chip.usable_bytes.value <= machine.host.available_bytes.value
 
 
+@pytest.mark.parametrize("name", [name for name in CARDS if known_machine(name).accelerators[0].unified_memory])
+def test_an_apple_chip_with_low_ram_is_lent_the_same_share_of_it(name):
+    def share(machine: Hardware) -> float:
+        return machine.accelerators[0].total_bytes.value / machine.host.total_bytes.value
+
+    small = known_machine(f"{name}-low-ram")
+    assert share(small) == pytest.approx(share(known_machine(name)))
+    assert small.accelerators[0].usable_bytes.value <= small.accelerators[0].total_bytes.value < LOW_RAM_GIB * GIB
+    assert known_machine("rtx-3060-12gb-low-ram").accelerators == known_machine("rtx-3060-12gb").accelerators
+
+
 def test_what_is_not_known_is_named_with_the_nearest():
     with pytest.raises(UnknownName) as caught:
         known_machine("rtx-3060-12bg")
