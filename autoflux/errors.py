@@ -81,9 +81,12 @@ class InvalidRequest(UsageError):
 class UnknownName(UsageError):
     code = "unknown_name"
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str | None = None) -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, hint: str | None = None, like: Iterable[str] = ()
+    ) -> None:
+        """`like` are names to guess from instead of the known ones, where more can be made of these."""
         choices = sorted(str(choice) for choice in known)
-        close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.7)
+        close = difflib.get_close_matches(name.lower(), sorted(like) or choices, n=1, cutoff=0.7)
         listed = ", ".join(choices) or "none"
         guess = f"did you mean {close[0]!r}?" if close else None
         super().__init__(f"no {kind} named {name!r}; known: {listed}", hint=guess or hint)

@@ -119,14 +119,23 @@ def known_machine(name: str) -> Hardware:
     plain, endings = _without_endings(name.lower())
     known = _known()
     machine = known.machines.get(plain)
-    if machine is None or (WINDOWS in endings and machine.kind == DeviceKind.MPS):
-        raise UnknownName("machine", plain if machine is None else name, known.machines, hint="autoflux machines")
+    if machine is None:
+        given = name.lower().removeprefix(plain)
+        alike = [f"{other}{given}" for other, found in known.machines.items() if _can_have(found, endings)]
+        raise UnknownName("machine", name, known.machines, hint="autoflux machines", like=alike)
+    if not _can_have(machine, endings):
+        raise UnknownName("machine", name, known.machines, hint="autoflux machines")
     host = known.hosts[machine.host]
     if LOW_RAM in endings:
         machine, host = _with_low_ram(machine, host)
     if WINDOWS in endings:
         host = host.replace(system="Windows")
-    return _hardware(name.lower(), machine, host)
+    # The endings in one order: whichever is given first, it is the same machine.
+    return _hardware(plain + "".join(e for e in (WINDOWS, LOW_RAM) if e in endings), machine, host)
+
+
+def _can_have(machine: KnownMachine, endings: set[str]) -> bool:
+    return not (WINDOWS in endings and machine.kind == DeviceKind.MPS)
 
 
 def _with_low_ram(machine: KnownMachine, host: KnownHost) -> tuple[KnownMachine, KnownHost]:

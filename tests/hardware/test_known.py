@@ -78,7 +78,7 @@ def test_windows_keeps_memory():
 def test_low_ram_in_any_order_with_windows():
     small = known_machine("rtx-3060-12gb-low-ram")
     assert small.host.total_bytes.value == LOW_RAM_GIB * GIB
-    assert known_machine("rtx-3060-12gb-low-ram-windows").host == known_machine("rtx-3060-12gb-windows-low-ram").host
+    assert known_machine("rtx-3060-12gb-low-ram-windows") == known_machine("RTX-3060-12gb-windows-low-ram")
 
 
 def test_unified_memory_is_the_hosts():
@@ -105,3 +105,18 @@ def test_what_is_not_known_is_named_with_the_nearest():
     assert caught.value.hint == "did you mean 'rtx-3060-12gb'?"
     for name in ("", "m1-16gb-windows", "rtx-3060-12gb-windows-windows"):
         assert not is_known(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("rtx-4090-24gb-windows-windows", "rtx-4090-24gb-windows"),
+        ("rtx-3060-12bg-low-ram-windows", "rtx-3060-12gb-low-ram-windows"),
+        ("m1-16gb-windows", None),
+    ],
+)
+def test_what_is_not_known_is_named_as_it_was_given_and_with_its_endings(name, guess):
+    with pytest.raises(UnknownName, match=f"no machine named '{name}';") as caught:
+        known_machine(name)
+    assert caught.value.hint == (f"did you mean {guess!r}?" if guess else "autoflux machines")
+    assert guess is None or is_known(guess)
