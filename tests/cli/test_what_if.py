@@ -211,7 +211,8 @@ def test_there_is_one_processor(plan):
 
 
 def test_a_profile_with_a_mark_of_byte_order_is_read(plan, here):
-    (here / "mine.toml").write_text('name = "mine"\ndescription = "x"\nbase = "cuda"\n[match]\nkind = "cuda"\n', encoding="utf-8-sig")
+    text = 'name = "mine"\ndescription = "x"\nbase = "cuda"\n[match]\nkind = "cuda"\n'
+    (here / "mine.toml").write_text(text, encoding="utf-8-sig")
     code, out, err = plan("--on", "rtx-3060-12gb", "--profile", "mine.toml", "--json")
     assert (code, json.loads(out)["data"]["profile"]) == (0, "mine"), err
 
