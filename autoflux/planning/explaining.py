@@ -152,11 +152,28 @@ class _Rivals:
             if other != held and not (tile and exact):
                 yield decoding(other), self._judged(self.wishes, other)
 
-    def _places(self, name: str) -> Iterator[Rival]:
+    def _places(self, name: str) -> Iterable[Rival]:
         held = self.best.arrangement
-        for placement in OTHERS.get(name, ()):
-            if self.best.offload == Offload.STREAM and placement != held.component(name).placement:
-                yield PLACES[placement], self._judged(self.wishes, placed(held, name, placement))
+        if self.best.offload != Offload.STREAM:
+            return ()
+        others = [place for place in OTHERS.get(name, ()) if place != held.component(name).placement]
+        near = [(PLACES[place], self._judged(self.wishes, placed(held, name, place))) for place in others]
+        if any(candidate.fits for _, candidate in near):
+            return near
+        # With all else as it is none fits. That does not say that none would, which takes longer to find out.
+        return [*near, *((PLACES[place], c) for place in others for c in self._planned_anew(name, place))]
+
+    def _planned_anew(self, name: str, placement: Placement) -> Iterator[Candidate]:
+        """As if that place had been wished, with all else arranged for it: all ways that may fit."""
+        if placement == Placement.HOST:
+            wishes = self.wishes.replace(cpu=(*self.wishes.cpu, name))
+        elif placement == Placement.DEVICE:
+            wishes = self.wishes.replace(keep=(*self.wishes.keep, name))
+        else:
+            return  # that is no wish that one can have
+        # A wish only constrains: what does not fit without it does not fit with it.
+        for one in (c for c in (self.best, *self._alike) if c.fits):
+            yield judge(self.hardware, self.model, one.site, one.option, one.picture, wishes)
 
     def _judged(self, wishes: Wishes, arrangement: Arrangement | None = None) -> Candidate:
         best = self.best

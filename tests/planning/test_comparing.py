@@ -14,10 +14,12 @@ from autoflux.planning.backends import BackendFacts
 from autoflux.planning.comparing import as_alternative
 from autoflux.planning.findings import NO_FINDINGS
 from autoflux.planning.planner import Detail, all_ways, make_plan
+from autoflux.planning.profiles import for_host
 from autoflux.planning.reasons import origin
 from autoflux.planning.speed import assumed
 from autoflux.planning.terms import Offload, Origin, Placement, Quality, TransferUnit
 from autoflux.planning.values import Alternative, Choice, Plan, Wishes
+from autoflux.plugin_manager import load_plugins
 from autoflux.units import GB, format_seconds
 from tests.conftest import card, figure, size
 from tests.planning.test_planner import PROFILES
@@ -129,6 +131,27 @@ def test_what_the_next_best_takes_is_what_wishing_it_takes(tight):
         assert instead.peak_vram_bytes == wished.peak_vram_bytes.peak, topic
         assert instead.peak_ram_bytes == wished.peak_ram_bytes, topic
         assert instead.seconds_to_start == wished.seconds_to_start, topic
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wishes"),
+    [
+        ("rtx-3060-12gb-low-ram", "on the device", {"keep": ("text_encoder_2",)}),
+        ("rtx-4060-laptop-8gb", "computed by the processor", {"cpu": ("text_encoder_2",)}),
+    ],
+)
+def test_a_place_that_fits_only_with_all_else_arranged_for_it_is_told_as_its_plan(name, value, wishes):
+    def flux_plan(wished: Wishes, detail: Detail) -> Plan:
+        machine = known_machine(name)
+        profiles = for_host(load_plugins(entry_points=False).profiles, machine.host.total_bytes.value)
+        return make_plan(machine, FLUX, profiles, wished, BACKENDS, detail=detail)
+
+    instead = choice(flux_plan(Wishes(), Detail(explain=True)), "text_encoder_2").instead
+    wished = flux_plan(Wishes(**wishes), Detail()).predicted
+    assert (instead.value, instead.lacks) == (value, "")
+    assert instead.seconds_per_image == pytest.approx(wished.seconds_per_image)
+    assert instead.peak_ram_bytes == wished.peak_ram_bytes
+    assert instead.peak_vram_bytes == wished.peak_vram_bytes.peak
 
 
 def test_what_only_starts_later_is_not_told_to_draw_slower():
