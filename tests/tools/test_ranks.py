@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,13 @@ def _work(rank: int, rendezvous: str, results: multiprocessing.Queue) -> None:
     results.close()
     results.join_thread()
     ranks.leave()
+    assert not _threads("gloo"), "they can abort the process when it ends"
+
+
+def _threads(word: str) -> list[str]:
+    """Names of this process's threads with that word, where the system tells them."""
+    names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").glob("*")]
+    return [name for name in names if word in name]
 
 
 def _stepped(network: nn.Linear, batch: torch.Tensor) -> list[torch.Tensor]:

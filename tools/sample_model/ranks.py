@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor, distributed
@@ -19,6 +20,9 @@ def join() -> torch.device:
     """Meet the other processes, if there are any; the device of this one."""
     if "RANK" not in os.environ:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # An optimizer imports it, and it holds on to the group if there is one by then: gloo's threads would go on after
+    # `leave`, and could abort the process when it ends.
+    import_module("torch._dynamo")
     if not torch.cuda.is_available():
         distributed.init_process_group("gloo")
         return torch.device("cpu")
