@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import accelerate
@@ -38,16 +36,9 @@ def open_network(kind: Any, component: Component, dtype: torch.dtype) -> tuple[t
     return network.eval().requires_grad_(requires_grad=False), store
 
 
-@contextmanager
-def empty_weights() -> Iterator[None]:
-    """Networks that are made in here have parameters that take no memory, and no time: nothing is drawn for them."""
-    with accelerate.init_empty_weights(include_buffers=False), no_init_weights():
-        yield
-
-
 def bare_network(kind: Any, config: dict[str, Any]) -> torch.nn.Module:
-    """A network whose parameters take no memory."""
-    with empty_weights():
+    """A network whose parameters take no memory, and no time: nothing is drawn for them."""
+    with accelerate.init_empty_weights(include_buffers=False), no_init_weights():
         if issubclass(kind, diffusers.ModelMixin):
             network: torch.nn.Module = kind.from_config(config)
         else:

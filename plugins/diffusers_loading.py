@@ -80,7 +80,7 @@ _TIED = frozenset({"encoder.embed_tokens.weight"})
 _DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError)
 
 
-MakeNetwork = Callable[[Path, Mapping[str, Any], torch.dtype], tuple[torch.nn.Module, Store | None]]
+MakeNetwork = Callable[[Path, dict[str, Any], torch.dtype], tuple[torch.nn.Module, Store | None]]
 """From a component's folder or file, configuration and number format to its network, and what reads weights later."""
 
 
@@ -306,16 +306,9 @@ def _decode_in_tiles(vae: Any) -> None:
     vae.tile_latent_min_size = TILE_PIXELS // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _open_network(folder: Path, _config: object, dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
+def _open_network(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> tuple[torch.nn.Module, Store | None]:
     """The network without weights, and what reads them when they are needed."""
-    kind = _NETWORKS[folder.name]
-    with diffusers_files.empty_weights():
-        if issubclass(kind, diffusers.ModelMixin):
-            network = kind.from_config(kind.load_config(folder, local_files_only=True))
-        else:
-            network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-            # One table, not two of equal shape.
-            network.set_input_embeddings(network.get_input_embeddings())
+    network = diffusers_files.bare_network(_NETWORKS[folder.name], config)
     store = leave_on_disk(network, folder, dtype)
     return network.eval().requires_grad_(requires_grad=False), store
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 
+import msgspec
+
 from autoflux.errors import InvalidRequest
 from autoflux.models.values import Limits, Model
 from autoflux.values import Value
@@ -44,6 +46,18 @@ class Order(Value, frozen=True, kw_only=True):
     width: int | None = None
     height: int | None = None
     count: int = 1
+
+
+def make_order(prompt: str, **fields: object) -> Order:
+    """An order of fields that a program gave, which nothing has looked at.
+
+    Raises:
+        InvalidRequest: there is no such field, or it is of another type; the message names it.
+    """
+    try:
+        return msgspec.convert({"prompt": prompt, **fields}, Order)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"this cannot be ordered: {error}", hint="see the fields of autoflux.Order") from error
 
 
 def make_requests(model: Model, order: Order) -> tuple[Request, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
-
-import msgspec
+from typing import Self
 
 from autoflux.models.values import Precision
 from autoflux.planning.speed import Way
 from autoflux.planning.terms import DEFAULT_ATTENTION, Offload, TransferUnit, Waiting
-from autoflux.planning.values import Correction, Factor, Plan, Positive, Priors
+from autoflux.planning.values import Correction, Count, Factor, Plan, Positive, Priors
 from autoflux.units import format_seconds
 from autoflux.values import Value
 
@@ -36,8 +34,6 @@ _HELD = {
     Offload.STREAM: "streamed",
     Offload.NATIVE: "brought by the backend",
 }
-
-Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Setting(Value, frozen=True, kw_only=True):

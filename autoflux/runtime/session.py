@@ -9,8 +9,8 @@ from itertools import groupby
 from types import TracebackType
 from typing import Self, TypeVar
 
-from autoflux.errors import InvalidRequest, OutOfMemory, UsageError
-from autoflux.models.request import Order, Request, check, make_requests
+from autoflux.errors import OutOfMemory, UsageError
+from autoflux.models.request import Order, Request, check, make_order, make_requests
 from autoflux.models.values import Model
 from autoflux.planning.fit import batch_limit
 from autoflux.planning.values import Plan
@@ -78,11 +78,7 @@ class Session:
             DoesNotFit: a picture of this size does not fit this plan.
             OutOfMemory: the device ran out of memory after all; the session stays usable.
         """
-        try:
-            requests = make_requests(self.model, Order(prompt=prompt, **order))  # type: ignore[arg-type]
-        except (TypeError, AttributeError) as error:
-            raise InvalidRequest(f"this cannot be ordered: {error}", hint="see the fields of autoflux.Order") from error
-        return self.draw(requests, on_step=on_step)
+        return self.draw(make_requests(self.model, make_order(prompt, **order)), on_step=on_step)
 
     def draw(self, requests: Sequence[Request], *, on_step: StepListener | None = None) -> list[Picture]:
         """Draw all requests, those of equal size and steps together, and return the pictures in the order asked."""

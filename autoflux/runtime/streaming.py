@@ -48,7 +48,6 @@ class StreamedModule:
         """Numbers of the units that stay."""
         self._wraps = wraps
         self._placed: list[Unit] = []
-        self._home = torch.device("cpu")
         self._streamer: Streamer | None = None
 
     @property
@@ -58,7 +57,6 @@ class StreamedModule:
 
     def place_ahead(self, store: AheadStore, device: torch.device) -> None:
         """Before `attach`: leave what stays and is on the device already where it is, outside of the arena."""
-        self._home = next((piece.tensor.device for unit in self._staying for piece in unit.pieces), self._home)
         self._placed = [unit for unit in self._staying if store.point_ahead(unit, device)]
 
     @property
@@ -99,7 +97,7 @@ class StreamedModule:
             self._streamer.detach()
             self._streamer = None
             for piece in (piece for unit in self._placed for piece in unit.pieces):
-                piece.tensor.data = piece.tensor.data.to(self._home)
+                piece.tensor.data = piece.tensor.data.cpu()  # where networks of packs are made
             self._placed.clear()
 
     @property
